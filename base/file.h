@@ -1,0 +1,49 @@
+/*
+ * Files as the rooms above need them: whole-file reads with a limit, read-only mappings, folders, and
+ * durable writes. Every failure is STATUS_IO with the path, the reason and what to do.
+ */
+#ifndef DEEPWELL_BASE_FILE_H_
+#define DEEPWELL_BASE_FILE_H_
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+enum { PATH_BYTES = 4096 };
+
+/* out = "folder/name"; STATUS_CONFIG if it is longer than PATH_BYTES. */
+enum status path_join(char out[PATH_BYTES], const char *folder, const char *name);
+
+bool path_is_file(const char *path);
+bool path_is_folder(const char *path);
+
+/* Creates the folder and its parents; an existing folder is fine, an existing file is an error. */
+enum status folder_create(const char *path);
+
+/* The names (not paths) in a folder but "." and "..", sorted by bytes. Release with names_free. */
+enum status folder_list(const char *path, char ***names, size_t *count);
+void names_free(char **names, size_t count);
+
+/* Removes a folder and all in it (no symbolic link is followed). A missing folder is fine. */
+enum status folder_remove(const char *path);
+
+/* The whole file and a terminating NUL; release with free(). A file above `limit_bytes` is refused. */
+enum status file_read(const char *path, size_t limit_bytes, char **text, size_t *bytes);
+
+/* A read-only private mapping of a whole file. An empty file maps to data NULL, bytes 0. */
+struct file_map {
+    const unsigned char *data;
+    size_t bytes;
+};
+enum status file_map_open(const char *path, struct file_map *map);
+void file_map_close(struct file_map *map);
+
+/* Writes the text under a temporary name beside `path`, fsyncs, renames, fsyncs the folder. */
+enum status file_write_durable(const char *path, const void *data, size_t bytes);
+
+/* fsync of a folder, so that the names in it survive a crash. */
+enum status folder_sync(const char *path);
+
+#endif
