@@ -1,0 +1,55 @@
+/*
+ * The CUDA devices of this machine, for `deepwell probe`: what is there, or why nothing is. The same
+ * header serves a build with CUDA (inventory.cu) and one without (inventory_absent.c).
+ */
+#ifndef DEEPWELL_KERNELS_CUDA_INVENTORY_H_
+#define DEEPWELL_KERNELS_CUDA_INVENTORY_H_
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CUDA_INVENTORY_DEVICES_MAX = 64 };
+
+enum cuda_state {
+    CUDA_READY,          /* at least one device */
+    CUDA_NOT_BUILT,      /* this binary was built without CUDA */
+    CUDA_NO_DRIVER,      /* no NVIDIA driver is loaded */
+    CUDA_DRIVER_TOO_OLD, /* the driver serves older runtimes than the one built in */
+    CUDA_NO_DEVICE,      /* a driver, but no device that this process may see */
+    CUDA_BROKEN,         /* any other error of the runtime; the message has its name */
+};
+
+struct cuda_device_info {
+    char name[256];
+    char pci_id[16];      /* "0000:4c:00.0" */
+    int capability_major; /* compute capability 9.0: 9 and 0 */
+    int capability_minor;
+    int multiprocessors;
+    int clock_mhz; /* the highest SM clock */
+    size_t memory_total_bytes;
+    size_t memory_free_bytes; /* 0 if `problem` is not empty */
+    char problem[160];        /* why the device cannot be used now (busy, exclusive mode); "" if it can */
+};
+
+struct cuda_inventory {
+    enum cuda_state state;
+    char message[320];   /* "" when ready, else what was found and what to do */
+    int runtime_version; /* 1000 * major + 10 * minor, as CUDART_VERSION; 0: none */
+    int driver_version;  /* the newest runtime that the driver serves, same form; 0: none */
+    int count;           /* devices listed below, at most CUDA_INVENTORY_DEVICES_MAX */
+    struct cuda_device_info devices[CUDA_INVENTORY_DEVICES_MAX];
+};
+
+/*
+ * Fills the whole struct. Asking for free memory opens a context on each device (some hundred
+ * milliseconds and megabytes), so a training run does not call this.
+ */
+void cuda_inventory_read(struct cuda_inventory *inventory);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,67 @@
+# shellcheck shell=bash disable=SC2154 # root, logs and binary are those of ./deepwell
+# Bazel behind the wrapper: its output goes to built/logs/, people see progress and errors. Sourced by
+# ./deepwell.
+
+# Sets `startup`, Bazel's startup options. Bazel keeps its output below ~/.cache; where that cannot
+# be, a folder of the user's own in /tmp serves.
+choose_build_folder() {
+    local folder=${DEEPWELL_BUILD_FOLDER:-} cache=${HOME:-}/.cache/bazel
+    startup=()
+    if [[ -z $folder ]]; then
+        if [[ -n ${HOME:-} ]] && mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]]; then return; fi
+        folder=/tmp/deepwell-$EUID
+        say "HOME (${HOME:-not set}) cannot be written: building in $folder (or set DEEPWELL_BUILD_FOLDER)"
+    fi
+    mkdir -p "$folder" || true
+    [[ -O $folder && -w $folder ]] ||
+        die 2 "$folder must be a folder that you own and can write: set DEEPWELL_BUILD_FOLDER to one"
+    startup=("--output_user_root=$(readlink -f "$folder")")
+}
+
+# Copies Bazel's output; shows the actions in it as one changing line, or one word where that is no
+# terminal. Says nothing when nothing is built.
+show_progress() {
+    local line shown='' action='^\[[0-9,]+ / [0-9,]+\].* (Compiling|Linking|Testing) '
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        [[ $line =~ $action ]] || continue
+        if [[ -t 2 ]]; then
+            printf '\r\033[K%.78s' "building $line" >&2
+        elif [[ -z $shown ]]; then
+            say "building..."
+        fi
+        shown=1
+    done
+    if [[ -n $shown && -t 2 ]]; then printf '\r\033[K' >&2; fi
+}
+
+# Bazel's exit code; its output goes to the log.
+run_bazel() { # LOG COMMAND ARGUMENT...
+    local log=$1 command=$2 startup
+    shift 2
+    choose_build_folder
+    mkdir -p "$logs" || die 2 "$root cannot be written: clone deepwell to where you can write"
+    (cd "$root" && bazel "${startup[@]}" "$command" --color=no --curses=no \
+        --show_progress_rate_limit=0.5 "$@" 2>&1) | show_progress >"$log"
+}
+
+# What people want of Bazel's output: errors, compiler messages, the output of failed tests.
+show_errors() { # LOG
+    local noise='^(INFO|DEBUG|Loading|Analyzing|Starting local|Target //|  built/|\[[0-9,]+ /|$)'
+    grep -vE "$noise" "$1" | tail -n 100 >&2 || true
+}
+
+build() {
+    local code=0 log=$logs/build.log
+    require_set_up
+    run_bazel "$log" build //train:deepwell || code=$?
+    ((code != 0)) || return 0
+    show_errors "$log"
+    die 1 "the build failed; all of Bazel's output: $log"
+}
+
+clean() {
+    require_set_up
+    run_bazel "$logs/clean.log" clean --expunge || die 1 "bazel clean failed: $logs/clean.log"
+    rm -rf "$root/built" "$root/bazel-out"
+}
