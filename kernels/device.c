@@ -1,0 +1,121 @@
+/* The CPU as a device: memory by mmap, threads by OpenMP. Behind kernels/device.h. */
+#include "kernels/device.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/text.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/host.h"
+
+enum { THREADS_MAX = 1024, HUGE_PAGE_BYTES = 2 << 20 };
+
+enum status device_open_cpu(struct device *device, int threads) {
+    char cpu[sizeof device->name - 32];
+    *device = (struct device){.kind = DEVICE_CPU, .ops = &cpu_ops};
+    if (threads < 0 || threads > THREADS_MAX) {
+        return status_set(STATUS_CONFIG, "expected 1 to %d threads, or 0 for all, found %d",
+                          THREADS_MAX, threads);
+    }
+    device->threads = threads == 0 ? (int)size_min((size_t)host_threads(), THREADS_MAX) : threads;
+    TRY(cpu_threads_start(device->threads));
+    device->memory_bytes = host_memory_free_bytes();
+    host_cpu_name(cpu, sizeof cpu);
+    snprintf(device->name, sizeof device->name, "%s, %d thread%s", cpu, device->threads,
+             device->threads == 1 ? "" : "s");
+    return STATUS_OK;
+}
+
+void device_close(struct device *device) { *device = (struct device){0}; }
+
+/* Maps `bytes` at a multiple of a huge page, so that the whole range can be huge pages. */
+static void *map_aligned(size_t bytes) {
+    const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    size_t padded = 0;
+    if (!size_add(bytes, HUGE_PAGE_BYTES + page_bytes, &padded)) return MAP_FAILED;
+    char *mapped = mmap(NULL, padded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return MAP_FAILED;
+    char *end = mapped + align_up(padded, page_bytes);
+    char *first = mapped + (align_up((size_t)mapped, HUGE_PAGE_BYTES) - (size_t)mapped);
+    char *last = first + align_up(bytes, page_bytes);
+    if (first > mapped) munmap(mapped, (size_t)(first - mapped));
+    if (end > last) munmap(last, (size_t)(end - last));
+    return first;
+}
+
+/* Touches every page now: what the check of free memory promised is then really held, no step meets a
+ * page fault, and the pages lie near the threads that work on them. */
+static void touch_pages(const struct device *device, char *memory, size_t bytes) {
+    const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t pages = ceil_div(bytes, page_bytes);
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+    for (size_t page = 0; page < pages; page++) ((volatile char *)memory)[page * page_bytes] = 0;
+}
+
+enum status device_allocate(struct device *device, size_t bytes, void **out) {
+    char wanted_text[TEXT_BYTES], free_text[TEXT_BYTES];
+    *out = NULL;
+    if (bytes == 0) return STATUS_OK;
+    const size_t free_bytes = host_memory_free_bytes();
+    void *memory = bytes > free_bytes ? MAP_FAILED : map_aligned(bytes);
+    if (memory == MAP_FAILED) {
+        return status_set(STATUS_MEMORY, "%s wanted, %s free on %s: use a smaller model, batch or "
+                          "sequence length", text_bytes(wanted_text, bytes),
+                          text_bytes(free_text, free_bytes), device->name);
+    }
+    madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: without huge pages all works, slower */
+    touch_pages(device, memory, bytes);
+    *out = memory;
+    return STATUS_OK;
+}
+
+void device_release(struct device *device, void *memory, size_t bytes) {
+    (void)device;
+    if (memory != NULL) munmap(memory, bytes);
+}
+
+enum status device_upload(struct device *device, void *to, const void *from_host, size_t bytes) {
+    (void)device;
+    memcpy(to, from_host, bytes);
+    return STATUS_OK;
+}
+
+enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes) {
+    (void)device;
+    memcpy(to_host, from, bytes);
+    return STATUS_OK;
+}
+
+enum status device_zero(struct device *device, void *memory, size_t bytes) {
+    const size_t blocks = ceil_div(bytes, HUGE_PAGE_BYTES);
+#pragma omp parallel for schedule(static) num_threads(device->threads)
+    for (size_t block = 0; block < blocks; block++) {
+        const size_t first = block * HUGE_PAGE_BYTES;
+        memset((char *)memory + first, 0, size_min(HUGE_PAGE_BYTES, bytes - first));
+    }
+    return STATUS_OK;
+}
+
+enum status device_map(struct device *device, void *memory, size_t bytes, void **host) {
+    (void)device;
+    (void)bytes;
+    *host = memory;
+    return STATUS_OK;
+}
+
+enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes, bool changed) {
+    (void)device;
+    (void)memory;
+    (void)host;
+    (void)bytes;
+    (void)changed;
+    return STATUS_OK;
+}
+
+void device_set_scratch(struct device *device, void *scratch, size_t bytes) {
+    device->scratch = scratch;
+    device->scratch_bytes = bytes;
+}

@@ -1,0 +1,220 @@
+/*
+ * The table of operations: all that a device can do. kernels/cpu implements it as the reference (plain C,
+ * FP32 or double accumulators, no fast-math, OpenMP); layers call nothing else.
+ *
+ * Common rules
+ * - Shapes: N tokens (rows of activations), C width, T tokens a sequence, B sequences, H heads, V vocabulary.
+ * - Activations and weights may be FP32, BF16 or FP16 (tensor.dtype); numbers are widened to FP32, computed,
+ *   and rounded to nearest even when stored. Statistics, losses and gradients of parameters are FP32.
+ * - `accumulate`: add to what the output holds; otherwise overwrite, and the old content is not read.
+ * - Deterministic: the result depends on the arguments alone, and for a CPU on its number of threads.
+ * - Arguments are checked once by the layers that build them; a shape that an operation cannot do is
+ *   STATUS_INTERNAL with the shape, never a wrong answer.
+ * - <op>_bytes() in kernels/traffic.h says how many bytes each must move.
+ */
+#ifndef DEEPWELL_KERNELS_OPS_H_
+#define DEEPWELL_KERNELS_OPS_H_
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "kernels/device.h"
+#include "kernels/step_control.h"
+#include "kernels/tensor.h"
+
+/* c (M, N) = op(a) op(b) [+ c if accumulate] [+ bias (N) on every row]; op(x) = x or its transpose.
+ * c is (M, N); op(a) is (M, K), op(b) is (K, N). Accumulation in FP32. */
+struct gemm {
+    struct tensor c, a, b;
+    bool transpose_a, transpose_b;
+    bool accumulate;
+    const struct tensor *bias; /* NULL: none; any dtype */
+};
+
+/* out[n] = token_weight[tokens[n]] + position_weight[first_position + n % sequence_length]. */
+struct embedding_forward {
+    struct tensor out;             /* (N, C) */
+    const int32_t *tokens;         /* (N), each in [0, V) */
+    struct tensor token_weight;    /* (V, C) */
+    struct tensor position_weight; /* (T max, C) */
+    size_t sequence_length;        /* T; N is a multiple of it */
+    size_t first_position;
+};
+
+/* token_gradient[tokens[n]] += out_gradient[n]; position_gradient[t] (+)= sum over sequences.
+ * Both FP32. The token gradient always accumulates (with a tied head the head wrote it first); equal
+ * tokens are added in the order of n, so the cost does not depend on how often a token repeats. */
+struct embedding_backward {
+    struct tensor token_gradient;    /* (V, C) FP32 */
+    struct tensor position_gradient; /* (T max, C) FP32; rows beyond T are zeroed unless accumulating */
+    struct tensor out_gradient;      /* (N, C) */
+    const int32_t *tokens;
+    size_t sequence_length;
+    bool accumulate;                 /* of position_gradient */
+};
+
+/* Fused residual addition and layer norm (Ba et al., 2016), eps 1e-5:
+ *   residual = residual_in [+ delta [+ delta_bias]]   (stored, then read back in its dtype)
+ *   out = (residual - mean) * rstd * weight + bias
+ * delta NULL: residual_in is normalised as it is and `residual` is not written. `residual` may be
+ * residual_in. Statistics in double over a row. */
+struct norm_forward {
+    struct tensor out;           /* (N, C) */
+    struct tensor residual;      /* (N, C) out */
+    struct tensor residual_in;   /* (N, C) */
+    const struct tensor *delta;      /* (N, C) or NULL */
+    const struct tensor *delta_bias; /* (C) or NULL */
+    struct tensor weight, bias;  /* (C) */
+    float *mean, *rstd;          /* (N) FP32, out */
+};
+
+/* residual_gradient += d loss / d residual through the norm; weight_gradient and bias_gradient (+)= column
+ * sums; residual_gradient's column sums after the addition are delta_bias's gradient (NULL: not wanted).
+ * overwrite_residual_gradient: nothing flowed past the norm (the last one), so write instead of adding. */
+struct norm_backward {
+    struct tensor residual_gradient; /* (N, C) in and out */
+    struct tensor out_gradient;      /* (N, C) */
+    struct tensor residual;          /* (N, C) what forward stored */
+    struct tensor weight;            /* (C) */
+    const float *mean, *rstd;        /* (N) */
+    float *weight_gradient, *bias_gradient; /* (C) FP32 */
+    float *delta_bias_gradient;      /* (C) FP32 or NULL */
+    bool overwrite_residual_gradient;
+    bool accumulate;                 /* of the three parameter gradients */
+};
+
+/* Causal self-attention over packed rows [q | k | v], softmax(q k^T / sqrt(C / H)) v, online softmax
+ * (Milakov and Gimelshein, 2018; Dao et al., 2022): no T x T matrix is ever stored. Per head and row the
+ * log-sum-exp of the scaled scores is kept for the backward pass. */
+struct attention_forward {
+    struct tensor out;  /* (B * T, C) */
+    float *log_sum_exp; /* (B, H, T) FP32, out */
+    struct tensor qkv;  /* (B * T, 3 C) */
+    size_t batch, sequence_length, heads;
+};
+
+struct attention_backward {
+    struct tensor qkv_gradient; /* (B * T, 3 C) out */
+    struct tensor out_gradient; /* (B * T, C) */
+    struct tensor qkv, out;
+    const float *log_sum_exp;
+    size_t batch, sequence_length, heads;
+};
+
+/* Attention while generating: the T new tokens of each sequence stand at positions [past, past + T).
+ * Their keys and values are appended to the caches, and each attends to all up to itself. */
+struct attention_cached {
+    struct tensor out;         /* (B * T, C) */
+    struct tensor qkv;         /* (B * T, 3 C) */
+    struct tensor keys, values; /* (B * capacity, C) */
+    size_t batch, sequence_length, heads;
+    size_t past, capacity;     /* past + T <= capacity */
+};
+
+/* out = gelu(x + bias), tanh form (Hendrycks and Gimpel, 2016):
+ *   0.5 u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))) */
+struct gelu_forward {
+    struct tensor out, x; /* (N, F) */
+    struct tensor bias;   /* (F) */
+};
+
+/* x_gradient = out_gradient * gelu'(x + bias); bias_gradient (+)= its column sums. x_gradient may be
+ * out_gradient. */
+struct gelu_backward {
+    struct tensor x_gradient, out_gradient, x; /* (N, F) */
+    struct tensor bias;                        /* (F) */
+    float *bias_gradient;                      /* (F) FP32 */
+    bool accumulate;
+};
+
+/* bias_gradient (+)= column sums of out_gradient (N, F). */
+struct bias_backward {
+    float *bias_gradient; /* (F) FP32 */
+    struct tensor out_gradient;
+    bool accumulate;
+};
+
+/* Softmax and cross-entropy of each row over its first `vocabulary` columns, one pass where the logits lie:
+ *   losses[n] = log(sum_v exp(logits[n, v])) - logits[n, targets[n]]       (nats)
+ *   logits[n, v] = (softmax - onehot) * gradient_scale * *loss_scale       if write_gradient
+ * Padding columns get gradient 0. targets[n] = -1: loss 0, gradient 0. */
+struct cross_entropy {
+    struct tensor logits;    /* (N, padded V) in; gradient out */
+    const int32_t *targets;  /* (N) */
+    float *losses;           /* (N) FP32, out */
+    size_t vocabulary;
+    bool write_gradient;
+    float gradient_scale;    /* 1 / tokens of the whole step */
+    const float *loss_scale; /* device memory; read only with write_gradient */
+};
+
+/* One AdamW step (Loshchilov and Hutter, 2019) over every parameter, t = state.updates:
+ *   g = gradient * state.gradient_multiplier
+ *   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+ *   p = p - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay p)
+ * Nothing is written if state.skip. `weights` receives p in its dtype where it is not the master buffer. */
+struct adamw_range { /* consecutive rows of the tensor table with the same decay */
+    size_t offset, count;
+    float weight_decay;
+};
+struct adamw {
+    float *masters, *moments1, *moments2; /* flat, FP32 */
+    const float *gradients;               /* flat, FP32 */
+    struct tensor weights;                /* flat (1, elements); data NULL: the masters are the weights */
+    const struct adamw_range *ranges;     /* host memory */
+    size_t range_count;
+    float beta1, beta2, epsilon;
+    const struct step_state *state;       /* device memory */
+};
+
+/* The largest shapes that a model will ask for; decides the scratch memory. */
+struct op_limits {
+    size_t tokens;          /* N */
+    size_t width;           /* largest row but the logits' */
+    size_t sequence_length; /* longest, caches counted */
+    size_t heads, head_width;
+    enum dtype dtype;       /* of activations */
+};
+
+struct ops {
+    /* Bytes of device.scratch that these limits need. */
+    size_t (*scratch_bytes)(const struct device *device, const struct op_limits *limits);
+
+    enum status (*gemm)(struct device *, const struct gemm *);
+    enum status (*embedding_forward)(struct device *, const struct embedding_forward *);
+    enum status (*embedding_backward)(struct device *, const struct embedding_backward *);
+    enum status (*norm_forward)(struct device *, const struct norm_forward *);
+    enum status (*norm_backward)(struct device *, const struct norm_backward *);
+    enum status (*attention_forward)(struct device *, const struct attention_forward *);
+    enum status (*attention_backward)(struct device *, const struct attention_backward *);
+    enum status (*attention_cached)(struct device *, const struct attention_cached *);
+    enum status (*gelu_forward)(struct device *, const struct gelu_forward *);
+    enum status (*gelu_backward)(struct device *, const struct gelu_backward *);
+    enum status (*bias_backward)(struct device *, const struct bias_backward *);
+    enum status (*cross_entropy)(struct device *, const struct cross_entropy *);
+
+    /* out = in, rounded to out's dtype; same element counts. */
+    enum status (*convert)(struct device *, struct tensor out, struct tensor in);
+
+    /* state->loss_sum += sum of losses[0..count), in double, fixed order. */
+    enum status (*loss_sum)(struct device *, struct step_state *state, const float *losses, size_t count);
+
+    /* state->gradient_sumsq = sum of squares in double, fixed order; NaN and infinity carry through. */
+    enum status (*gradient_sumsq)(struct device *, struct step_state *state, const float *gradients,
+                                  size_t count);
+
+    /* Zeroes the sums of the step. */
+    enum status (*step_begin)(struct device *, struct step_state *state);
+
+    /* step_control_decide() where the state lies. */
+    enum status (*step_decide)(struct device *, struct step_state *state, const struct step_policy *);
+
+    enum status (*adamw)(struct device *, const struct adamw *);
+
+    /* *index = the first element of in that is NaN or infinite, or SIZE_MAX. Host result; for diagnosis. */
+    enum status (*find_nonfinite)(struct device *, struct tensor in, size_t *index);
+};
+
+#endif
