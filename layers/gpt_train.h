@@ -1,0 +1,79 @@
+/*
+ * Forward and backward of a GPT over one micro-batch, and the activations between them. Called by the
+ * trainer, by evaluation (forward only) and by tests.
+ *
+ * Activation memory a block, in numbers a token (C width):
+ *   RECOMPUTE_NONE   16 C + statistics: everything that backward reads is kept
+ *   RECOMPUTE_GELU   12 C: the GELU's output is made again from its input
+ *   RECOMPUTE_BLOCK     C: only the block's input is kept; the block runs forward again in backward
+ * The bits of losses and gradients are the same in all three.
+ */
+#ifndef DEEPWELL_LAYERS_GPT_TRAIN_H_
+#define DEEPWELL_LAYERS_GPT_TRAIN_H_
+
+#include "kernels/arena.h"
+#include "layers/gpt.h"
+#include "layers/loss.h"
+
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_GELU, RECOMPUTE_BLOCK };
+
+struct gpt_training_shape {
+    size_t batch;           /* sequences of a micro-batch */
+    size_t sequence_length; /* T <= context */
+    size_t logits_chunk;    /* tokens whose logits exist at once; 0: automatic */
+    enum dtype dtype;       /* of activations */
+    enum recompute recompute;
+    bool backward;          /* false: evaluation, no gradient buffers, one block's activations */
+};
+
+struct block_activations {
+    struct norm_activations norm1; /* .residual: the block's input */
+    struct attention_activations attention;
+    struct norm_activations norm2;
+    struct mlp_activations mlp;
+};
+
+/* Sees every activation tensor as forward makes it; layer -1 outside the blocks. For diagnosis. */
+struct gpt_observer {
+    enum status (*see)(struct gpt_observer *self, const char *what, int layer, struct tensor tensor);
+};
+
+struct gpt_training {
+    struct gpt *gpt;
+    struct device *device;
+    struct gpt_training_shape shape;
+    struct gpt_observer *observer;       /* usually NULL */
+    struct tensor embedded;              /* (N, C): the residual stream's first value */
+    struct block_activations *blocks;    /* (layers); memory shared between them as recompute allows */
+    struct norm_activations final_norm;
+    struct tensor branch;                /* (N, C): branch output, and gradients on the way back */
+    struct tensor wide;                  /* (N, 4 C): gradient inside attention and MLP */
+    struct tensor residual_gradient;     /* (N, C) */
+    struct loss_layer loss;
+    int32_t *inputs, *targets;           /* (N), device memory; the caller uploads */
+    float *losses;                       /* (N) FP32, nats */
+};
+
+/* Lays the activations out in `arena` (measuring or real) and allocates the table of blocks.
+ * The gpt must be bound before forward. */
+enum status gpt_training_open(struct gpt_training *training, struct gpt *gpt, struct device *device,
+                              const struct gpt_training_shape *shape, struct arena *arena);
+void gpt_training_close(struct gpt_training *training);
+
+/* What the operations' scratch memory must be sized for. */
+struct op_limits gpt_training_limits(const struct gpt *gpt, const struct gpt_training_shape *shape);
+
+/* losses[n] of the uploaded inputs and targets; no gradients. */
+enum status gpt_evaluate(struct gpt_training *training);
+
+struct gpt_gradient_request {
+    float gradient_scale;    /* 1 / tokens of the whole step */
+    const float *loss_scale; /* device memory */
+    bool accumulate;         /* add to the gradients: every micro-batch but the first */
+};
+
+/* losses[n], and every parameter's gradient. */
+enum status gpt_forward_backward(struct gpt_training *training,
+                                 const struct gpt_gradient_request *request);
+
+#endif

@@ -1,0 +1,31 @@
+/* Head, softmax and cross-entropy, chunk by chunk. */
+#include "layers/loss.h"
+
+#include "base/checked.h"
+
+enum status loss_layer_run(struct device *device, const struct loss_layer *layer,
+                           const struct loss_request *request) {
+    const bool backward = request->in_gradient.data != NULL;
+    const size_t tokens = request->in.rows;
+    for (size_t first = 0; first < tokens; first += layer->logits.rows) {
+        const size_t rows = size_min(layer->logits.rows, tokens - first);
+        const struct tensor logits = tensor_rows(layer->logits, 0, rows);
+        const struct tensor in = tensor_rows(request->in, first, rows);
+        const struct cross_entropy op = {
+            .logits = logits,
+            .targets = request->targets + first,
+            .losses = request->losses + first,
+            .vocabulary = layer->vocabulary,
+            .write_gradient = backward,
+            .gradient_scale = request->gradient_scale,
+            .loss_scale = request->loss_scale,
+        };
+        TRY(linear_forward(device, &layer->head, logits, in));
+        TRY(device->ops->cross_entropy(device, &op));
+        if (backward) {
+            TRY(linear_backward(device, &layer->head, tensor_rows(request->in_gradient, first, rows),
+                                logits, in, request->accumulate || first > 0));
+        }
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,40 @@
+/*
+ * The MLP: linear to 4 C, bias and GELU, linear back. The second linear's bias is added by the norm behind
+ * it (norm.h, struct branch). Called by gpt_block.c.
+ */
+#ifndef DEEPWELL_LAYERS_MLP_H_
+#define DEEPWELL_LAYERS_MLP_H_
+
+#include "layers/linear.h"
+
+struct mlp {
+    struct linear fc;         /* (4 C, C); its bias is added by the GELU */
+    struct tensor fc_bias;    /* (1, 4 C) */
+    float *fc_bias_gradient;  /* (4 C) FP32 */
+    struct linear projection; /* (C, 4 C), bias elsewhere */
+};
+
+struct mlp_activations {
+    struct tensor fc;   /* (N, 4 C), before bias and GELU */
+    struct tensor gelu; /* (N, 4 C) */
+};
+
+/* fc and gelu from in (N, C): all that backward needs. */
+enum status mlp_layer_expand(struct device *device, const struct mlp *layer,
+                             const struct mlp_activations *activations, struct tensor in);
+
+/* gelu from fc again, the same bits: for recomputation. */
+enum status mlp_layer_gelu(struct device *device, const struct mlp *layer,
+                           const struct mlp_activations *activations);
+
+/* out (N, C) from gelu. */
+enum status mlp_layer_contract(struct device *device, const struct mlp *layer,
+                               const struct mlp_activations *activations, struct tensor out);
+
+/* in_gradient (N, C) from out_gradient (N, C). `wide` (N, 4 C) is overwritten. */
+enum status mlp_layer_backward(struct device *device, const struct mlp *layer,
+                               const struct mlp_activations *activations,
+                               struct tensor in_gradient, struct tensor wide,
+                               struct tensor out_gradient, struct tensor in, bool accumulate);
+
+#endif
