@@ -1,0 +1,318 @@
+/*
+ * Text to shards in five steps: find the documents (documents.c), decide the split, write all
+ * outputs into a folder of their own below OUT, give them their names, done. Until the fourth step
+ * nothing that was in OUT has changed, and an error removes what was written.
+ */
+#include "data/prepare.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cjson/cJSON.h>
+
+#include "base/checked.h"
+#include "base/file.h"
+#include "data/documents.h"
+#include "data/shard.h"
+#include "data/tokenizer.h"
+
+enum {
+    LINE_SEARCH_BYTES = 4096, /* how far back from the wished cut a line end is looked for */
+    ENCODED_BYTES = 4096,     /* at a time */
+};
+
+enum split { SPLIT_TRAIN, SPLIT_VALIDATION, SPLITS };
+
+/* dataset.json is last: when it has its name, the shards have theirs. */
+enum { OUTPUTS = SPLITS + 1 };
+static const char *const output_names[OUTPUTS] = {"train.bin", "validation.bin", "dataset.json"};
+
+struct prepare {
+    const struct prepare_options *options;
+    struct document_list documents;
+    size_t train_bytes; /* of the only document; with several documents unused */
+    char staging[PATH_BYTES];
+    struct shard_writer *writers[SPLITS];
+    size_t tokens[SPLITS];
+};
+
+/* Where the content of a document belongs: in [0, 1), the same whatever else is prepared. */
+static double document_position(const struct document *document) {
+    return (double)(document->hash >> 11) * 0x1p-53;
+}
+
+static enum split document_split(const struct prepare *prepare, const struct document *document) {
+    return document_position(document) < prepare->options->validation_fraction ? SPLIT_VALIDATION
+                                                                               : SPLIT_TRAIN;
+}
+
+static enum status check_options(const struct prepare_options *options) {
+    if (options->input_count == 0) {
+        return status_set(STATUS_CONFIG, "expected a text file or a folder to prepare, found none: "
+                          "name at least one");
+    }
+    if (!(options->validation_fraction > 0.0 && options->validation_fraction < 1.0)) {
+        return status_set(STATUS_CONFIG, "expected a validation fraction above 0 and below 1, "
+                          "found %g", options->validation_fraction);
+    }
+    return STATUS_OK;
+}
+
+/* Refuses outputs that are there, or, when they may be replaced, whatever is no file. */
+static enum status check_outputs(const struct prepare_options *options) {
+    for (size_t i = 0; i < OUTPUTS; i++) {
+        char path[PATH_BYTES];
+        struct stat info;
+        TRY(path_join(path, options->out_folder, output_names[i]));
+        if (lstat(path, &info) != 0) continue;
+        if (!options->overwrite) {
+            return status_set(STATUS_CONFIG, "expected no earlier output, found %s: choose another "
+                              "--out, or replace it with --overwrite", path);
+        }
+        if (!S_ISREG(info.st_mode)) {
+            return status_set(STATUS_IO, "expected a file to replace, found something else: %s; "
+                              "remove it or choose another --out", path);
+        }
+    }
+    return STATUS_OK;
+}
+
+/* *cut = the place after the last line end in bytes [start, start + bytes) of the document; left
+ * alone if there is none. bytes <= LINE_SEARCH_BYTES. */
+static enum status find_line_end(const struct document *document, size_t start, size_t bytes,
+                                 size_t *cut) {
+    char text[LINE_SEARCH_BYTES];
+    FILE *file = fopen(document->path, "rbe");
+    if (file == NULL || fseeko(file, (off_t)start, SEEK_SET) != 0) {
+        const enum status status = status_set(STATUS_IO, "cannot read %s: %s", document->path,
+                                              strerror(errno));
+        if (file != NULL) fclose(file);
+        return status;
+    }
+    const size_t got = fread(text, 1, bytes, file); /* too few: found out when it is written */
+    fclose(file);
+    const char *line_end = memrchr(text, '\n', got);
+    if (line_end != NULL) *cut = start + (size_t)(line_end - text) + 1;
+    return STATUS_OK;
+}
+
+/* One document: train on its start, validate on its end. */
+static enum status split_one(struct prepare *prepare) {
+    const struct document *document = &prepare->documents.items[0];
+    const double fraction = prepare->options->validation_fraction;
+    const size_t validation = size_min((size_t)(fraction * (double)document->bytes + 0.5),
+                                       document->bytes);
+    const size_t wished = document->bytes - validation;
+    if (validation == 0 || wished == 0) {
+        return status_set(STATUS_DATA, "expected text for training and for validation, found one "
+                          "document of %zu bytes, which --validation-fraction %g does not divide: "
+                          "give more text", document->bytes, fraction);
+    }
+    /* A line end is near if going back to it lengthens the validation part by half at most. */
+    const size_t near = size_min(size_min(LINE_SEARCH_BYTES, validation / 2), wished);
+    prepare->train_bytes = wished;
+    return find_line_end(document, wished - near, near, &prepare->train_bytes);
+}
+
+/* Several documents: each goes by its content. Only whether both sides have one is to be seen. */
+static enum status split_many(const struct prepare *prepare) {
+    double lowest = 1.0, highest = 0.0;
+    for (size_t i = 0; i < prepare->documents.count; i++) {
+        const double position = document_position(&prepare->documents.items[i]);
+        lowest = fmin(lowest, position);
+        highest = fmax(highest, position);
+    }
+    const double fraction = prepare->options->validation_fraction;
+    if (lowest < fraction && highest >= fraction) return STATUS_OK;
+    const bool no_validation = lowest >= fraction;
+    /* The nearest number of four digits at which one document changes over. */
+    const double advised = (no_validation ? floor(lowest * 1e4) + 1.0 : floor(highest * 1e4)) / 1e4;
+    return status_set(STATUS_DATA, "expected documents for training and for validation, found none "
+                      "of the %zu for %s with --validation-fraction %g (each document goes to a "
+                      "side by its content): add documents, join them to one file, or give "
+                      "--validation-fraction %g", prepare->documents.count,
+                      no_validation ? "validation" : "training", fraction, advised);
+}
+
+static enum status decide_split(struct prepare *prepare) {
+    const struct document_list *documents = &prepare->documents;
+    if (documents->count == 0) {
+        return status_set(STATUS_DATA, "expected text, found no document in the inputs (passed "
+                          "over: %zu empty, %zu binary, %zu hidden, %zu links and special files): "
+                          "name text files or folders that hold some", documents->skipped_empty,
+                          documents->skipped_binary, documents->skipped_hidden,
+                          documents->skipped_special);
+    }
+    return documents->count == 1 ? split_one(prepare) : split_many(prepare);
+}
+
+static enum status append_tokens(struct prepare *prepare, enum split split,
+                                 const int32_t *tokens, size_t count) {
+    prepare->tokens[split] += count;
+    return shard_writer_append(prepare->writers[split], tokens, count);
+}
+
+/* Where the next bytes of a document go: `first_bytes` to one split, the rest to another. */
+struct destination {
+    struct prepare *prepare;
+    size_t first_bytes;
+    enum split first, rest;
+};
+
+static enum status write_text(void *context, const unsigned char *text, size_t bytes) {
+    struct destination *destination = context;
+    int32_t tokens[ENCODED_BYTES];
+    while (bytes > 0) {
+        const bool in_first = destination->first_bytes > 0;
+        size_t count = size_min(bytes, ENCODED_BYTES);
+        if (in_first) {
+            count = size_min(count, destination->first_bytes);
+            destination->first_bytes -= count;
+        }
+        byte_encode(text, count, tokens);
+        TRY(append_tokens(destination->prepare, in_first ? destination->first : destination->rest,
+                          tokens, count));
+        text += count;
+        bytes -= count;
+    }
+    return STATUS_OK;
+}
+
+static enum status write_document(struct prepare *prepare, const struct document *document) {
+    const int32_t end_of_text = BYTE_END_OF_TEXT;
+    struct destination destination = {.prepare = prepare};
+    if (prepare->documents.count == 1) {
+        destination.first_bytes = prepare->train_bytes;
+        destination.first = SPLIT_TRAIN;
+        destination.rest = SPLIT_VALIDATION;
+    } else {
+        destination.rest = document_split(prepare, document);
+    }
+    TRY(document_read(document, write_text, &destination));
+    return append_tokens(prepare, destination.rest, &end_of_text, 1);
+}
+
+static enum status write_shards(struct prepare *prepare) {
+    char path[PATH_BYTES];
+    for (size_t i = 0; i < SPLITS; i++) {
+        TRY(path_join(path, prepare->staging, output_names[i]));
+        TRY(shard_writer_open(&prepare->writers[i], path, sizeof(uint16_t)));
+    }
+    for (size_t i = 0; i < prepare->documents.count; i++) {
+        TRY(write_document(prepare, &prepare->documents.items[i]));
+    }
+    for (size_t i = 0; i < SPLITS; i++) {
+        struct shard_writer *writer = prepare->writers[i];
+        prepare->writers[i] = NULL; /* finish releases it */
+        TRY(shard_writer_finish(writer));
+    }
+    return STATUS_OK;
+}
+
+/* What the shards are made of; NULL when out of memory. Release with cJSON_free. */
+static char *describe(const struct prepare *prepare) {
+    const struct prepare_options *options = prepare->options;
+    char *text = NULL;
+    cJSON *root = cJSON_CreateObject();
+    cJSON *inputs = cJSON_CreateStringArray(options->inputs, (int)options->input_count);
+    const double documents = (double)prepare->documents.count;
+    const double train_tokens = (double)prepare->tokens[SPLIT_TRAIN];
+    const double validation_tokens = (double)prepare->tokens[SPLIT_VALIDATION];
+    if (cJSON_AddStringToObject(root, "tokenizer", "bytes") &&
+        cJSON_AddNumberToObject(root, "vocabulary", BYTE_VOCABULARY) &&
+        cJSON_AddNumberToObject(root, "end_of_text", BYTE_END_OF_TEXT) &&
+        cJSON_AddNumberToObject(root, "documents", documents) &&
+        cJSON_AddNumberToObject(root, "train_tokens", train_tokens) &&
+        cJSON_AddNumberToObject(root, "validation_tokens", validation_tokens) &&
+        cJSON_AddNumberToObject(root, "validation_fraction", options->validation_fraction) &&
+        cJSON_AddItemToObject(root, "inputs", inputs)) {
+        inputs = NULL; /* now the object's */
+        text = cJSON_Print(root);
+    }
+    cJSON_Delete(inputs);
+    cJSON_Delete(root);
+    return text;
+}
+
+static enum status write_description(const struct prepare *prepare) {
+    char path[PATH_BYTES];
+    TRY(path_join(path, prepare->staging, output_names[SPLITS]));
+    char *text = describe(prepare);
+    if (text == NULL) return status_set(STATUS_MEMORY, "out of memory to describe the data");
+    const size_t length = strlen(text);
+    text[length] = '\n'; /* in place of the NUL */
+    const enum status status = file_write_durable(path, text, length + 1);
+    cJSON_free(text);
+    return status;
+}
+
+/* Gives the finished files their names. Without --overwrite, a file that came up since the first
+ * look is not replaced. */
+static enum status publish(const struct prepare *prepare) {
+    const struct prepare_options *options = prepare->options;
+    TRY(check_outputs(options));
+    for (size_t i = 0; i < OUTPUTS; i++) {
+        char from[PATH_BYTES], to[PATH_BYTES];
+        TRY(path_join(from, prepare->staging, output_names[i]));
+        TRY(path_join(to, options->out_folder, output_names[i]));
+        if (rename(from, to) != 0) {
+            return status_set(STATUS_IO, "cannot rename %s to %s: %s", from, to, strerror(errno));
+        }
+    }
+    return folder_sync(options->out_folder);
+}
+
+static enum status create_staging(struct prepare *prepare) {
+    TRY(folder_create(prepare->options->out_folder));
+    TRY(path_join(prepare->staging, prepare->options->out_folder, "unfinished-XXXXXX"));
+    if (mkdtemp(prepare->staging) != NULL) return STATUS_OK;
+    prepare->staging[0] = '\0';
+    return status_set(STATUS_IO, "cannot create a folder in %s: %s", prepare->options->out_folder,
+                      strerror(errno));
+}
+
+/* Removes what is left, without a word: the message of the first error stays. */
+static void clean_up(struct prepare *prepare) {
+    for (size_t i = 0; i < SPLITS; i++) shard_writer_abandon(prepare->writers[i]);
+    if (prepare->staging[0] != '\0') {
+        for (size_t i = 0; i < OUTPUTS; i++) {
+            char path[PATH_BYTES + 32];
+            snprintf(path, sizeof path, "%s/%s", prepare->staging, output_names[i]);
+            unlink(path);
+        }
+        rmdir(prepare->staging);
+    }
+    documents_release(&prepare->documents);
+}
+
+enum status prepare_text(const struct prepare_options *options, struct prepare_report *report) {
+    enum status status = STATUS_OK;
+    struct prepare prepare = {.options = options};
+    TRY(check_options(options));
+    TRY(check_outputs(options));
+    TRY(documents_find(&prepare.documents, options->inputs, options->input_count,
+                       options->out_folder));
+    TRY_GOTO(decide_split(&prepare), cleanup);
+    TRY_GOTO(create_staging(&prepare), cleanup);
+    TRY_GOTO(write_shards(&prepare), cleanup);
+    TRY_GOTO(write_description(&prepare), cleanup);
+    TRY_GOTO(publish(&prepare), cleanup);
+    *report = (struct prepare_report){
+        .documents = prepare.documents.count,
+        .skipped_binary = prepare.documents.skipped_binary,
+        .skipped_empty = prepare.documents.skipped_empty,
+        .skipped_hidden = prepare.documents.skipped_hidden,
+        .skipped_special = prepare.documents.skipped_special,
+        .train_tokens = prepare.tokens[SPLIT_TRAIN],
+        .validation_tokens = prepare.tokens[SPLIT_VALIDATION],
+    };
+
+cleanup:
+    clean_up(&prepare);
+    return status;
+}
