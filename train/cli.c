@@ -1,0 +1,126 @@
+/* Command-line parsing behind train/cli.h. */
+#include "train/cli.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/text.h"
+
+static bool is_option(const char *argument) {
+    return argument[0] == '-' && argument[1] != '\0';
+}
+
+static bool is_help(const char *argument) {
+    return strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0;
+}
+
+/* The command's own option that the argument names ("--name" or "--name=value"), or NULL. */
+static const struct cli_option *find_option(const struct cli *cli, const char *argument) {
+    const size_t length = strcspn(argument, "=");
+    for (size_t i = 0; i < cli->option_count; i++) {
+        const char *name = cli->options[i].name;
+        if (strlen(name) == length && strncmp(name, argument, length) == 0) return &cli->options[i];
+    }
+    return NULL;
+}
+
+/* True if the option at argv[i] takes the next argument as its value. */
+static bool takes_next(const struct cli *cli, const char *argument) {
+    const struct cli_option *option = find_option(cli, argument);
+    if (is_help(argument) || strchr(argument, '=') != NULL) return false;
+    return option == NULL || option->flag == NULL;
+}
+
+enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least, size_t most,
+                            struct cli_names *names) {
+    *names = (struct cli_names){0};
+    for (int i = 1; i < argc; i++) {
+        if (is_help(argv[i])) {
+            names->help = true;
+            return STATUS_OK;
+        }
+        if (is_option(argv[i])) {
+            if (takes_next(cli, argv[i])) i++;
+        } else if (names->count == most) {
+            return status_set(STATUS_CONFIG, "deepwell %s: one name too many: \"%s\" (`deepwell %s --help` "
+                              "shows the form)", cli->command, argv[i], cli->command);
+        } else {
+            names->names[names->count++] = argv[i];
+        }
+    }
+    if (names->count < least) {
+        return status_set(STATUS_CONFIG, "deepwell %s: a name is missing (`deepwell %s --help` shows the "
+                          "form)", cli->command, cli->command);
+    }
+    return STATUS_OK;
+}
+
+static enum status set_whole(const struct cli_option *option, const char *value) {
+    char *end = NULL;
+    errno = 0;
+    const long long number = strtoll(value, &end, 10);
+    if (end == value || *end != '\0' || errno != 0 || number < option->least || number > option->most) {
+        return status_set(STATUS_CONFIG, "%s: expected a whole number from %lld to %lld, found \"%s\"",
+                          option->name, (long long)option->least, (long long)option->most, value);
+    }
+    *option->whole = number;
+    return STATUS_OK;
+}
+
+static enum status apply_option(const struct cli_option *option, int argc, char *const *argv, int *index,
+                                struct config *config) {
+    const char *argument = argv[(*index)++];
+    const char *equals = strchr(argument, '=');
+    if (option->flag != NULL) {
+        if (equals != NULL) {
+            return status_set(STATUS_CONFIG, "%s takes no value, found \"%s\"", option->name, argument);
+        }
+        *option->flag = true;
+        return STATUS_OK;
+    }
+    if (equals == NULL && *index >= argc) {
+        return status_set(STATUS_CONFIG, "%s: its value is missing", option->name);
+    }
+    const char *value = equals != NULL ? equals + 1 : argv[(*index)++];
+    if (option->whole != NULL) return set_whole(option, value);
+    const enum status status = config_set(config, option->config_key, value);
+    return status == STATUS_OK ? STATUS_OK : status_context(status, "%s", option->name);
+}
+
+static enum status unknown_option(const struct cli *cli, const char *argument) {
+    const char *names[CLI_POSITIONALS_MAX * 2];
+    size_t count = 0;
+    for (; count < cli->option_count && count < CLI_POSITIONALS_MAX * 2; count++) {
+        names[count] = cli->options[count].name;
+    }
+    const char *nearest = text_nearest(argument, names, count);
+    return status_set(STATUS_CONFIG, "deepwell %s: unknown option %s%s%s (`deepwell %s --help` lists them)",
+                      cli->command, argument, nearest != NULL ? "; did you mean " : "",
+                      nearest != NULL ? nearest : "", cli->command);
+}
+
+enum status cli_options(const struct cli *cli, int argc, char *const *argv, struct config *config) {
+    for (int i = 1; i < argc;) {
+        const struct cli_option *option = find_option(cli, argv[i]);
+        if (!is_option(argv[i])) {
+            i++;
+        } else if (option != NULL) {
+            TRY(apply_option(option, argc, argv, &i, config));
+        } else if (cli->takes_config) {
+            TRY(config_option(config, argc, argv, &i));
+        } else {
+            return unknown_option(cli, argv[i]);
+        }
+    }
+    return STATUS_OK;
+}
+
+void cli_print_help(const struct cli *cli) {
+    fputs(cli->usage, stdout);
+    if (cli->takes_config) {
+        fputs("\nConfiguration keys, each of them an option (--section.key VALUE):\n", stdout);
+        config_print_help(stdout);
+    }
+}

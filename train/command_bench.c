@@ -1,0 +1,217 @@
+/* deepwell bench */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "base/text.h"
+#include "data/loader.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/engine.h"
+#include "train/flops.h"
+#include "train/op_report.h"
+#include "train/op_trace.h"
+#include "train/peak.h"
+#include "train/signals.h"
+#include "train/step.h"
+
+static const char usage[] =
+    "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
+    "\n"
+    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves nothing behind.\n"
+    "Tokens come from data.train; without it they are uniform random, which the report says.\n"
+    "\n"
+    "  --steps N            timed steps (default 10)\n"
+    "  --warmup N           steps before them (default 2)\n"
+    "  --ops                then one more step with every operation timed: where the time goes\n"
+    "\n"
+    "  deepwell bench step configs/gpt2_124m.conf --train.batch 4 --train.micro_batch 4 \\\n"
+    "      --train.sequence_length 64 --steps 10 --ops\n";
+
+struct bench {
+    const struct config *config;
+    struct engine engine;
+    struct dataset dataset;
+    struct loader *loader; /* NULL: random tokens */
+    int32_t *random;       /* (N + 1) */
+    int64_t step;
+};
+
+static enum status open_tokens(struct bench *b) {
+    const struct config *c = b->config;
+    const size_t micro = (size_t)config_micro_batch(c), length = (size_t)config_sequence_length(c);
+    const struct loader_shape shape = {
+        .rows = micro, .micro_batches = (size_t)c->train.batch / micro, .ranks = 1,
+    };
+    if (c->data.train[0] != '\0') {
+        TRY(dataset_open(&b->dataset, c->data.train, length, (size_t)c->model.vocabulary, ORDER_SHUFFLED,
+                         (uint64_t)c->train.seed));
+        return loader_open(&b->loader, &b->dataset, &shape, 0);
+    }
+    b->random = calloc(micro * length + 1, sizeof *b->random);
+    if (b->random == NULL) return status_set(STATUS_MEMORY, "out of memory for random tokens");
+    for (size_t i = 0; i <= micro * length; i++) {
+        const float uniform = random_uniform((uint64_t)c->train.seed, RANDOM_TEST, i);
+        b->random[i] = (int32_t)(uniform * (float)c->model.vocabulary);
+    }
+    return STATUS_OK;
+}
+
+static enum status upload_tokens(struct bench *b) {
+    const struct gpt_training *training = &b->engine.training;
+    const size_t bytes = training->shape.batch * training->shape.sequence_length * sizeof(int32_t);
+    struct batch batch = {.inputs = b->random, .targets = b->random == NULL ? NULL : b->random + 1};
+    if (b->loader != NULL) TRY(loader_next(b->loader, &batch));
+    TRY(device_upload(&b->engine.device, training->inputs, batch.inputs, bytes));
+    return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
+}
+
+static enum status run_step(struct bench *b, double *seconds, struct step_state *state) {
+    const struct step_policy policy = step_policy(b->config, b->step++);
+    const int64_t micro_batches = b->config->train.batch / config_micro_batch(b->config);
+    const double begun = clock_seconds();
+    if (signals_received() != NULL) {
+        return status_set(STATUS_INTERRUPTED, "stopped by %s", signals_received());
+    }
+    TRY(step_begin(&b->engine));
+    for (int64_t micro = 0; micro < micro_batches; micro++) {
+        TRY(upload_tokens(b));
+        TRY(step_micro_batch(&b->engine, &policy, micro == 0));
+    }
+    TRY(step_update(&b->engine, b->config, &policy));
+    TRY(device_download(&b->engine.device, state, b->engine.state, sizeof *state));
+    *seconds = clock_seconds() - begun;
+    if (state->skip == SKIP_NONFINITE) {
+        return status_set(STATUS_NUMERICS, "step %lld is not finite: a time of it would mean nothing",
+                          (long long)b->step);
+    }
+    return STATUS_OK;
+}
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The value at this share of the sorted list, the nearest one. */
+static double quantile(const double *sorted, size_t count, double share) {
+    return sorted[(size_t)(share * (double)(count - 1) + 0.5)];
+}
+
+static enum status print_times(const struct bench *b, double *seconds, size_t count,
+                               const struct step_state *state) {
+    const struct gpt *gpt = &b->engine.gpt;
+    struct flops flops;
+    struct rusage used;
+    char text[MFU_TEXT_BYTES], peak[TEXT_BYTES], planned[TEXT_BYTES];
+    size_t memory = 0;
+    TRY(flops_count(&gpt->table, gpt->config.layers, gpt->config.width,
+                    b->engine.training.shape.sequence_length, &flops));
+    qsort(seconds, count, sizeof *seconds, by_value);
+    const double median = quantile(seconds, count, 0.5), tokens = (double)step_tokens(b->config);
+    const double tflops = flops_tera_per_second(flops.total, tokens, median);
+    const enum peak_type type = b->engine.dtype == DTYPE_F32    ? PEAK_FP32
+                                : b->engine.dtype == DTYPE_BF16 ? PEAK_BF16 : PEAK_FP16;
+    const struct mfu mfu = mfu_compute(tflops, b->config->mfu.peak, type);
+    for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
+    getrusage(RUSAGE_SELF, &used);
+    printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
+           quantile(seconds, count, 0.1) * 1e3, quantile(seconds, count, 0.9) * 1e3, count);
+    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, tflops, mfu_text(text, &mfu));
+    printf("memory      %s at most in the process, %s planned\n",
+           text_bytes(peak, (size_t)used.ru_maxrss * 1024), text_bytes(planned, memory));
+    printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
+    return STATUS_OK;
+}
+
+static void print_header(const struct bench *b) {
+    char tokens[TEXT_BYTES], count[TEXT_BYTES];
+    const struct gpt_config *model = &b->engine.gpt.config;
+    printf("device      %s\n", b->engine.device.name);
+    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n", model->layers,
+           model->heads, model->width, text_count(count, param_table_count(&b->engine.gpt.table)),
+           dtype_name(b->engine.dtype), b->engine.dtype == DTYPE_F32 ? "" : " (emulated)");
+    printf("step        %lld sequences of %lld, %lld at a time: %s tokens from %s\n",
+           (long long)b->config->train.batch, (long long)config_sequence_length(b->config),
+           (long long)config_micro_batch(b->config),
+           text_count(tokens, (uint64_t)step_tokens(b->config)),
+           b->loader != NULL ? b->config->data.train : "a uniform random generator (no data.train)");
+    fflush(stdout);
+}
+
+static enum status bench_ops(struct bench *b) {
+    struct op_trace trace;
+    struct step_state state;
+    double seconds = 0.0;
+    op_trace_attach(&trace, &b->engine.device, false);
+    const enum status status = run_step(b, &seconds, &state);
+    op_trace_detach(&trace, &b->engine.device);
+    TRY(status);
+    op_report_print(&trace, 1.0, seconds);
+    return STATUS_OK;
+}
+
+static enum status bench_steps(struct bench *b, int64_t warmup, int64_t steps, bool ops) {
+    struct step_state state = {0};
+    enum status status = STATUS_OK;
+    double *seconds = calloc((size_t)steps, sizeof *seconds), ignored = 0.0;
+    if (seconds == NULL) return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)steps);
+    for (int64_t i = 0; i < warmup; i++) TRY_GOTO(run_step(b, &ignored, &state), cleanup);
+    for (int64_t i = 0; i < steps; i++) TRY_GOTO(run_step(b, &seconds[i], &state), cleanup);
+    TRY_GOTO(print_times(b, seconds, (size_t)steps, &state), cleanup);
+    if (ops) status = bench_ops(b);
+cleanup:
+    free(seconds);
+    return status;
+}
+
+static enum status bench_config(const struct config *config, int64_t warmup, int64_t steps, bool ops) {
+    struct bench bench = {.config = config};
+    enum status status = STATUS_OK;
+    TRY(signals_install());
+    TRY(engine_open(&bench.engine, config, ENGINE_TRAIN, ENGINE_REAL));
+    TRY_GOTO(engine_initialise(&bench.engine, config), cleanup);
+    TRY_GOTO(open_tokens(&bench), cleanup);
+    print_header(&bench);
+    status = bench_steps(&bench, warmup, steps, ops);
+cleanup:
+    loader_close(bench.loader);
+    dataset_close(&bench.dataset);
+    free(bench.random);
+    engine_close(&bench.engine);
+    return status;
+}
+
+enum status command_bench(int argc, char **argv) {
+    int64_t steps = 10, warmup = 2;
+    bool ops = false;
+    const struct cli_option options[] = {
+        {.name = "--steps", .whole = &steps, .least = 1, .most = 1000000},
+        {.name = "--warmup", .whole = &warmup, .least = 0, .most = 1000000},
+        {.name = "--ops", .flag = &ops},
+    };
+    const struct cli cli = {
+        .command = "bench", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    struct config config;
+    TRY(cli_positionals(&cli, argc, argv, 1, 2, &names));
+    if (names.help) {
+        cli_print_help(&cli);
+        return STATUS_OK;
+    }
+    if (strcmp(names.names[0], "step") != 0) {
+        return status_set(STATUS_CONFIG, "deepwell bench: expected \"step\", found \"%s\"",
+                          names.names[0]);
+    }
+    config_defaults(&config);
+    if (names.count == 2) TRY(config_load(&config, names.names[1]));
+    TRY(cli_options(&cli, argc, argv, &config));
+    TRY(config_check(&config));
+    return bench_config(&config, warmup, steps, ops);
+}

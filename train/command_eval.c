@@ -1,0 +1,82 @@
+/* deepwell eval */
+#include <math.h>
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/run_folder.h"
+#include "train/signals.h"
+#include "train/validation.h"
+
+static const char usage[] =
+    "usage: deepwell eval CHECKPOINT|RUN [options]\n"
+    "\n"
+    "The mean loss of a trained model over a validation set: the one that it was trained with, or another.\n"
+    "\n"
+    "  --data PATTERN       token shards (default: data.validation of the run)\n"
+    "  --sequences N        only the first N sequences (0: all)\n"
+    "\n"
+    "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n";
+
+static void print_result(const struct config *config, const struct checkpoint *checkpoint,
+                         const struct validation *result, double seconds) {
+    char tokens[TEXT_BYTES], duration[TEXT_BYTES];
+    printf("checkpoint  %s (step %lld)\n", checkpoint->path, (long long)checkpoint->step);
+    printf("data        %s: %s tokens, sequences of %lld\n", config->data.validation,
+           text_count(tokens, result->tokens), (long long)config_sequence_length(config));
+    printf("loss        %.7f nats a token\n", result->loss);
+    printf("perplexity  %.4f\n", exp(result->loss));
+    if (isfinite(result->bits_per_byte)) printf("bits a byte %.5f\n", result->bits_per_byte);
+    printf("took        %s\n", text_duration(duration, seconds));
+}
+
+static enum status evaluate(const struct checkpoint *checkpoint, const struct config *config) {
+    struct dataset dataset = {0};
+    struct engine engine = {0};
+    struct validation result;
+    enum status status = STATUS_OK;
+    TRY(config_check(config));
+    if (config->data.validation[0] == '\0') {
+        return status_set(STATUS_CONFIG, "the run has no validation data: name token shards with --data");
+    }
+    TRY(dataset_open(&dataset, config->data.validation, (size_t)config_sequence_length(config),
+                     (size_t)config->model.vocabulary, ORDER_SEQUENTIAL, 0));
+    TRY_GOTO(engine_open(&engine, config, ENGINE_EVALUATE, ENGINE_REAL), close_dataset);
+    TRY_GOTO(engine_load(&engine, checkpoint), close_engine);
+    const double begun = clock_seconds();
+    TRY_GOTO(validation_run(&engine, &dataset, (size_t)config->validation.sequences, &result),
+             close_engine);
+    print_result(config, checkpoint, &result, clock_seconds() - begun);
+close_engine:
+    engine_close(&engine);
+close_dataset:
+    dataset_close(&dataset);
+    return status;
+}
+
+enum status command_eval(int argc, char **argv) {
+    static const struct cli_option options[] = {
+        {.name = "--data", .config_key = "data.validation"},
+        {.name = "--sequences", .config_key = "validation.sequences"},
+    };
+    static const struct cli cli = {
+        .command = "eval", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    struct config config;
+    struct checkpoint checkpoint;
+    TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
+    if (names.help) {
+        cli_print_help(&cli);
+        return STATUS_OK;
+    }
+    TRY(signals_install());
+    TRY(run_folder_open(names.names[0], &checkpoint, &config));
+    enum status status = cli_options(&cli, argc, argv, &config);
+    if (status == STATUS_OK) status = evaluate(&checkpoint, &config);
+    checkpoint_close(&checkpoint);
+    return status;
+}

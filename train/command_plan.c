@@ -1,0 +1,135 @@
+/* deepwell plan */
+#include <stdio.h>
+
+#include "base/text.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/engine.h"
+#include "train/flops.h"
+#include "train/op_report.h"
+#include "train/op_trace.h"
+#include "train/step.h"
+
+static const char usage[] =
+    "usage: deepwell plan [CONFIG] [--tensors] [--section.key VALUE ...]\n"
+    "\n"
+    "What a run will be, without running it: parameters, memory by lifetime, work, and the operations of a\n"
+    "step with their sizes. The operations are recorded from the code that trains, not written down twice.\n"
+    "\n"
+    "  --tensors            every tensor: shape, role, weight decay, Hugging Face's name\n"
+    "\n"
+    "  deepwell plan configs/gpt2_124m.conf --train.micro_batch 4 --train.sequence_length 64\n";
+
+static void print_model(const struct engine *engine) {
+    const struct param_table *table = &engine->gpt.table;
+    const struct gpt_config *model = &engine->gpt.config;
+    size_t counts[ROLE_COUNT] = {0}, decayed = 0;
+    char text[TEXT_BYTES];
+    for (size_t i = 0; i < table->length; i++) {
+        counts[table->params[i].role] += param_count(&table->params[i]);
+        if (table->params[i].decay) decayed += param_count(&table->params[i]);
+    }
+    printf("model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu (padded to "
+           "%zu)\n", model->layers, model->heads, model->width, model->context, model->vocabulary,
+           gpt_padded_vocabulary(model));
+    printf("parameters  %s in %zu tensors\n", text_count(text, param_table_count(table)), table->length);
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        printf("  %-22s %s\n", param_role_name((enum param_role)role), text_count(text, counts[role]));
+    }
+    printf("  %-22s %s\n", "with weight decay", text_count(text, decayed));
+}
+
+static void print_tensors(const struct param_table *table) {
+    printf("tensors\n");
+    for (size_t i = 0; i < table->length; i++) {
+        const struct param *param = &table->params[i];
+        char shape[48];
+        snprintf(shape, sizeof shape, "%zu x %zu", param->rows, param->columns);
+        printf("  %-36s %-16s %-10s %-8s %s%s\n", param->name, shape, param_role_name(param->role),
+               param->decay ? "decay" : "no decay", param->hf_name,
+               param->hf_transposed ? " (transposed)" : "");
+    }
+}
+
+static void print_memory(const struct engine_memory_plan *plan, const struct device *device) {
+    char text[TEXT_BYTES], found[TEXT_BYTES];
+    printf("memory\n");
+    for (size_t i = 0; i < ENGINE_ARENAS; i++) {
+        printf("  %-22s %s\n", plan->names[i], text_bytes(text, plan->bytes[i]));
+    }
+    printf("  %-22s %s, %s (%s free on %s)\n", "together", text_bytes(text, plan->total_bytes),
+           plan->total_bytes <= device->memory_bytes ? "fits" : "DOES NOT FIT",
+           text_bytes(found, device->memory_bytes), device->name);
+}
+
+static void print_work(const struct config *config, const struct flops *flops) {
+    char text[FLOPS_TEXT_BYTES], tokens[TEXT_BYTES], all[TEXT_BYTES];
+    const int64_t a_step = step_tokens(config), micro = config_micro_batch(config);
+    printf("step        %lld sequences of %lld in %lld micro-batches of %lld: %s tokens\n",
+           (long long)config->train.batch, (long long)config_sequence_length(config),
+           (long long)(config->train.batch / micro), (long long)micro,
+           text_count(tokens, (uint64_t)a_step));
+    printf("run         %lld steps: %s tokens, %.3g FLOP\n", (long long)config->train.steps,
+           text_count(all, (uint64_t)a_step * (uint64_t)config->train.steps),
+           (double)flops->total * (double)a_step * (double)config->train.steps);
+    printf("work        %s\n", flops_text(text, flops));
+}
+
+/* Runs the step's code on a device that only records. */
+static enum status record_step(struct engine *engine, const struct config *config,
+                               struct op_trace *trace) {
+    const struct step_policy policy = step_policy(config, 0);
+    const int64_t micro_batches = config->train.batch / config_micro_batch(config);
+    TRY(step_begin(engine));
+    for (int64_t micro = 0; micro < micro_batches; micro++) {
+        TRY(step_micro_batch(engine, &policy, micro == 0));
+    }
+    TRY(step_update(engine, config, &policy));
+    op_report_print(trace, 1.0, 0.0);
+    return STATUS_OK;
+}
+
+static enum status plan(const struct config *config, bool tensors) {
+    struct engine engine;
+    struct engine_memory_plan memory;
+    struct flops flops;
+    struct op_trace trace;
+    const unsigned parts = ENGINE_TRAIN | (config->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0) |
+                           (config->sample.every > 0 ? ENGINE_GENERATE : 0);
+    enum status status = STATUS_OK;
+    TRY(engine_open(&engine, config, parts, ENGINE_RESERVED));
+    TRY_GOTO(engine_plan(config, parts, &engine.device, &memory), cleanup);
+    TRY_GOTO(flops_count(&engine.gpt.table, engine.gpt.config.layers, engine.gpt.config.width,
+                         engine.training.shape.sequence_length, &flops), cleanup);
+    print_model(&engine);
+    if (tensors) print_tensors(&engine.gpt.table);
+    print_memory(&memory, &engine.device);
+    print_work(config, &flops);
+    op_trace_attach(&trace, &engine.device, true);
+    status = record_step(&engine, config, &trace);
+    op_trace_detach(&trace, &engine.device);
+cleanup:
+    engine_close(&engine);
+    return status;
+}
+
+enum status command_plan(int argc, char **argv) {
+    bool tensors = false;
+    const struct cli_option options[] = {{.name = "--tensors", .flag = &tensors}};
+    const struct cli cli = {
+        .command = "plan", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    struct config config;
+    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
+    if (names.help) {
+        cli_print_help(&cli);
+        return STATUS_OK;
+    }
+    config_defaults(&config);
+    if (names.count == 1) TRY(config_load(&config, names.names[0]));
+    TRY(cli_options(&cli, argc, argv, &config));
+    TRY(config_check(&config));
+    return plan(&config, tensors);
+}

@@ -1,0 +1,176 @@
+/* deepwell probe */
+#include <stdio.h>
+#include <string.h>
+
+#include <local_cuda/build_info.h>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "base/text.h"
+#include "kernels/arena.h"
+#include "kernels/cuda/inventory.h"
+#include "kernels/device.h"
+#include "kernels/ops.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/peak.h"
+#include "train/version.h"
+
+static const char usage[] =
+    "usage: deepwell probe [--threads N]\n"
+    "\n"
+    "What this machine can do: processor and memory, what the program was built with, the GPUs it sees, the\n"
+    "rate of a matrix product and of a copy (measured now, about two seconds), and how each precision recipe\n"
+    "would run.\n";
+
+enum { GEMM_SIZE = 1536, COPY_BYTES = 256 << 20 };
+
+/* The fastest run tells what the machine can do, the mean what it did. */
+struct rate {
+    double best, mean; /* runs a second */
+};
+
+/* Repeats `run` for about a second, after one run to warm up. */
+static enum status measure(struct device *device, enum status (*run)(struct device *, void *), void *data,
+                           struct rate *rate) {
+    double best = 0.0, total = 0.0;
+    size_t runs = 0;
+    TRY(run(device, data));
+    while (total < 0.7) {
+        const double begun = clock_seconds();
+        TRY(run(device, data));
+        const double seconds = clock_seconds() - begun;
+        if (best == 0.0 || seconds < best) best = seconds;
+        total += seconds;
+        runs++;
+    }
+    *rate = (struct rate){1.0 / best, (double)runs / total};
+    return STATUS_OK;
+}
+
+static enum status run_gemm(struct device *device, void *data) {
+    return device->ops->gemm(device, data);
+}
+
+static enum status run_convert(struct device *device, void *data) {
+    const struct tensor *both = data;
+    return device->ops->convert(device, both[0], both[1]);
+}
+
+static void fill_random(struct tensor tensor, uint64_t seed) {
+    float *numbers = tensor.data;
+    for (size_t i = 0; i < tensor_count(tensor); i++) numbers[i] = random_normal(seed, RANDOM_TEST, i);
+}
+
+static enum status measure_gemm(struct device *device) {
+    const size_t n = GEMM_SIZE;
+    struct arena arena;
+    struct tensor a, b, c;
+    struct rate rate;
+    enum status status = STATUS_OK;
+    TRY(arena_open(&arena, "probe", device, 3 * n * n * sizeof(float) + 3 * ARENA_ALIGNMENT));
+    TRY_GOTO(arena_tensor(&arena, DTYPE_F32, n, n, &a), cleanup);
+    TRY_GOTO(arena_tensor(&arena, DTYPE_F32, n, n, &b), cleanup);
+    TRY_GOTO(arena_tensor(&arena, DTYPE_F32, n, n, &c), cleanup);
+    fill_random(a, 1);
+    fill_random(b, 2);
+    struct gemm gemm = {.c = c, .a = a, .b = b, .transpose_b = true};
+    TRY_GOTO(measure(device, run_gemm, &gemm, &rate), cleanup);
+    const double giga = 2e-9 * (double)n * (double)n * (double)n;
+    printf("gemm        %.0f GFLOPS in FP32 (best %.0f), %zu x %zu x %zu, random normal operands\n",
+           giga * rate.mean, giga * rate.best, n, n, n);
+cleanup:
+    arena_close(&arena);
+    return status;
+}
+
+static enum status measure_copy(struct device *device) {
+    struct arena arena;
+    struct tensor both[2];
+    struct rate rate;
+    enum status status = STATUS_OK;
+    TRY(arena_open(&arena, "probe", device, 2 * (size_t)COPY_BYTES));
+    for (size_t i = 0; i < 2; i++) {
+        TRY_GOTO(arena_tensor(&arena, DTYPE_F32, COPY_BYTES / 4 / 1024, 1024, &both[i]), cleanup);
+    }
+    TRY_GOTO(measure(device, run_convert, both, &rate), cleanup);
+    const double giga = 2e-9 * (double)COPY_BYTES;
+    printf("copy        %.1f GB/s read and written (best %.1f), 256 MiB\n", giga * rate.mean,
+           giga * rate.best);
+cleanup:
+    arena_close(&arena);
+    return status;
+}
+
+static void print_built_with(void) {
+    static const char *const parts[][2] = {
+        {"OpenBLAS", DEEPWELL_OPENBLAS_VERSION}, {"CUDA", DEEPWELL_CUDA_VERSION},
+        {"cuDNN", DEEPWELL_CUDNN_VERSION},       {"cudnn-frontend", DEEPWELL_CUDNN_FRONTEND_VERSION},
+        {"NCCL", DEEPWELL_NCCL_VERSION},         {"MPI", DEEPWELL_MPI_VERSION},
+    };
+    printf("built with  ");
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        const char *version = parts[i][1];
+        printf("%s%s %s", i > 0 ? ", " : "", parts[i][0], version[0] != '\0' ? version : "absent");
+    }
+    printf("\n");
+}
+
+static void print_gpus(void) {
+    static struct cuda_inventory inventory;
+    char memory[TEXT_BYTES];
+    cuda_inventory_read(&inventory);
+    if (inventory.state != CUDA_READY) {
+        printf("gpus        none: %s\n", inventory.message);
+        return;
+    }
+    for (int i = 0; i < inventory.count; i++) {
+        const struct cuda_device_info *gpu = &inventory.devices[i];
+        const struct peak *peak = peak_find(gpu->name, gpu->capability_major * 10 + gpu->capability_minor);
+        printf("gpu %d       %s, compute capability %d.%d, %d SMs, %s, peak BF16 ", i, gpu->name,
+               gpu->capability_major, gpu->capability_minor, gpu->multiprocessors,
+               text_bytes(memory, gpu->memory_total_bytes));
+        if (peak != NULL) printf("%.1f TFLOPS dense (%s)", peak->tflops[PEAK_BF16], peak->source);
+        else printf("n/a");
+        printf("%s%s\n", gpu->problem[0] != '\0' ? "; " : "", gpu->problem);
+    }
+    printf("            this version trains on the CPU only\n");
+}
+
+static void print_recipes(void) {
+    printf("recipes     fp32  native on the CPU\n"
+           "            bf16  emulated on the CPU: stored and rounded as BF16, computed in FP32\n"
+           "            fp16  emulated on the CPU: stored and rounded as FP16, computed in FP32\n");
+}
+
+enum status command_probe(int argc, char **argv) {
+    int64_t threads = 0;
+    const struct cli_option options[] = {
+        {.name = "--threads", .whole = &threads, .least = 0, .most = 1024},
+    };
+    const struct cli cli = {
+        .command = "probe", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0],
+    };
+    struct cli_names names;
+    struct device device;
+    char memory[TEXT_BYTES];
+    TRY(cli_positionals(&cli, argc, argv, 0, 0, &names));
+    if (names.help) {
+        cli_print_help(&cli);
+        return STATUS_OK;
+    }
+    TRY(cli_options(&cli, argc, argv, NULL));
+    TRY(device_open_cpu(&device, (int)threads));
+    printf("deepwell    %s\n", DEEPWELL_VERSION);
+    printf("processor   %s\n", device.name);
+    printf("memory      %s free\n", text_bytes(memory, device.memory_bytes));
+    print_built_with();
+    print_gpus();
+    print_recipes();
+    fflush(stdout);
+    enum status status = measure_gemm(&device);
+    if (status == STATUS_OK) status = measure_copy(&device);
+    device_close(&device);
+    return status;
+}

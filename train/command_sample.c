@@ -1,0 +1,105 @@
+/* deepwell sample */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/run_folder.h"
+#include "train/sampler.h"
+#include "train/signals.h"
+#include "train/token_text.h"
+
+static const char usage[] =
+    "usage: deepwell sample CHECKPOINT|RUN [options]\n"
+    "\n"
+    "Continues a prompt with a trained model (a run's newest checkpoint, or the one named).\n"
+    "\n"
+    "  --prompt TEXT        what to continue (default: the start of a new document); for a model whose\n"
+    "                       tokens are not bytes: token numbers separated by spaces\n"
+    "  --tokens N           new tokens at most\n"
+    "  --temperature T      0: always the most likely token; 1: the model's own distribution\n"
+    "  --top_k K            only the K most likely tokens (0: all)\n"
+    "  --top_p P            only the most likely tokens that together reach probability P (1: all)\n"
+    "  --seed S             the same seed gives the same text\n"
+    "  --count N            so many texts, with seeds S, S+1, ... (default 1)\n"
+    "\n"
+    "  deepwell sample runs/quickstart --prompt 'enum status ' --temperature 0.8 --tokens 200\n";
+
+static bool print_token(void *context, int32_t token) {
+    char text[TOKEN_TEXT_BYTES];
+    fputs(token_printer_add(context, token, text), stdout);
+    fflush(stdout);
+    return signals_received() == NULL;
+}
+
+static enum status sample(struct engine *engine, const struct config *config, int64_t count) {
+    const size_t vocabulary = engine->gpt.config.vocabulary;
+    int32_t *prompt = NULL;
+    size_t prompt_count = 0;
+    enum status status = STATUS_OK;
+    TRY(prompt_tokens(config->sample.prompt, vocabulary, &prompt, &prompt_count));
+    for (int64_t i = 0; i < count && signals_received() == NULL; i++) {
+        struct token_printer printer = {.vocabulary = vocabulary};
+        char rest[TOKEN_TEXT_BYTES];
+        struct generation_request request = {
+            .prompt = prompt,
+            .prompt_count = prompt_count,
+            .tokens = (size_t)config->sample.tokens,
+            .stop = end_of_text_token(vocabulary),
+            .sampling = sampling_from_config(config),
+            .emit = print_token,
+            .context = &printer,
+        };
+        request.sampling.seed += (uint64_t)i;
+        if (count > 1) printf("--- seed %llu\n", (unsigned long long)request.sampling.seed);
+        fputs(config->sample.prompt, stdout);
+        TRY_GOTO(sampler_generate(engine, &request), cleanup);
+        printf("%s\n", token_printer_end(&printer, rest));
+    }
+cleanup:
+    free(prompt);
+    return status;
+}
+
+static enum status load_and_sample(const struct checkpoint *checkpoint, const struct config *config,
+                                   int64_t count) {
+    struct engine engine;
+    TRY(config_check(config));
+    TRY(engine_open(&engine, config, ENGINE_GENERATE, ENGINE_REAL));
+    enum status status = engine_load(&engine, checkpoint);
+    if (status == STATUS_OK) status = sample(&engine, config, count);
+    engine_close(&engine);
+    return status;
+}
+
+enum status command_sample(int argc, char **argv) {
+    int64_t count = 1;
+    const struct cli_option options[] = {
+        {.name = "--prompt", .config_key = "sample.prompt"},
+        {.name = "--tokens", .config_key = "sample.tokens"},
+        {.name = "--temperature", .config_key = "sample.temperature"},
+        {.name = "--top_k", .config_key = "sample.top_k"},
+        {.name = "--top_p", .config_key = "sample.top_p"},
+        {.name = "--seed", .config_key = "sample.seed"},
+        {.name = "--count", .whole = &count, .least = 1, .most = 1000000},
+    };
+    const struct cli cli = {
+        .command = "sample", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    struct config config;
+    struct checkpoint checkpoint;
+    TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
+    if (names.help) {
+        cli_print_help(&cli);
+        return STATUS_OK;
+    }
+    TRY(signals_install());
+    TRY(run_folder_open(names.names[0], &checkpoint, &config));
+    enum status status = cli_options(&cli, argc, argv, &config);
+    if (status == STATUS_OK) status = load_and_sample(&checkpoint, &config, count);
+    checkpoint_close(&checkpoint);
+    return status;
+}

@@ -1,0 +1,50 @@
+/* deepwell train */
+#include <stdio.h>
+
+#include "base/text.h"
+#include "train/cli.h"
+#include "train/commands.h"
+#include "train/signals.h"
+#include "train/trainer.h"
+
+static const char usage[] =
+    "usage: deepwell train [CONFIG] [--section.key VALUE ...]\n"
+    "\n"
+    "Trains a model as the configuration file and the options say; options overrule the file.\n"
+    "The same command continues an interrupted run from its newest checkpoint.\n"
+    "SIGINT and SIGTERM finish the step, save and leave; a second one ends the process at once.\n"
+    "\n"
+    "  deepwell train configs/shakespeare_bytes.conf --data.train data/train.bin\n"
+    "  deepwell train configs/gpt2_124m.conf --train.steps 100 --train.out runs/try\n";
+
+static const struct cli cli = {.command = "train", .usage = usage, .takes_config = true};
+
+static enum status train(const struct config *config) {
+    struct trainer trainer;
+    TRY(signals_install());
+    TRY(trainer_open(&trainer, config));
+    if (trainer.state.step >= config->train.steps) {
+        printf("the run is complete: %lld of %lld steps are done. Raise train.steps to go on, or name "
+               "another train.out to start anew\n", (long long)trainer.state.step,
+               (long long)config->train.steps);
+        return trainer_close(&trainer);
+    }
+    const enum status status = trainer_run(&trainer);
+    const enum status closed = trainer_close(&trainer);
+    return status != STATUS_OK ? status : closed;
+}
+
+enum status command_train(int argc, char **argv) {
+    struct cli_names names;
+    struct config config;
+    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
+    if (names.help) {
+        cli_print_help(&cli);
+        return STATUS_OK;
+    }
+    config_defaults(&config);
+    if (names.count == 1) TRY(config_load(&config, names.names[0]));
+    TRY(cli_options(&cli, argc, argv, &config));
+    TRY(config_check(&config));
+    return train(&config);
+}

@@ -1,0 +1,63 @@
+/* The program: finds the command, runs it, and is the one place that exits. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/text.h"
+#include "train/command_data.h"
+#include "train/commands.h"
+#include "train/version.h"
+
+struct command {
+    const char *name, *help;
+    enum status (*run)(int argc, char **argv);
+};
+
+static const struct command commands[] = {
+    {"train", "train a model, or continue training one", command_train},
+    {"sample", "continue a prompt with a trained model", command_sample},
+    {"eval", "the loss of a trained model on a validation set", command_eval},
+    {"data", "make token shards from text, and look into them", command_data},
+    {"plan", "parameters, memory and work of a run, without running it", command_plan},
+    {"bench", "time whole steps, and what they are made of", command_bench},
+    {"probe", "what this machine can do", command_probe},
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void print_help(void) {
+    printf("deepwell %s: trains GPT-style transformers\n\nusage: deepwell COMMAND [arguments]\n\n",
+           DEEPWELL_VERSION);
+    for (size_t i = 0; i < COMMANDS; i++) printf("  %-8s %s\n", commands[i].name, commands[i].help);
+    printf("\n`deepwell COMMAND --help` tells more. Exit codes: docs/exit_codes.md\n");
+}
+
+static enum status unknown_command(const char *name) {
+    const char *names[COMMANDS];
+    for (size_t i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
+    const char *nearest = text_nearest(name, names, COMMANDS);
+    return status_set(STATUS_CONFIG, "unknown command \"%s\"%s%s%s (`deepwell --help` lists them)", name,
+                      nearest != NULL ? "; did you mean \"" : "", nearest != NULL ? nearest : "",
+                      nearest != NULL ? "\"?" : "");
+}
+
+static enum status run(int argc, char **argv) {
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
+        print_help();
+        return argc < 2 ? status_set(STATUS_CONFIG, "a command is missing") : STATUS_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("deepwell %s\n", DEEPWELL_VERSION);
+        return STATUS_OK;
+    }
+    for (size_t i = 0; i < COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
+    }
+    return unknown_command(argv[1]);
+}
+
+int main(int argc, char **argv) {
+    const enum status status = run(argc, argv);
+    fflush(stdout);
+    if (status != STATUS_OK) fprintf(stderr, "deepwell: %s\n", status_message());
+    return (int)status;
+}

@@ -1,0 +1,174 @@
+/* The recording table of operations behind train/op_trace.h. */
+#include "train/op_trace.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+#include "kernels/traffic.h"
+
+static struct op_total *find_total(struct op_trace *trace, const char *name) {
+    for (size_t i = 0; i < trace->op_count; i++) {
+        if (strcmp(trace->ops[i].name, name) == 0) return &trace->ops[i];
+    }
+    struct op_total *fresh = &trace->ops[trace->op_count++]; /* one for each member of struct ops */
+    *fresh = (struct op_total){.name = name};
+    return fresh;
+}
+
+static void add(struct op_total *total, double flops, double bytes, double seconds) {
+    total->calls++;
+    total->flops += flops;
+    total->bytes += bytes;
+    total->seconds += seconds;
+}
+
+/* The inner operation, timed; nothing at all while only recording. */
+#define RUN(trace, call)                                                       \
+    const double begun = clock_seconds();                                      \
+    const enum status status = (trace)->inner == NULL ? STATUS_OK : (trace)->inner->call; \
+    const double seconds = clock_seconds() - begun
+
+#define TRACED(op, flops)                                                      \
+    static enum status traced_##op(struct device *device, const struct op *a) { \
+        struct op_trace *trace = device->interposed;                           \
+        RUN(trace, op(device, a));                                             \
+        add(find_total(trace, #op), (flops), (double)op##_bytes(a), seconds);  \
+        return status;                                                         \
+    }
+
+/* Causal: half the square, two products forward; twice that backward. What an implementation computes again
+ * is not counted, as in flops.h. */
+static double attention_flops(size_t batch, size_t length, size_t width) {
+    return 2.0 * (double)batch * (double)length * (double)length * (double)width;
+}
+
+TRACED(embedding_forward, 0.0)
+TRACED(embedding_backward, 0.0)
+TRACED(norm_forward, 0.0)
+TRACED(norm_backward, 0.0)
+TRACED(attention_forward, attention_flops(a->batch, a->sequence_length, a->out.columns))
+TRACED(attention_backward, 2.0 * attention_flops(a->batch, a->sequence_length, a->out.columns))
+TRACED(attention_cached, 4.0 * (double)a->out.rows * (double)(a->past + a->sequence_length) *
+                             (double)a->out.columns)
+TRACED(gelu_forward, 0.0)
+TRACED(gelu_backward, 0.0)
+TRACED(bias_backward, 0.0)
+TRACED(cross_entropy, 0.0)
+TRACED(adamw, 0.0)
+
+static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm *a, size_t k) {
+    for (size_t i = 0; i < trace->gemm_count; i++) {
+        struct gemm_total *g = &trace->gemms[i];
+        if (g->m == a->c.rows && g->n == a->c.columns && g->k == k &&
+            g->transpose_a == a->transpose_a && g->transpose_b == a->transpose_b &&
+            g->a == a->a.dtype && g->c == a->c.dtype) {
+            return g;
+        }
+    }
+    if (trace->gemm_count == OP_TRACE_GEMMS) return NULL;
+    struct gemm_total *fresh = &trace->gemms[trace->gemm_count++];
+    *fresh = (struct gemm_total){
+        .m = a->c.rows, .n = a->c.columns, .k = k, .transpose_a = a->transpose_a,
+        .transpose_b = a->transpose_b, .a = a->a.dtype, .c = a->c.dtype,
+    };
+    return fresh;
+}
+
+static enum status traced_gemm(struct device *device, const struct gemm *a) {
+    struct op_trace *trace = device->interposed;
+    const size_t k = a->transpose_a ? a->a.rows : a->a.columns;
+    const double flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)k;
+    const double bytes = (double)gemm_bytes(a);
+    struct gemm_total *shape = find_gemm(trace, a, k);
+    if (shape == NULL) {
+        return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
+    }
+    RUN(trace, gemm(device, a));
+    add(find_total(trace, "gemm"), flops, bytes, seconds);
+    add(&shape->total, flops, bytes, seconds);
+    return status;
+}
+
+static enum status traced_convert(struct device *device, struct tensor out, struct tensor in) {
+    struct op_trace *trace = device->interposed;
+    RUN(trace, convert(device, out, in));
+    add(find_total(trace, "convert"), 0.0, (double)convert_bytes(out, in), seconds);
+    return status;
+}
+
+static enum status traced_loss_sum(struct device *device, struct step_state *state, const float *losses,
+                                   size_t count) {
+    struct op_trace *trace = device->interposed;
+    RUN(trace, loss_sum(device, state, losses, count));
+    add(find_total(trace, "loss_sum"), 0.0, (double)loss_sum_bytes(count), seconds);
+    return status;
+}
+
+static enum status traced_gradient_sumsq(struct device *device, struct step_state *state,
+                                         const float *gradients, size_t count) {
+    struct op_trace *trace = device->interposed;
+    RUN(trace, gradient_sumsq(device, state, gradients, count));
+    add(find_total(trace, "gradient_sumsq"), 0.0, (double)gradient_sumsq_bytes(count), seconds);
+    return status;
+}
+
+static enum status traced_step_begin(struct device *device, struct step_state *state) {
+    struct op_trace *trace = device->interposed;
+    RUN(trace, step_begin(device, state));
+    add(find_total(trace, "step_begin"), 0.0, (double)sizeof *state, seconds);
+    return status;
+}
+
+static enum status traced_step_decide(struct device *device, struct step_state *state,
+                                      const struct step_policy *policy) {
+    struct op_trace *trace = device->interposed;
+    RUN(trace, step_decide(device, state, policy));
+    add(find_total(trace, "step_decide"), 0.0, (double)sizeof *state, seconds);
+    return status;
+}
+
+/* A step asks for no diagnosis; the search is passed on, not counted. */
+static enum status traced_find_nonfinite(struct device *device, struct tensor in, size_t *index) {
+    const struct op_trace *trace = device->interposed;
+    *index = SIZE_MAX;
+    return trace->inner == NULL ? STATUS_OK : trace->inner->find_nonfinite(device, in, index);
+}
+
+static size_t traced_scratch_bytes(const struct device *device, const struct op_limits *limits) {
+    const struct op_trace *trace = device->interposed;
+    return trace->inner == NULL ? 0 : trace->inner->scratch_bytes(device, limits);
+}
+
+static const struct ops traced_ops = {
+    .scratch_bytes = traced_scratch_bytes,
+    .gemm = traced_gemm,
+    .embedding_forward = traced_embedding_forward,
+    .embedding_backward = traced_embedding_backward,
+    .norm_forward = traced_norm_forward,
+    .norm_backward = traced_norm_backward,
+    .attention_forward = traced_attention_forward,
+    .attention_backward = traced_attention_backward,
+    .attention_cached = traced_attention_cached,
+    .gelu_forward = traced_gelu_forward,
+    .gelu_backward = traced_gelu_backward,
+    .bias_backward = traced_bias_backward,
+    .cross_entropy = traced_cross_entropy,
+    .convert = traced_convert,
+    .loss_sum = traced_loss_sum,
+    .gradient_sumsq = traced_gradient_sumsq,
+    .step_begin = traced_step_begin,
+    .step_decide = traced_step_decide,
+    .adamw = traced_adamw,
+    .find_nonfinite = traced_find_nonfinite,
+};
+
+void op_trace_attach(struct op_trace *trace, struct device *device, bool record_only) {
+    *trace = (struct op_trace){.own = device->ops, .inner = record_only ? NULL : device->ops};
+    device->interposed = trace;
+    device->ops = &traced_ops;
+}
+
+void op_trace_detach(struct op_trace *trace, struct device *device) {
+    device->ops = trace->own;
+    device->interposed = NULL;
+}

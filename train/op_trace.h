@@ -1,0 +1,43 @@
+/*
+ * A table of operations in front of another: counts calls, floating point operations, bytes and time of every
+ * operation that a model asks for. Without an inner table it only records, and no memory is touched: so `plan`
+ * knows the operations of a step from the code that will run them, and `bench` times the same list.
+ */
+#ifndef DEEPWELL_TRAIN_OP_TRACE_H_
+#define DEEPWELL_TRAIN_OP_TRACE_H_
+
+#include <stdint.h>
+
+#include "kernels/ops.h"
+
+struct op_total {
+    const char *name;
+    uint64_t calls;
+    double flops, bytes; /* what the operation needs at least (kernels/traffic.h) */
+    double seconds;
+};
+
+struct gemm_total {
+    size_t m, n, k;
+    bool transpose_a, transpose_b;
+    enum dtype a, c; /* types of the first operand and of the result */
+    struct op_total total;
+};
+
+enum { OP_TRACE_OPS = 32, OP_TRACE_GEMMS = 64 };
+
+struct op_trace {
+    const struct ops *own;   /* the device's table */
+    const struct ops *inner; /* the same, or NULL: record only */
+    struct op_total ops[OP_TRACE_OPS];
+    size_t op_count;
+    struct gemm_total gemms[OP_TRACE_GEMMS]; /* every distinct shape; also summed in `ops` */
+    size_t gemm_count;
+};
+
+/* Puts the trace in front of the device's operations (`record_only`: in their place). The trace must stay
+ * where it is until op_trace_detach, which gives the device its own table back. */
+void op_trace_attach(struct op_trace *trace, struct device *device, bool record_only);
+void op_trace_detach(struct op_trace *trace, struct device *device);
+
+#endif

@@ -1,0 +1,53 @@
+/*
+ * What a device can do at most by its vendor's data sheet, dense, and the share of it that a run
+ * reached. A device that is not in the table has no peak: the share is n/a, never computed against
+ * another device's. A share above 100 % cannot be: it is an error in the measurement and is
+ * reported as one.
+ *
+ * Called by train, plan and bench.
+ */
+#ifndef DEEPWELL_TRAIN_PEAK_H_
+#define DEEPWELL_TRAIN_PEAK_H_
+
+#include <stddef.h>
+
+enum peak_type { PEAK_FP32, PEAK_TF32, PEAK_BF16, PEAK_FP16, PEAK_FP8, PEAK_TYPE_COUNT };
+const char *peak_type_name(enum peak_type type); /* "FP32", "TF32", "BF16", ... */
+
+struct peak {
+    const char *name;              /* the last words of the device's name, any case: "H100 PCIe" */
+    int capability;                /* compute capability: 90 for 9.0 */
+    double tflops[PEAK_TYPE_COUNT]; /* dense; 0: not known or not supported */
+    const char *source;
+};
+
+/* The row of a device, or NULL. `capability` 0: not asked. The name must end with the row's words,
+ * so that "H200" finds "NVIDIA H200" but neither "GH200", nor "H200 NVL", nor a MIG slice of it. */
+const struct peak *peak_find(const char *device_name, int capability);
+
+/* Row i of the table, NULL past the end: for `probe` and tests. */
+const struct peak *peak_row(size_t i);
+
+enum mfu_state {
+    MFU_UNKNOWN = 0,           /* no peak: n/a */
+    MFU_KNOWN = 1,
+    MFU_MEASUREMENT_ERROR = 2, /* above the peak, or no number */
+};
+
+/* Model FLOPs utilisation: achieved / peak. */
+struct mfu {
+    enum mfu_state state;
+    double share;       /* in [0, 1]; only if MFU_KNOWN */
+    double tflops;      /* achieved */
+    double peak_tflops; /* 0: unknown */
+    enum peak_type type; /* whose peak */
+};
+
+struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type);
+
+/* "mfu 51.2% of 989.5 (BF16 dense)", "mfu n/a", or "mfu: measurement error, 1200.0 TFLOPS measured,
+ * the peak is 989.5 (BF16 dense)". Writes into `text` and returns it. */
+enum { MFU_TEXT_BYTES = 128 };
+const char *mfu_text(char text[MFU_TEXT_BYTES], const struct mfu *mfu);
+
+#endif

@@ -1,0 +1,115 @@
+/* Prompts to tokens, tokens to text. */
+#include "train/token_text.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/tokenizer.h"
+#include "train/encode.h"
+
+static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
+
+static bool is_bytes(size_t vocabulary) { return vocabulary == BYTE_VOCABULARY; }
+
+int32_t end_of_text_token(size_t vocabulary) {
+    return is_bytes(vocabulary) ? BYTE_END_OF_TEXT : (int32_t)vocabulary - 1;
+}
+
+/* Numbers separated by white space; there are at most as many as half the characters, rounded up. */
+static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t *tokens, size_t *count) {
+    const char *at = prompt + strspn(prompt, " \t\n");
+    *count = 0;
+    while (*at != '\0') {
+        char *end = NULL;
+        errno = 0;
+        const long long value = strtoll(at, &end, 10);
+        const bool separated = *end == '\0' || strchr(" \t\n", *end) != NULL;
+        if (end == at || !separated || errno != 0 || value < 0 ||
+            (unsigned long long)value >= vocabulary) {
+            return status_set(STATUS_CONFIG, "prompt: expected token numbers from 0 to %zu separated by "
+                              "spaces (the model's vocabulary is not bytes), found \"%.20s\"",
+                              vocabulary - 1, at);
+        }
+        tokens[(*count)++] = (int32_t)value;
+        at = end + strspn(end, " \t\n");
+    }
+    return STATUS_OK;
+}
+
+enum status prompt_tokens(const char *prompt, size_t vocabulary, int32_t **tokens, size_t *count) {
+    const size_t bytes = strlen(prompt);
+    int32_t *list = calloc(bytes + 1, sizeof *list);
+    enum status status = STATUS_OK;
+    if (list == NULL) return status_set(STATUS_MEMORY, "out of memory for a prompt of %zu bytes", bytes);
+    if (is_bytes(vocabulary)) {
+        byte_encode((const unsigned char *)prompt, bytes, list);
+        *count = bytes;
+    } else {
+        status = parse_numbers(prompt, vocabulary, list, count);
+    }
+    if (status != STATUS_OK) {
+        free(list);
+        return status;
+    }
+    if (*count == 0) list[(*count)++] = end_of_text_token(vocabulary);
+    *tokens = list;
+    return STATUS_OK;
+}
+
+/* Bytes that a UTF-8 sequence starting with this byte has; 1 for what starts none. */
+static size_t sequence_bytes(unsigned char first) {
+    if (first >= 0xC2 && first <= 0xDF) return 2;
+    if (first >= 0xE0 && first <= 0xEF) return 3;
+    if (first >= 0xF0 && first <= 0xF4) return 4;
+    return 1;
+}
+
+static bool is_control(unsigned char byte) {
+    return (byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F;
+}
+
+/* Moves what is complete, or can never be, from the waiting bytes to the text. */
+static void drain(struct token_printer *printer, bool last, char *text) {
+    size_t used = strlen(text);
+    while (printer->waiting_bytes > 0) {
+        const unsigned char *waiting = printer->waiting;
+        const size_t left = printer->waiting_bytes;
+        const size_t valid = utf8_sequence((const char *)waiting, left);
+        size_t taken = 1;
+        if (valid == 1 && is_control(waiting[0])) {
+            used += (size_t)snprintf(text + used, TOKEN_TEXT_BYTES - used, "%s", replacement);
+        } else if (valid > 0) {
+            memcpy(text + used, waiting, valid);
+            used += valid;
+            taken = valid;
+        } else if (!last && left < sequence_bytes(waiting[0])) {
+            break;
+        } else {
+            used += (size_t)snprintf(text + used, TOKEN_TEXT_BYTES - used, "%s", replacement);
+        }
+        memmove(printer->waiting, waiting + taken, left - taken);
+        printer->waiting_bytes = left - taken;
+    }
+    text[used] = '\0';
+}
+
+const char *token_printer_add(struct token_printer *printer, int32_t token,
+                              char text[TOKEN_TEXT_BYTES]) {
+    text[0] = '\0';
+    if (!is_bytes(printer->vocabulary)) {
+        snprintf(text, TOKEN_TEXT_BYTES, "%d ", token);
+        return text;
+    }
+    printer->waiting[printer->waiting_bytes++] = (unsigned char)token;
+    drain(printer, false, text);
+    return text;
+}
+
+const char *token_printer_end(struct token_printer *printer, char text[TOKEN_TEXT_BYTES]) {
+    text[0] = '\0';
+    drain(printer, true, text);
+    return text;
+}

@@ -1,0 +1,47 @@
+/*
+ * A training run: the step, and the loop around it.
+ *
+ * Order of a step (train_step in trainer.c, step.h): batch -> forward, loss and backward of each micro-batch
+ * -> gradient norm -> decide (overflow, clip, outlier) -> AdamW. Around it (trainer_run): log, validation,
+ * sample, checkpoint, signals. Called by command_train.c.
+ */
+#ifndef DEEPWELL_TRAIN_TRAINER_H_
+#define DEEPWELL_TRAIN_TRAINER_H_
+
+#include "checkpoints/run_lock.h"
+#include "data/loader.h"
+#include "train/engine.h"
+#include "train/flops.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/run_state.h"
+
+struct trainer {
+    const struct config *config;
+    struct engine engine;
+    struct dataset train_data, validation_data; /* validation_data.shards NULL: none */
+    struct loader *loader;
+    struct loader_shape shape;
+    struct flops flops;
+    struct run_lock lock;
+    struct metrics *metrics;
+    struct progress progress;
+    double peak_tflops;            /* 0: unknown */
+    struct run_state state;        /* as of the last finished step */
+    struct run_state before;       /* as of the one before it */
+    int64_t saved_step;            /* of the newest checkpoint; -1: none */
+    int64_t validated_step;        /* -1: none */
+    int64_t nonfinite_in_a_row;
+    double finished_seconds;       /* clock when the last step ended */
+};
+
+/* Opens everything for `config` (checked before), continues from a checkpoint where train.resume says so,
+ * and prints the header. `config` must outlive the trainer. */
+enum status trainer_open(struct trainer *trainer, const struct config *config);
+
+/* Steps until train.steps or a signal. STATUS_INTERRUPTED after a signal, with everything saved. */
+enum status trainer_run(struct trainer *trainer);
+
+enum status trainer_close(struct trainer *trainer);
+
+#endif

@@ -1,0 +1,22 @@
+/* What trainer.c and trainer_open.c share, and nobody else needs. */
+#ifndef DEEPWELL_TRAIN_TRAINER_PARTS_H_
+#define DEEPWELL_TRAIN_TRAINER_PARTS_H_
+
+#include "train/trainer.h"
+
+/* Validation now: line and metrics record. Nothing without validation data, or if done for this step. */
+enum status trainer_validate(struct trainer *trainer);
+
+/* A text sample now: lines and metrics record. */
+enum status trainer_sample(struct trainer *trainer);
+
+/* A checkpoint of the present state, unless it is there already. */
+enum status trainer_save(struct trainer *trainer);
+
+/* Which peak the recipe is measured against. */
+enum peak_type trainer_peak_type(const struct trainer *trainer);
+
+/* The header: what will run, on what, with how much memory. */
+enum status trainer_print_header(const struct trainer *trainer);
+
+#endif

@@ -1,0 +1,19 @@
+/* The mean loss over a validation set. Called by trainer.c and command_eval.c. */
+#ifndef DEEPWELL_TRAIN_VALIDATION_H_
+#define DEEPWELL_TRAIN_VALIDATION_H_
+
+#include "data/dataset.h"
+#include "train/engine.h"
+
+struct validation {
+    double loss;          /* nats a token, mean over all tokens */
+    double bits_per_byte; /* NaN unless tokens are bytes */
+    size_t tokens;
+};
+
+/* The first `sequences` (0: all) of the dataset in file order, engine->evaluation.shape.batch at a time; the
+ * same tokens every time. Fails with STATUS_INTERRUPTED between batches once a signal has come. */
+enum status validation_run(struct engine *engine, const struct dataset *dataset, size_t sequences,
+                           struct validation *result);
+
+#endif
