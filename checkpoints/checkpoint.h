@@ -3,7 +3,7 @@
  *   model.safetensors      master weights, FP32, Hugging Face names and layout
  *   config.json            the model's shape
  *   optimizer-00001-of-00001.safetensors   both moments by tensor name and flat range
- *   state.json             the trainer's: step, sampling position, step state, configuration, versions
+ *   state.json             the trainer's: step, sampling position, step state, configuration
  *   manifest.json          name, size and XXH3-128 of every other file; written last
  *
  * The invariants, and the functions that keep them, stand at the top of checkpoint.c.
@@ -29,7 +29,7 @@ struct checkpoint_content {
     const struct param_table *params;
     const float *masters, *moments1, *moments2;
     struct hf_config model;
-    const cJSON *state; /* the trainer's; an object with "step", written bit for bit as state.json */
+    const cJSON *state; /* the trainer's, for state.json; an object with "step" in it */
 };
 
 /* Keeps the newest `keep` checkpoints and every one whose step is a multiple of keep_every (0: of

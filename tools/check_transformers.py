@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The validation loss of a checkpoint as Hugging Face transformers computes it, to hold `deepwell eval` to.
+"""The validation loss of a checkpoint as Hugging Face transformers computes it.
 
-Loads the folder with AutoModelForCausalLM.from_pretrained, so it also proves that a checkpoint is what
-`from_pretrained` expects. Sequence j of a shard is tokens [j T, j T + T]: T inputs, T targets. The model
-runs in FP32; losses are taken from the logits and summed in FP64. Needs torch, transformers and numpy.
+For comparison with `deepwell eval`. Loads the folder with AutoModelForCausalLM.from_pretrained, so
+it also proves that a checkpoint is what `from_pretrained` expects. Sequence j of a shard is tokens
+[j T, j T + T]: T inputs, T targets. The model runs in FP32; losses are taken from the logits and
+summed in FP64. Needs torch, transformers and numpy.
 
 usage: check_transformers.py CHECKPOINT SHARD [--sequences N] [--sequence-length T] [--expect LOSS]
 With --expect, exits with 1 if the loss lies further than --tolerance from it.
@@ -56,8 +57,8 @@ def mean_loss(model, tokens, sequences, length, batch):
     total = 0.0
     for first in range(0, sequences, batch):
         rows = range(first, min(first + batch, sequences))
-        block = torch.from_numpy(
-            np.stack([tokens[j * length : j * length + length + 1] for j in rows]).astype(np.int64))
+        windows = np.stack([tokens[j * length : j * length + length + 1] for j in rows])
+        block = torch.from_numpy(windows.astype(np.int64))
         logits = model(block[:, :-1], use_cache=False).logits
         total += F.cross_entropy(logits.flatten(0, 1).double(), block[:, 1:].flatten(),
                                  reduction="sum").item()
@@ -68,7 +69,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="a folder with config.json and model.safetensors")
     parser.add_argument("shard")
-    parser.add_argument("--sequences", type=int, default=0, help="the first N (0: all of the shard)")
+    parser.add_argument("--sequences", type=int, default=0, help="the first N (0: all)")
     parser.add_argument("--sequence-length", type=int, default=0, help="0: the model's context")
     parser.add_argument("--batch", type=int, default=8, help="sequences at a time")
     parser.add_argument("--expect", type=float, help="the loss that deepwell eval printed")

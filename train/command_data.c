@@ -25,9 +25,10 @@ static const char help_data[] =
 static const char help_prepare[] =
     "deepwell data prepare --out FOLDER [options] INPUT...\n"
     "\n"
-    "Writes FOLDER/train.bin, FOLDER/validation.bin and FOLDER/dataset.json. Every byte of text is\n"
-    "a token, and token 0 ends each document. An input is a text file, which is one document, or a\n"
-    "folder, of which every text file is one; hidden names, links and binary files are passed over.\n"
+    "Writes FOLDER/train.bin, FOLDER/validation.bin and FOLDER/dataset.json. Every byte of text\n"
+    "is a token, and token 0 ends each document. An input is a text file, which is one document,\n"
+    "or a folder, of which every text file is one; hidden names, links and binary files are\n"
+    "passed over.\n"
     "\n"
     "  --out FOLDER                where the shards go; made if it is not there\n"
     "  --validation-fraction 0.1   share of the text kept for validation: the end of a single\n"
@@ -261,8 +262,8 @@ cleanup:
 enum status command_data(int argc, char **argv) {
     const char *names[SUBCOMMANDS];
     if (argc < 2) {
-        return status_set(STATUS_CONFIG, "expected a subcommand of `deepwell data`: prepare, info or "
-                          "show; `deepwell data --help` explains them");
+        return status_set(STATUS_CONFIG, "expected a subcommand of `deepwell data`: prepare, info "
+                          "or show; `deepwell data --help` explains them");
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         fputs(help_data, stdout);

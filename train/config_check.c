@@ -89,7 +89,6 @@ static enum status check_schedule(const struct config *config) {
 
 static enum status check_texts(const struct config *config) {
     const struct { const char *key, *value; } needed[] = {
-        {"data.train", config->data.train},
         {"train.out", config->train.out},
         {"train.resume", config->train.resume},
     };

@@ -48,7 +48,7 @@ const struct config_key config_keys[] = {
     INTEGER(model.vocabulary, "50257", 2, VOCABULARY_MAX,
             "tokens; padded to a multiple of 128 in memory only"),
 
-    TEXT(data.train, "data/train.bin", "token shards to train on: a file or a glob"),
+    TEXT(data.train, "data/train.bin", "token shards to train on: a file or a glob; empty: none (bench)"),
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
 

@@ -168,6 +168,8 @@ static void expect_sound(struct fixture *fixture, enum status found, bool damage
             assert_true(path_is_folder(path) || fixture_count(fixture, ".damaged-") == 1);
         }
     }
+    fixture_path(fixture, 1, NULL, path); /* going or gone, it is never half a checkpoint */
+    if (path_is_folder(path)) assert_int_equal(fixture_expect_whole(fixture, path), 1);
     fixture_fill(fixture, 3);
     if (checkpoint_save(fixture->run, &fixture->content, &keep_two) != STATUS_OK) {
         fail_msg("%s", status_message());

@@ -4,21 +4,22 @@
  */
 #include "tests/data/data_test.h"
 
-#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
-
-#include "train/command_data.h"
 
 enum { ARGUMENTS_MAX = 12 };
 
+static char binary[PATH_MAX];
+
 /* Runs `deepwell data LINE` in the test's folder; the line is cut at its spaces. stdout goes to the
- * file "printed" there. */
-static enum status run(void **state, const char *line) {
-    char copy[512], *rest = copy, *argv[ARGUMENTS_MAX] = {"data"};
-    int argc = 1;
+ * file "printed" there, stderr to "complained". Returns the exit code. */
+static int run(void **state, const char *line) {
+    char copy[512], *rest = copy, *argv[ARGUMENTS_MAX + 1] = {binary, "data"};
+    int argc = 2, end = -1;
     assert_true(strlen(line) < sizeof copy);
     strcpy(copy, line);
     for (char *word; (word = strsep(&rest, " ")) != NULL && word[0] != '\0';) {
@@ -26,23 +27,32 @@ static enum status run(void **state, const char *line) {
         argv[argc++] = word;
     }
     fflush(stdout);
-    const int terminal = dup(STDOUT_FILENO);
-    assert_true(terminal >= 0 && chdir(*state) == 0);
-    assert_non_null(freopen("printed", "w", stdout));
-    const enum status status = command_data(argc, argv);
-    fflush(stdout);
-    assert_true(dup2(terminal, STDOUT_FILENO) >= 0);
-    close(terminal);
-    return status;
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        if (chdir(*state) == 0 && freopen("printed", "w", stdout) != NULL &&
+            freopen("complained", "w", stderr) != NULL) {
+            execv(binary, argv);
+        }
+        _exit(127);
+    }
+    assert_int_equal(waitpid(child, &end, 0), child);
+    assert_true(WIFEXITED(end));
+    return WEXITSTATUS(end);
 }
 
-static void assert_prints(void **state, const char *words) {
+/* The file in the test's folder holds the words. */
+static void assert_file(void **state, const char *name, const char *words) {
     char *text = NULL;
     size_t bytes = 0;
-    assert_int_equal(file_read(in_folder(state, "printed"), 1 << 20, &text, &bytes), STATUS_OK);
+    assert_int_equal(file_read(in_folder(state, name), 1 << 20, &text, &bytes), STATUS_OK);
     (void)status_set(STATUS_OK, "%s", text); /* to be searched like a message */
     free(text);
     assert_message(words);
+}
+
+static void assert_prints(void **state, const char *words) {
+    assert_file(state, "printed", words);
 }
 
 static void wrong_command_lines(void **state) {
@@ -80,7 +90,7 @@ static void wrong_command_lines(void **state) {
     write_text(in_folder(state, "text"), "some text for both sides\n");
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         assert_int_equal(run(state, wrong[i].line), STATUS_CONFIG);
-        assert_message(wrong[i].words);
+        assert_file(state, "complained", wrong[i].words);
     }
     assert_false(path_is_folder(in_folder(state, "out")));
 }
@@ -118,12 +128,25 @@ static void help_is_printed(void **state) {
     }
 }
 
-int main(void) {
+/* Standard output that cannot be written is an error and not silence. */
+static void full_output_is_noticed(void **state) {
+    write_counting_shard(in_folder(state, "a.bin"), 2, 0, 100);
+    assert_int_equal(symlink("/dev/full", in_folder(state, "printed")), 0);
+    assert_int_equal(run(state, "show a.bin"), STATUS_IO);
+    assert_file(state, "complained", "standard output|No space left");
+}
+
+int main(int argc, char **argv) {
+    if (argc != 2 || realpath(argv[1], binary) == NULL) {
+        fprintf(stderr, "expected the path of the program as the only argument\n");
+        return 1;
+    }
 #define TEST(name) cmocka_unit_test_setup_teardown(name, folder_setup, folder_teardown)
     const struct CMUnitTest tests[] = {
         TEST(wrong_command_lines),
         TEST(text_goes_to_shards_and_back),
         TEST(help_is_printed),
+        TEST(full_output_is_noticed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

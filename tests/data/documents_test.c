@@ -61,7 +61,7 @@ static void changed_documents_are_refused(void **state) {
     documents_release(&list);
 }
 
-/* '/' is above '.' and below any letter: the walk of the folders in turn would give another order. */
+/* '/' is above '.' and below any letter, so walking one folder after the other is not enough. */
 static void documents_are_in_order_of_path(void **state) {
     static const char *const sorted[] = {"in/B", "in/b!/z", "in/b.txt", "in/b/c", "in/b/d/e",
                                          "in/b/da", "in/b0"};

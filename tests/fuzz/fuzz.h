@@ -1,10 +1,10 @@
 /*
  * What one fuzz entry (fuzz_<thing>.c) has to provide, and what it may use.
  *
- * The same file serves two drivers: libFuzzer (its command line stands in fuzz_smoke.c) and the deterministic smoke
- * run that is part of the normal tests. A parser passes when no input crashes it, trips a
- * sanitizer, leaks, or takes longer than a few seconds; an entry may add assertions about inputs
- * that were accepted.
+ * The same file serves two drivers: libFuzzer (its command line stands in fuzz_smoke.c) and the
+ * deterministic smoke run that is part of the normal tests. A parser passes when no input crashes
+ * it, trips a sanitizer, leaks, or takes longer than a few seconds; an entry may add assertions
+ * about inputs that were accepted.
  */
 #ifndef DEEPWELL_TESTS_FUZZ_FUZZ_H_
 #define DEEPWELL_TESTS_FUZZ_FUZZ_H_

@@ -7,7 +7,7 @@
  * Tensors in BF16 or FP16 add one rounding when stored; backward also starts from the rounded output, whose
  * error enters every score's gradient: 8 unit roundoffs of the format.
  */
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 struct shape {
     size_t batch, length, heads, width;

@@ -4,7 +4,7 @@
  * numbers, all positive, so the loss is off by at most 64 u plus its own rounding; a probability by 64 u
  * relatively, so by 64 u scale. Gradients in BF16 or FP16 add one rounding when stored.
  */
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 enum { TOKENS = 13, VOCABULARY = 1101, PADDED = 1152 };
 

@@ -4,7 +4,7 @@
  * neighbouring codes in exact FP64 arithmetic, ties to the even code; exp() in FP64.
  */
 #include "kernels/cpu/vector.h"
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 /* A format with `exponent_bits` and `fraction_bits`, as IEEE 754 defines it. */
 struct format {

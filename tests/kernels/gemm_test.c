@@ -5,7 +5,7 @@
  * elements compared stays within 6 of those (accumulated content and bias add two roundings). One more
  * rounding where c is stored in its dtype.
  */
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 struct gemm_case {
     enum dtype a, b, c;

@@ -5,7 +5,7 @@
  * N rows adds 6 u N as for GEMMs. Tensors in BF16 or FP16 add one rounding when stored. The norm is
  * compared on the residual that the kernel stored, for that is what it normalises.
  */
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 enum { TOKENS = 75, WIDTH = 37 }; /* three chunks of rows, no round number */
 

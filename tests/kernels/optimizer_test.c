@@ -5,7 +5,7 @@
  * Tolerance of AdamW, u = 2^-24: an update is at most about lr in size and a dozen FP32 operations, the
  * moments are sums of ten positive or bounded terms: 64 u times lr a step and u times the parameter.
  */
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 enum { ELEMENTS = 5000, STEPS = 10, GAP_FIRST = 3000, GAP_END = 3072 };
 

@@ -4,7 +4,7 @@
  * Tolerances, u = 2^-24, data of order 1 (below 5): an element is a dozen FP32 operations, hence 32 u; a
  * sum over N rows adds 6 u N as for GEMMs. Tensors in BF16 or FP16 add one rounding when stored.
  */
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 
 enum { TOKENS = 75, WIDTH = 1101 }; /* three chunks of rows, two stretches of a row */
 

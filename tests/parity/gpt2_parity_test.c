@@ -1,23 +1,23 @@
 /*
  * The engine against Hugging Face's GPT-2 and PyTorch's AdamW.
  *
- * Oracle: gpt2_fixture.safetensors, computed in FP64 by make_fixture.py from the same FP32 numbers. It also
- * holds how far results move when the FP64 model is disturbed by as much as a precision may disturb it
- * (`spread:`), which is where the tolerances below come from; the last three tests need no fixture values:
- * their oracle is bit equality, or the engine itself in another order of the same sums.
+ * Oracle: gpt2_fixture.safetensors, computed in FP64 by make_fixture.py from the same FP32 numbers.
+ * It also holds how far results move when the FP64 model is disturbed by as much as a precision may
+ * disturb it (`spread:`), which is where the tolerances below come from. The last three tests need
+ * no fixture values: their oracle is bit equality, or the engine in another order of the same sums.
  *
  * Tolerances
- * - Units are 2^-23 (the spacing of FP32 at 1) times the largest number of the tensor that is judged.
+ * - Units are 2^-23 (the spacing of FP32 at 1) times the largest number of the tensor judged.
  * - A value that went through s roundings, each of a sum of up to K products, is off by about
- *   sqrt(s) sqrt(K) / 2 units if the errors are independent. Here K <= 4 C = 128. Forward, a logit has
- *   s = 3 blocks * 8 results + 3 behind it: 29 units, hence LOGIT_UNITS. A gradient of the first block has
- *   twice as many: 41 units, hence the fixture's 64. (PyTorch itself in FP32 is off by 6.)
+ *   sqrt(s) sqrt(K) / 2 units if the errors are independent. Here K <= 4 C = 128. Forward, a logit
+ *   has s = 3 blocks * 8 results + 3 behind them: 29 units, hence LOGIT_UNITS. A gradient of the
+ *   first block has twice as many: 41, hence the fixture's 64. (PyTorch's own FP32 is off by 6.)
  * - A loss is log-sum-exp minus a logit, so it is off by at most twice what the logits are.
- * - After training: the fixture's spread is the largest of 16 disturbed runs. Another run's error may point
- *   elsewhere; four times the largest of 16 is beyond what one more draw can give. To that, one unit a step
- *   for rounding the weight itself.
- * - bf16 and fp16: four standard deviations of the disturbed loss and gradient; the gradient also has the
- *   roundings of backward, which the fixture does not imitate: as many again, so sqrt(2) more.
+ * - After training: the fixture's spread is the largest of 16 disturbed runs. Another run's error
+ *   may point elsewhere; four times the largest of 16 is beyond what one more draw can give. To
+ *   that, one unit a step for rounding the weight itself.
+ * - bf16 and fp16: four standard deviations of the disturbed loss and gradient. The gradient also
+ *   has the roundings of backward, which the fixture does not imitate: as many again, so sqrt(2).
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -47,8 +47,8 @@ static struct numbers fixture_numbers(const char *group, const char *name) {
     snprintf(full, sizeof full, "%s:%s", group, name);
     const struct safetensors_entry *entry = safetensors_find(&fixture, full);
     if (entry == NULL) fail_msg("the fixture has no %s", full);
-    return (struct numbers){(const float *)(const void *)(fixture.data + entry->offset),
-                            entry->bytes / sizeof(float)};
+    const void *data = fixture.data + entry->offset;
+    return (struct numbers){data, entry->bytes / sizeof(float)};
 }
 
 static double fixture_number(const char *group, const char *name, size_t index) {
@@ -63,7 +63,7 @@ static size_t fixture_shape(enum shape_index index) {
     return (size_t)fixture_number("run", "shape", index);
 }
 
-/* The group's tensors in the engine's layout: flat, [out, in], padding zero. Release with free(). */
+/* The group's tensors in the engine's layout: flat, [out, in], padding zero. Release with free. */
 static float *fixture_flat(const struct param_table *table, const char *group) {
     float *flat = test_memory(table->elements * sizeof *flat);
     memset(flat, 0, table->elements * sizeof *flat);
@@ -73,8 +73,8 @@ static float *fixture_flat(const struct param_table *table, const char *group) {
         assert_int_equal(hf.count, param_count(param));
         for (size_t r = 0; r < param->rows; r++) {
             for (size_t c = 0; c < param->columns; c++) {
-                const size_t at = param->hf_transposed ? c * param->rows + r : r * param->columns + c;
-                flat[param->offset + r * param->columns + c] = hf.values[at];
+                const size_t here = r * param->columns + c, there = c * param->rows + r;
+                flat[param->offset + here] = hf.values[param->hf_transposed ? there : here];
             }
         }
     }
@@ -125,7 +125,8 @@ static void run_open(struct run *run, const struct variant *variant) {
 
     const struct param_table *table = &engine->gpt.table;
     float *weights = fixture_flat(table, "weights");
-    EXPECT_OK(device_upload(&engine->device, engine->masters, weights, table->elements * sizeof *weights));
+    EXPECT_OK(device_upload(&engine->device, engine->masters, weights,
+                            table->elements * sizeof *weights));
     free(weights);
     if (engine->weights.data != engine->masters) {
         EXPECT_OK(engine->device.ops->convert(
@@ -152,7 +153,7 @@ static struct step_state state_of(struct run *run) {
     return state;
 }
 
-/* Uploads sequences [first, first + rows) of the fixture's stream; beyond its end it begins anew. */
+/* Uploads sequences [first, first + rows) of the fixture's stream, which begins anew at its end. */
 static void upload_sequences(struct run *run, struct gpt_training *training, size_t first) {
     const struct numbers stream = fixture_numbers("run", "tokens");
     const size_t length = training->shape.sequence_length, rows = training->shape.batch;
@@ -191,8 +192,8 @@ static double run_first_batch(struct run *run) {
 
 static void assert_near(const char *what, double got, double expected, double tolerance) {
     if (!(fabs(got - expected) <= tolerance)) {
-        fail_msg("%s: expected %.9g within %.3g, found %.9g: off by %.3g", what, expected, tolerance, got,
-                 fabs(got - expected));
+        fail_msg("%s: expected %.9g within %.3g, found %.9g: off by %.3g", what, expected,
+                 tolerance, got, fabs(got - expected));
     }
 }
 
@@ -208,8 +209,8 @@ static double logit_tolerance(void) {
 }
 
 /* Every parameter's gradient, each against its own largest; padding exactly zero. */
-static void assert_gradients(const struct param_table *table, const float *got, const float *expected,
-                             double units) {
+static void assert_gradients(const struct param_table *table, const float *got,
+                             const float *expected, double units) {
     for (size_t i = 0; i < table->length; i++) {
         const struct param *param = &table->params[i];
         const double tolerance =
@@ -226,6 +227,13 @@ static void assert_gradients(const struct param_table *table, const float *got, 
 
 static const struct variant whole_batch = {CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE, 3, 3, 0};
 
+/* The mean over `count` tokens. */
+static double mean(const float *losses, size_t count) {
+    double sum = 0.0;
+    for (size_t i = 0; i < count; i++) sum += (double)losses[i];
+    return sum / (double)count;
+}
+
 /* Logits, and both batches' losses, of a forward pass without backward. */
 static void test_evaluation(void **state) {
     (void)state;
@@ -241,11 +249,15 @@ static void test_evaluation(void **state) {
         upload_sequences(&run, evaluation, batch * evaluation->shape.batch);
         EXPECT_OK(gpt_evaluate(evaluation));
         float *losses = download(&run, evaluation->losses, tokens);
-        double sum = 0.0;
-        for (size_t i = 0; i < tokens; i++) sum += (double)losses[i];
+        assert_near("mean loss", mean(losses, tokens),
+                    fixture_number("first", "batch_losses", batch), 2.0 * logit_tolerance());
+        for (size_t row = 0; row < evaluation->shape.batch && batch == 0; row++) {
+            const size_t length = evaluation->shape.sequence_length;
+            assert_near("loss of a row", mean(losses + row * length, length),
+                        fixture_number("first", "micro_batch_losses", row),
+                        2.0 * logit_tolerance());
+        }
         free(losses);
-        assert_near("mean loss", sum / (double)tokens, fixture_number("first", "batch_losses", batch),
-                    2.0 * logit_tolerance());
     }
     /* The first batch came last, in one chunk: its logits still lie there. */
     const struct tensor logits = evaluation->loss.logits;
@@ -281,8 +293,8 @@ static void test_gradients(void **state) {
     }
 }
 
-/* The keys' part of the query, key and value bias: softmax does not see it, so it has no gradient but
- * rounding's, and AdamW makes a full step of that. */
+/* The keys' part of the query, key and value bias: softmax does not see it, so it has no gradient
+ * but rounding's, and AdamW makes a full step of that. */
 static bool without_gradient(const struct param *param, size_t n) {
     const size_t width = param->columns / 3;
     return strstr(param->hf_name, "attn.c_attn.bias") != NULL && n >= width && n < 2 * width;
@@ -322,7 +334,8 @@ static void test_training(void **state) {
         const struct step_state decided = state_of(&run);
         const double norm = fixture_number("steps", "gradient_norm", step);
         assert_near("loss", (double)decided.loss, fixture_number("steps", "loss", step),
-                    2.0 * logit_tolerance() + spread_factor * fixture_number("spread", "loss", step));
+                    2.0 * logit_tolerance() +
+                        spread_factor * fixture_number("spread", "loss", step));
         assert_near("gradient norm", (double)decided.gradient_norm, norm,
                     units * epsilon_fp32 * norm +
                         spread_factor * fixture_number("spread", "gradient_norm", step));
@@ -338,7 +351,8 @@ static void test_training(void **state) {
 }
 
 /* The 2-norm of (got / scale - expected) over that of expected. */
-static double relative_distance(const float *got, double scale, const float *expected, size_t count) {
+static double relative_distance(const float *got, double scale, const float *expected,
+                                size_t count) {
     double difference = 0.0, size = 0.0;
     for (size_t i = 0; i < count; i++) {
         const double d = (double)got[i] / scale - (double)expected[i];
@@ -424,7 +438,8 @@ static void test_recompute(void **state) {
     }
 }
 
-/* Oracle: the same sums in another order. Each side may err by the fixture's units, so together by twice. */
+/* Oracle: the same sums in another order. Each side may err by the fixture's units, so together by
+ * twice. */
 static void test_accumulation(void **state) {
     (void)state;
     const double units = 2.0 * fixture_number("run", "gradient_error_units", 0);
@@ -445,8 +460,8 @@ static void test_accumulation(void **state) {
     run_close(&at_once);
 }
 
-/* Oracle: bit equality where the chunk holds all tokens; elsewhere the same sums, which the BLAS may order
- * by the number of rows. 51 tokens: chunks of 1, a divisor, and two sizes with a remainder. */
+/* Oracle: bit equality where the chunk holds all tokens; elsewhere the same sums, which the BLAS
+ * may order by the number of rows. 51 tokens: chunks of 1, a divisor, two with a remainder. */
 static void test_logits_chunk(void **state) {
     (void)state;
     static const int64_t sizes[] = {51, 1000, 1, 17, 20, 50};

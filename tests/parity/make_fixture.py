@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Writes gpt2_fixture.safetensors: what Hugging Face's GPT-2 and PyTorch's AdamW say about a tiny model.
+"""Writes gpt2_fixture.safetensors: Hugging Face's GPT-2 and PyTorch's AdamW on a tiny model.
 
-Who uses it: gpt2_parity_test.c, which never needs Python; run this only to make the file anew (README.md).
+Who uses it: gpt2_parity_test.c, which never needs Python. Run this only to make the file anew
+(README.md).
 
-The oracle is more precise than what it judges: weights are drawn in FP32 and everything after that is
-computed in FP64, with every constant (learning rates, betas, epsilon ...) first rounded to FP32, because
-that is the number the engine is given. Results are rounded to FP32 once, when stored.
+The oracle is more precise than what it judges: weights are drawn in FP32 and everything after that
+is computed in FP64, with every constant (learning rates, betas, epsilon ...) first rounded to FP32,
+because that is the number the engine is given. Results are rounded to FP32 once, when stored.
 
-Besides values the file holds `spread:` entries: how far results move when the FP64 model is disturbed at
-random by as much as a precision is allowed to disturb it. They are what tolerances are derived from.
+Besides values the file holds `spread:` entries: how far results move when the FP64 model is
+disturbed at random by as much as a precision is allowed to disturb it. Tolerances are derived from
+them.
 """
 import argparse
 import copy
@@ -39,7 +41,7 @@ def fp32(number):
 
 
 def draw_weights(model, random):
-    """Random values for every parameter, norms and biases too, so that no term of a gradient is zero."""
+    """Random values for every parameter, norms and biases too: no term of a gradient is zero."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.from_numpy(random.standard_normal(tuple(parameter.shape)))
@@ -66,14 +68,14 @@ def make_model(random):
 
 
 def mean_loss(model, batch):
-    """Mean over all tokens, in nats. Not the model's own loss: that one rounds the logits to FP32."""
+    """Mean over all tokens, in nats. The model's own loss rounds the logits to FP32: not used."""
     logits = model(batch[:, :-1]).logits
     assert logits.dtype == torch.float64
     return F.cross_entropy(logits.reshape(-1, VOCABULARY), batch[:, 1:].reshape(-1)), logits
 
 
 def check_gradient(model, batch):
-    """Central differences along the gradient: agree only if no part of the graph runs below FP64."""
+    """Central differences along the gradient agree only if all of the graph runs in FP64."""
     model.zero_grad()
     mean_loss(model, batch)[0].backward()
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
@@ -85,12 +87,12 @@ def check_gradient(model, batch):
                 there.add_(here.grad, alpha=distance / norm)
             losses.append(float(mean_loss(moved, batch)[0]))
     slope = (losses[0] - losses[1]) / 2e-4
-    # The third derivative times distance^2 / 6 is what remains; FP32 anywhere would leave about 1e-3.
+    # The third derivative times distance^2 / 6 remains; FP32 anywhere would leave about 1e-3.
     assert abs(slope - norm) < 1e-5 * norm, (slope, norm)
 
 
 def fp32_gradient_error(model, batch):
-    """The error of PyTorch's own FP32 gradients, in the units of GRADIENT_ERROR_UNITS: for the reader."""
+    """The error of PyTorch's own FP32 gradients, in the units of GRADIENT_ERROR_UNITS."""
     single = copy.deepcopy(model).float()
     single.zero_grad()
     logits = single(batch[:, :-1]).logits
@@ -106,10 +108,10 @@ def learning_rate(step):
 
 
 def train(model, batches, noise=None):
-    """The ten steps. noise(gradient) is added to each gradient: the engine's own rounding, imitated."""
+    """The ten steps. noise(gradient), the engine's rounding imitated, is added to each gradient."""
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": fp32(WEIGHT_DECAY)},
-        {"params": [p for p in model.parameters() if p.dim() != 2], "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if (p.dim() == 2) == decays],
+         "weight_decay": fp32(WEIGHT_DECAY) if decays else 0.0} for decays in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups, betas=(fp32(BETA1), fp32(BETA2)), eps=fp32(EPSILON),
                                   foreach=False)
@@ -139,7 +141,7 @@ def uniform_like(tensor, random):
 
 
 def training_spread(initial, batches, reference, random):
-    """Largest distance of any twin, with gradients wrong by up to the allowed error, from the reference.
+    """Largest distance from the reference of any twin whose gradients err by up to what is allowed.
 
     Gradients that are exactly zero (positions beyond the sequence) are so in the engine too."""
     trained, losses, norms = reference
@@ -155,8 +157,8 @@ def training_spread(initial, batches, reference, random):
         for (name, there), here in zip(twin.named_parameters(), trained.parameters()):
             distance = (there - here).detach().abs()
             if name.endswith("c_attn.bias"):
-                # Softmax does not see a shift of all scores, so the keys' bias has no gradient. Rounding
-                # makes one, AdamW makes a full step of it, and nothing depends on the outcome.
+                # Softmax does not see a shift of all scores, so the keys' bias has no gradient.
+                # Rounding makes one, AdamW makes a full step of it, and nothing depends on it.
                 distance[WIDTH : 2 * WIDTH] = 0.0
             spread["final:" + name] = max(spread.get("final:" + name, 0.0), distance.max().item())
     return spread
@@ -169,8 +171,8 @@ def flat_gradient(model, loss):
 
 
 def rounding_spread(initial, batch, unit_roundoff, random):
-    """Root mean square moves, of the loss and (relative, 2-norm) of the whole gradient, when every weight
-    and every module's output is off by up to one rounding of a precision."""
+    """Root mean square moves, of the loss and (relative, 2-norm) of the whole gradient, when every
+    weight and every module's output is off by up to one rounding of a precision."""
     def disturb(module, inputs, output):
         first = output[0] if isinstance(output, tuple) else output
         noisy = first * (1.0 + unit_roundoff * uniform_like(first, random))
@@ -208,7 +210,7 @@ def first_step(model, batch, tensors):
         (row_loss / ROWS).backward()
         row_losses.append(row_loss.item())
     for (name, parameter), gradient in zip(model.named_parameters(), whole):
-        # Rows are of equal length, so the mean of means is the mean: one set of gradients serves both.
+        # Rows are of equal length, so the mean of means is the mean: one gradient serves both.
         assert torch.allclose(parameter.grad, gradient, rtol=1e-11, atol=1e-13), name
         tensors["gradients:" + name] = gradient
     model.zero_grad()
@@ -223,7 +225,7 @@ def build():
     random = np.random.RandomState(SEED)  # its stream is frozen across NumPy versions
     initial = make_model(random)
     stream = torch.from_numpy(random.randint(0, VOCABULARY, BATCHES * ROWS * TOKENS + 1))
-    # Sequence j is tokens [j T, j T + T], as in a token shard: the last target is the next first input.
+    # Sequence j is tokens [j T, j T + T], as in a shard: its last target is the next one's input.
     batches = stream.unfold(0, TOKENS + 1, TOKENS).reshape(BATCHES, ROWS, TOKENS + 1)
     check_gradient(initial, batches[0])
     print(f"PyTorch's FP32 gradients err by {fp32_gradient_error(initial, batches[0]):.1f} units")

@@ -333,7 +333,6 @@ static void checks_across_keys_name_both(void **state) {
         {{"optimizer.decay_steps", "18166", "optimizer.schedule", "wsd"},
          "optimizer.decay_steps = 18166", "train.steps = 18865"},
         {{"train.out", ""}, "train.out is empty", ""},
-        {{"data.train", ""}, "data.train is empty", ""},
         {{"train.resume", ""}, "train.resume is empty", ""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

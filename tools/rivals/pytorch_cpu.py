@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The PyTorch rival on a CPU: seconds for a whole GPT-2 optimizer step, eager and with torch.compile.
+"""The PyTorch rival on a CPU: seconds of a whole GPT-2 optimizer step, eager and torch.compile.
 
-The work is that of `deepwell bench step`: FP32, forward, backward, clipping of the global gradient norm,
-AdamW (PyTorch's fused kernel), gradients cleared; random tokens, vocabulary padded to 50304, fused
-attention, no dropout. Both modes train copies of the same weights, alternately, so that a change of the
-machine's load meets both. Needs torch only.
+The work is that of `deepwell bench step`: FP32, forward, backward, clipping of the global gradient
+norm, AdamW (PyTorch's fused kernel), gradients cleared; random tokens, vocabulary padded to 50304,
+fused attention, no dropout. Both modes train copies of the same weights, alternately, so that a
+change of the machine's load meets both. Needs torch only.
 
 usage: pytorch_cpu.py [--batch 4] [--sequence 64] [--threads N] [--steps 12] [--warmup 3]
                       [--modes eager,compile] [--json FILE]
@@ -95,7 +95,7 @@ def quantile(values, fraction):
 def cpu_name():
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as info:
-            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+            names = [line.split(":", 1)[1].strip() for line in info if "model name" in line]
         return names[0] if names else platform.processor()
     except OSError:
         return platform.processor()
@@ -149,7 +149,8 @@ def main():
     for run in runs:
         row = report(run, options)
         print(f"pytorch {row['torch']} {run.mode:8} {options.model} B={options.batch} "
-              f"T={options.sequence} fp32 {options.threads} threads: median {row['median_s']:.4f} s/step "
+              f"T={options.sequence} fp32 {options.threads} threads: "
+              f"median {row['median_s']:.4f} s/step "
               f"(p10 {row['p10_s']:.4f}, p90 {row['p90_s']:.4f}; {row['steps']} steps), "
               f"{row['tokens_per_s']:.1f} tokens/s, load {row['load_average']:.2f}", flush=True)
         if options.json:

@@ -7,12 +7,13 @@
 choose_build_folder() {
     local folder=${DEEPWELL_BUILD_FOLDER:-} cache=${HOME:-}/.cache/bazel
     startup=()
+    export USER=${USER:-$(id -un 2>/dev/null || echo $EUID)} # Bazel refuses to run as nobody
     if [[ -z $folder ]]; then
         if [[ -n ${HOME:-} ]] && mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]]; then return; fi
         folder=/tmp/deepwell-$EUID
         say "HOME (${HOME:-not set}) cannot be written: building in $folder (or set DEEPWELL_BUILD_FOLDER)"
     fi
-    mkdir -p "$folder" || true
+    mkdir -p "$folder" 2>/dev/null || true
     [[ -O $folder && -w $folder ]] ||
         die 2 "$folder must be a folder that you own and can write: set DEEPWELL_BUILD_FOLDER to one"
     startup=("--output_user_root=$(readlink -f "$folder")")
@@ -40,7 +41,7 @@ run_bazel() { # LOG COMMAND ARGUMENT...
     local log=$1 command=$2 startup
     shift 2
     choose_build_folder
-    mkdir -p "$logs" || die 2 "$root cannot be written: clone deepwell to where you can write"
+    mkdir -p "$logs" 2>/dev/null || die 2 "$root cannot be written: clone deepwell to where you can write"
     (cd "$root" && bazel "${startup[@]}" "$command" --color=no --curses=no \
         --show_progress_rate_limit=0.5 "$@" 2>&1) | show_progress >"$log"
 }

@@ -2,8 +2,8 @@
  * What the tests of the kernels share: random tensors, a device with exactly the scratch memory that an
  * operation may count on, and comparison within a derived tolerance that names the worst element.
  */
-#ifndef DEEPWELL_TESTS_TESTING_H_
-#define DEEPWELL_TESTS_TESTING_H_
+#ifndef DEEPWELL_TESTS_KERNELS_TESTING_H_
+#define DEEPWELL_TESTS_KERNELS_TESTING_H_
 
 #include <math.h>
 #include <setjmp.h>
