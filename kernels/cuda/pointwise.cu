@@ -1,0 +1,209 @@
+/*
+ * GELU with the bias before it, and gradients of biases. A warp covers WARP * W columns of a row; each
+ * thread keeps its columns' bias and sums while the block walks down its rows.
+ */
+#include "base/checked.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/numbers.cuh"
+
+namespace {
+
+enum { LANES = 8, UNROLL = 4, FINISH_LANES = 32 };
+
+constexpr float TWO_SQRT_2_OVER_PI = 1.5957691216057308f, CUBIC = 0.044715f;
+
+/* gelu(u) = u / (1 + exp(-2 z)), as in kernels/cpu/gelu.c. An overflowing exponential gives 0. */
+__device__ inline float gelu(float u) {
+    const float z2 = TWO_SQRT_2_OVER_PI * (u + CUBIC * u * u * u);
+    return __fdividef(u, 1.0f + __expf(-z2));
+}
+
+/* s + u s (1 - s) d(2 z)/du with t = exp(-|2 z|): no cancellation (kernels/cpu/gelu.c). */
+__device__ inline float gelu_slope(float u) {
+    const float z2 = TWO_SQRT_2_OVER_PI * (u + CUBIC * u * u * u);
+    const float slope = TWO_SQRT_2_OVER_PI * (1.0f + 3.0f * CUBIC * u * u);
+    const float t = __expf(-fabsf(z2)), r = __fdividef(1.0f, 1.0f + t);
+    const float s = z2 < 0.0f ? t * r : r;
+    return s + u * (t * r * r) * slope;
+}
+
+/* A grid that fills the GPU: columns in x, rows in y. */
+dim3 column_grid(const struct device *device, size_t rows, size_t columns, int width) {
+    const size_t x = ceil_div(columns, WARP * (size_t)width);
+    const size_t wanted = ceil_div((size_t)backend_of(device)->multiprocessors * 6, x);
+    const size_t y = size_min(size_min(wanted, ceil_div(rows, LANES * UNROLL)), COLUMN_PARTS_MAX);
+    return dim3((unsigned)x, (unsigned)size_max(y, 1));
+}
+
+template <typename T, int W>
+__global__ void gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t columns) {
+    const size_t column = ((size_t)blockIdx.x * WARP + threadIdx.x) * W;
+    if (column >= columns) return;
+    float b[W];
+    unpack(b, load<T, W>(bias + column));
+    const size_t stride = (size_t)gridDim.y * LANES;
+    for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += UNROLL * stride) {
+        Numbers<T, W> in[UNROLL];
+#pragma unroll
+        for (int j = 0; j < UNROLL; j++) {
+            const size_t r = row + (size_t)j * stride;
+            if (r < rows) in[j] = load_once<T, W>(x + r * columns + column);
+        }
+#pragma unroll
+        for (int j = 0; j < UNROLL; j++) {
+            const size_t r = row + (size_t)j * stride;
+            if (r >= rows) break;
+            float u[W];
+            unpack(u, in[j]);
+#pragma unroll
+            for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
+            store(out + r * columns + column, pack<T, W>(u));
+        }
+    }
+}
+
+/* Sums of the block's LANES rows of sums, in order, into one row of partials. */
+template <int W>
+__device__ inline void store_partials(float *partials, const float (&sums)[W], size_t column,
+                                      size_t columns) {
+    __shared__ float shared[LANES][WARP * W];
+#pragma unroll
+    for (int i = 0; i < W; i++) shared[threadIdx.y][i * WARP + (int)threadIdx.x] = sums[i];
+    __syncthreads();
+    if (threadIdx.y > 0 || column >= columns) return;
+    float total[W] = {};
+    for (int lane = 0; lane < LANES; lane++) {
+#pragma unroll
+        for (int i = 0; i < W; i++) total[i] += shared[lane][i * WARP + (int)threadIdx.x];
+    }
+    store(partials + (size_t)blockIdx.y * columns + column, pack<float, W>(total));
+}
+
+/* GELU: x_gradient = out_gradient gelu'(x + bias) and its column sums; else sums of out_gradient alone. */
+template <typename T, int W, bool GELU>
+__global__ void column_sums_kernel(T *x_gradient, const T *out_gradient, const T *x, const T *bias,
+                                   float *partials, size_t rows, size_t columns) {
+    const size_t column = ((size_t)blockIdx.x * WARP + threadIdx.x) * W;
+    const size_t stride = (size_t)gridDim.y * LANES;
+    float sums[W] = {}, b[W] = {};
+    if (column < columns) {
+        if (GELU) unpack(b, load<T, W>(bias + column));
+        for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += UNROLL * stride) {
+            Numbers<T, W> in[UNROLL], gradient[UNROLL];
+#pragma unroll
+            for (int j = 0; j < UNROLL; j++) {
+                const size_t r = row + (size_t)j * stride;
+                if (r >= rows) continue;
+                gradient[j] = load_once<T, W>(out_gradient + r * columns + column);
+                if (GELU) in[j] = load_once<T, W>(x + r * columns + column);
+            }
+#pragma unroll
+            for (int j = 0; j < UNROLL; j++) {
+                const size_t r = row + (size_t)j * stride;
+                if (r >= rows) continue;
+                float g[W], u[W];
+                unpack(g, gradient[j]);
+                if (GELU) {
+                    unpack(u, in[j]);
+#pragma unroll
+                    for (int i = 0; i < W; i++) g[i] *= gelu_slope(u[i] + b[i]);
+                    store(x_gradient + r * columns + column, pack<T, W>(g));
+                }
+#pragma unroll
+                for (int i = 0; i < W; i++) sums[i] += g[i];
+            }
+        }
+    }
+    store_partials<W>(partials, sums, column, columns);
+}
+
+__global__ void column_finish_kernel(float *out, const float *partials, size_t parts, size_t stride,
+                                     size_t columns, bool accumulate) {
+    __shared__ float shared[FINISH_LANES][WARP + 1];
+    const size_t column = (size_t)blockIdx.x * WARP + threadIdx.x;
+    float sum = 0.0f;
+    if (column < columns) {
+        for (size_t part = threadIdx.y; part < parts; part += FINISH_LANES) {
+            sum += partials[part * stride + column];
+        }
+    }
+    shared[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || column >= columns) return;
+    float total = accumulate ? out[column] : 0.0f;
+    for (int lane = 0; lane < FINISH_LANES; lane++) total += shared[lane][threadIdx.x];
+    out[column] = total;
+}
+
+__global__ void probe_kernel() {}
+
+} /* namespace */
+
+extern "C" cudaError_t cuda_code_probe(void) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, probe_kernel);
+}
+
+extern "C" size_t cuda_column_scratch_bytes(const struct op_limits *limits) {
+    return (size_t)COLUMN_PARTS_MAX * 3 * limits->width * sizeof(float); /* a norm has three sums */
+}
+
+extern "C" enum status cuda_column_sums(struct device *device, float *out, const float *partials,
+                                          size_t parts, size_t part_stride, size_t columns,
+                                          bool accumulate) {
+    const dim3 threads(WARP, FINISH_LANES);
+    column_finish_kernel<<<blocks_for(columns, WARP), threads, 0, backend_of(device)->stream>>>(
+        out, partials, parts, part_stride, columns, accumulate);
+    return cuda_launched("column sums");
+}
+
+extern "C" enum status cuda_gelu_forward(struct device *device, const struct gelu_forward *op) {
+    const char *const name = "gelu_forward";
+    const size_t rows = op->out.rows, columns = op->out.columns;
+    const enum dtype dtype = op->out.dtype;
+    TRY(cuda_shape(name, "x", op->x, dtype, rows, columns));
+    TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
+    FOR_DTYPE(dtype, FOR_WIDTH(columns, {
+        gelu_forward_kernel<T, W><<<column_grid(device, rows, columns, W), dim3(WARP, LANES), 0,
+                                    backend_of(device)->stream>>>(
+            (T *)op->out.data, (const T *)op->x.data, (const T *)op->bias.data, rows, columns);
+    }))
+    return cuda_launched(name);
+}
+
+extern "C" enum status cuda_gelu_backward(struct device *device, const struct gelu_backward *op) {
+    const char *const name = "gelu_backward";
+    const size_t rows = op->x.rows, columns = op->x.columns;
+    const enum dtype dtype = op->x.dtype;
+    dim3 grid;
+    TRY(cuda_shape(name, "x_gradient", op->x_gradient, dtype, rows, columns));
+    TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
+    TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
+    FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W); })
+    TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
+    float *partials = (float *)device->scratch;
+    FOR_DTYPE(dtype, FOR_WIDTH(columns, {
+        column_sums_kernel<T, W, true><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
+            (T *)op->x_gradient.data, (const T *)op->out_gradient.data, (const T *)op->x.data,
+            (const T *)op->bias.data, partials, rows, columns);
+    }))
+    TRY(cuda_launched(name));
+    return cuda_column_sums(device, op->bias_gradient, partials, grid.y, columns, columns,
+                              op->accumulate);
+}
+
+extern "C" enum status cuda_bias_backward(struct device *device, const struct bias_backward *op) {
+    const char *const name = "bias_backward";
+    const size_t rows = op->out_gradient.rows, columns = op->out_gradient.columns;
+    dim3 grid;
+    FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W); })
+    TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
+    float *partials = (float *)device->scratch;
+    FOR_DTYPE(op->out_gradient.dtype, FOR_WIDTH(columns, {
+        column_sums_kernel<T, W, false><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
+            nullptr, (const T *)op->out_gradient.data, nullptr, nullptr, partials, rows, columns);
+    }))
+    TRY(cuda_launched(name));
+    return cuda_column_sums(device, op->bias_gradient, partials, grid.y, columns, columns,
+                              op->accumulate);
+}
