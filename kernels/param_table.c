@@ -30,7 +30,7 @@ static enum status row_check(const struct param_table *table, const struct param
     return STATUS_OK;
 }
 
-enum status param_table_add(struct param_table *table, const struct param *row, size_t *index) {
+enum status param_table_add(struct param_table *table, const struct param *row) {
     size_t end = 0;
     TRY(row_check(table, row));
     struct param added = *row;
@@ -53,7 +53,7 @@ enum status param_table_add(struct param_table *table, const struct param *row, 
     }
     table->params[table->length] = added;
     table->elements = align_up(end, PARAM_ALIGNMENT);
-    *index = table->length++;
+    table->length++;
     return STATUS_OK;
 }
 

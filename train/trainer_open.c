@@ -45,8 +45,8 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
     t->state.control = control;
     TRY(device_upload(&t->engine.device, t->engine.state, &control, sizeof control));
     t->saved_step = t->state.step;
-    printf("continuing %s at step %lld%s%s\n", checkpoint->path, (long long)t->state.step,
-           changes[0] != '\0' ? ", with changes: " : "", changes);
+    snprintf(t->continued, sizeof t->continued, "continuing %s%s%s", checkpoint->path,
+             changes[0] != '\0' ? ", with changes: " : "", changes);
     return STATUS_OK;
 }
 
@@ -111,6 +111,7 @@ static enum status open_all(struct trainer *t) {
     TRY(open_metrics(t));
     TRY(trainer_print_header(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
+    if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));
     return loader_open(&t->loader, &t->train_data, &t->shape, (uint64_t)t->state.step);
 }
 

@@ -21,6 +21,11 @@ enum peak_type trainer_peak_type(const struct trainer *t) {
     return PEAK_FP32;
 }
 
+enum status trainer_event(struct trainer *t, const char *what) {
+    progress_message(&t->progress, "step %lld  %s", (long long)t->state.step, what);
+    return metrics_event(t->metrics, t->state.step, what);
+}
+
 enum status trainer_validate(struct trainer *t) {
     struct validation result;
     if (t->validation_data.shards == NULL || t->validated_step == t->state.step) return STATUS_OK;

@@ -12,10 +12,9 @@ static size_t add(struct param_table *table, const char *name, size_t rows, size
                   size_t padded_rows, enum param_init init) {
     struct param row = {.role = ROLE_LINEAR, .layer = -1, .rows = rows, .columns = columns,
                         .padded_rows = padded_rows, .init = init, .init_std = 0.02f};
-    size_t index = SIZE_MAX;
     strcpy(row.name, name);
-    EXPECT_OK(param_table_add(table, &row, &index));
-    return index;
+    EXPECT_OK(param_table_add(table, &row));
+    return table->length - 1;
 }
 
 static struct param_table small_table(void) {
@@ -62,24 +61,23 @@ static void test_refusals(void **state) {
     (void)state;
     struct param_table table = small_table();
     struct param row = {.name = "scale", .rows = 1, .columns = 1};
-    size_t index = 0;
-    expect_status(STATUS_INTERNAL, param_table_add(&table, &row, &index)); /* there already */
+    expect_status(STATUS_INTERNAL, param_table_add(&table, &row)); /* there already */
     row.name[0] = '\0';
-    expect_status(STATUS_INTERNAL, param_table_add(&table, &row, &index));
+    expect_status(STATUS_INTERNAL, param_table_add(&table, &row));
     memset(row.name, 'x', sizeof row.name);
-    expect_status(STATUS_INTERNAL, param_table_add(&table, &row, &index)); /* does not end */
+    expect_status(STATUS_INTERNAL, param_table_add(&table, &row)); /* does not end */
     row.name[1] = '\0';
     row.padded_rows = 1;
     row.rows = 2;
-    expect_status(STATUS_INTERNAL, param_table_add(&table, &row, &index));
+    expect_status(STATUS_INTERNAL, param_table_add(&table, &row));
     row.padded_rows = 0;
     row.columns = 0;
-    expect_status(STATUS_INTERNAL, param_table_add(&table, &row, &index));
+    expect_status(STATUS_INTERNAL, param_table_add(&table, &row));
     row.columns = SIZE_MAX;
-    expect_status(STATUS_MEMORY, param_table_add(&table, &row, &index));
+    expect_status(STATUS_MEMORY, param_table_add(&table, &row));
     row.rows = (size_t)1 << 30;
     row.columns = (size_t)1 << 30;
-    expect_status(STATUS_MEMORY, param_table_add(&table, &row, &index));
+    expect_status(STATUS_MEMORY, param_table_add(&table, &row));
     assert_int_equal(table.length, 4);
     param_table_free(&table);
 }
