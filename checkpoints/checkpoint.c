@@ -202,7 +202,7 @@ static enum status put_in_place(const char *run_folder, const char *temporary, i
     return folder_sync(run_folder);
 }
 
-/* Removes the temporary folder of a failed save, if it still has that name; the first error stays. */
+/* Removes the temporary folder of a failed save, if it still has that name. Keeps the message. */
 static enum status discard(const char *temporary, enum status code) {
     char reason[SHOWN_MESSAGE_BYTES];
     snprintf(reason, sizeof reason, "%s", status_message());

@@ -46,8 +46,8 @@ static void *map_aligned(size_t bytes) {
     return first;
 }
 
-/* Touches every page now: what the check of free memory promised is then really held, no step meets a
- * page fault, and the pages lie near the threads that work on them. */
+/* Touches every page now: what the check of free memory promised is then really held, no step meets
+ * a page fault, and the pages lie near the threads that work on them. */
 static void touch_pages(const struct device *device, char *memory, size_t bytes) {
     const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
     const size_t pages = ceil_div(bytes, page_bytes);
@@ -106,7 +106,8 @@ enum status device_map(struct device *device, void *memory, size_t bytes, void *
     return STATUS_OK;
 }
 
-enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes, bool changed) {
+enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes,
+                         bool changed) {
     (void)device;
     (void)memory;
     (void)host;

@@ -7,7 +7,8 @@ size_t column_sums_scratch_bytes(const struct op_limits *limits) {
     return buffers_bytes(row_chunks_max(limits->tokens), limits->width);
 }
 
-static void bias_backward_chunk(const struct bias_backward *op, struct row_chunk chunk, float *sums) {
+static void bias_backward_chunk(const struct bias_backward *op, struct row_chunk chunk,
+                                float *sums) {
     const size_t width = op->out_gradient.columns;
     for (size_t i = 0; i < width; i++) sums[i] = 0.0f;
     for (size_t n = chunk.first; n < chunk.end; n++) {

@@ -39,8 +39,10 @@ const struct ops cpu_ops = {
 enum status cpu_threads_start(int threads) {
     enum { BUILT_ON_OPENMP = 2 };
     if (openblas_get_parallel() != BUILT_ON_OPENMP) {
-        return status_set(STATUS_DEVICE, "expected an OpenBLAS built on OpenMP, found %s: install it "
-                          "(Debian: libopenblas-openmp-dev)", openblas_get_config());
+        return status_set(STATUS_DEVICE,
+                          "expected an OpenBLAS built on OpenMP, found %s: install it "
+                          "(Debian: libopenblas-openmp-dev)",
+                          openblas_get_config());
     }
     omp_set_num_threads(threads);
     openblas_set_num_threads(threads);
@@ -59,8 +61,8 @@ size_t buffers_bytes(size_t count, size_t floats) {
     return count * buffer_stride(floats) * sizeof(float);
 }
 
-enum status scratch_take(struct scratch *scratch, const char *operation, size_t count, size_t floats,
-                         struct buffers *out) {
+enum status scratch_take(struct scratch *scratch, const char *operation, size_t count,
+                         size_t floats, struct buffers *out) {
     const size_t bytes = buffers_bytes(count, floats);
     if (bytes > scratch->left_bytes) {
         return status_set(STATUS_INTERNAL, "%s: %zu bytes of scratch memory wanted, %zu left",
@@ -101,6 +103,6 @@ void column_sums_finish(const struct device *device, float *out, struct buffers 
 enum status shape_check(const char *operation, const char *what, struct tensor t, size_t rows,
                         size_t columns) {
     if (t.rows == rows && t.columns == columns && t.data != NULL) return STATUS_OK;
-    return status_set(STATUS_INTERNAL, "%s: expected %s (%zu, %zu), found (%zu, %zu) at %p", operation,
-                      what, rows, columns, t.rows, t.columns, t.data);
+    return status_set(STATUS_INTERNAL, "%s: expected %s (%zu, %zu), found (%zu, %zu) at %p",
+                      operation, what, rows, columns, t.rows, t.columns, t.data);
 }

@@ -201,8 +201,9 @@ int64_t fixture_expect_whole(struct fixture *fixture, const char *path) {
 int64_t fixture_expect_newest(struct fixture *fixture) {
     char path[PATH_BYTES];
     bool found = false;
-    if (checkpoint_newest(fixture->run, path, &found, NULL) != STATUS_OK)
+    if (checkpoint_newest(fixture->run, path, &found, NULL) != STATUS_OK) {
         fail_msg("%s", status_message());
+    }
     assert_true(found);
     return fixture_expect_whole(fixture, path);
 }

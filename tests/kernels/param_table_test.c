@@ -1,7 +1,7 @@
 /*
- * The tensor table. Oracles: offsets and counts by hand; statistics of the normal distribution for initial
- * values (of n values the mean's standard error is std / sqrt(n), that of the standard deviation is
- * std / sqrt(2 n); 5 of them are allowed); bit equality for repetition.
+ * The tensor table. Oracles: offsets and counts by hand; statistics of the normal distribution for
+ * initial values (of n values the mean's standard error is std / sqrt(n), that of the standard
+ * deviation is std / sqrt(2 n); 5 of them are allowed); bit equality for repetition.
  */
 #include <stdio.h>
 
@@ -119,7 +119,8 @@ static void test_initial_values(void **state) {
     param_table_free(&table);
 }
 
-/* More padding changes nothing but the padding: the vocabulary may be padded otherwise on other runs. */
+/* More padding changes nothing but the padding: the vocabulary may be padded otherwise on other
+ * runs. */
 static void test_padding_leaves_values_alone(void **state) {
     (void)state;
     struct param_table plain = {0}, padded = {0};
@@ -132,7 +133,8 @@ static void test_padding_leaves_values_alone(void **state) {
     param_table_initialise(&plain, 3, one);
     param_table_initialise(&padded, 3, two);
     assert_memory_equal(one, two, 70 * sizeof *one);
-    assert_memory_equal(one + plain.params[1].offset, two + padded.params[1].offset, 35 * sizeof *one);
+    assert_memory_equal(one + plain.params[1].offset, two + padded.params[1].offset,
+                        35 * sizeof *one);
     free(one);
     free(two);
     param_table_free(&plain);
