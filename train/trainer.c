@@ -1,6 +1,7 @@
 /* The training loop. Opening and closing: trainer_open.c. */
 #include "train/trainer.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/clock.h"
@@ -57,14 +58,16 @@ static struct step_record step_record(const struct trainer *t, double seconds, d
 }
 
 /* The step was not finite and not applied: goes on or stops, as train.nonfinite says. With dynamic loss
- * scaling an overflow above the smallest scale is the scaler's business. */
+ * scaling an overflow of gradients above the smallest scale is the scaler's business; no scale mends a
+ * loss that is not finite. */
 static enum status handle_nonfinite(struct trainer *t) {
     const struct step_state control = t->state.control;
     const struct config *c = t->config;
     struct nonfinite found;
     t->nonfinite_in_a_row++;
     const bool too_many = t->nonfinite_in_a_row >= c->train.nonfinite_max;
-    if (!too_many && config_loss_scaling(c) && control.loss_scale > LOSS_SCALE_MIN) return STATUS_OK;
+    const bool scalable = config_loss_scaling(c) && control.loss_scale > LOSS_SCALE_MIN;
+    if (!too_many && scalable && isfinite(control.loss)) return STATUS_OK;
     if (!too_many && c->train.nonfinite == CONFIG_NONFINITE_SKIP) return STATUS_OK;
 
     const struct nonfinite_request request = {
@@ -77,7 +80,9 @@ static enum status handle_nonfinite(struct trainer *t) {
     const int64_t step = t->state.step;
     t->state = t->before; /* the weights are those before the step: save them as that */
     if (!found.weights) TRY(trainer_save(t));
-    TRY(trainer_event(t, found.text));
+    char what[EVENT_BYTES];
+    snprintf(what, sizeof what, "the step after this is not finite: found first in %s", found.text);
+    TRY(trainer_event(t, what));
     return status_set(STATUS_NUMERICS, "step %lld on rank 0 is not finite (loss %g, gradient norm %g%s): "
                       "found first in %s. %s Lower optimizer.learning_rate or optimizer.clip_norm, or set "
                       "train.nonfinite = skip", (long long)step, (double)control.loss,

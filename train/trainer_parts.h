@@ -22,6 +22,9 @@ enum status trainer_save(struct trainer *trainer);
 enum peak_type trainer_peak_type(const struct trainer *trainer);
 
 /* The header: what will run, on what, with how much memory. */
-enum status trainer_print_header(const struct trainer *trainer);
+void trainer_print_header(const struct trainer *trainer);
+
+/* The metrics record of this process: versions, device, configuration. */
+enum status trainer_record_run(const struct trainer *trainer);
 
 #endif

@@ -80,9 +80,10 @@ struct row_chunk {
 size_t row_chunks(size_t rows);
 struct row_chunk row_chunk_at(size_t rows, size_t chunk);
 
-/* out[j] (+)= partials[0][j] + partials[1][j] + ..., in this order. */
-void column_sums_finish(const struct device *device, float *out, struct buffers partials,
-                        size_t offset, size_t chunks, size_t columns, bool accumulate);
+/* outs[i][j] (+)= partials[0][i * columns + j] + partials[1][i * columns + j] + ..., in this order.
+ * An entry of outs that is NULL is not wanted. */
+void column_sums_finish(const struct device *device, float *const *outs, size_t out_count,
+                        struct buffers partials, size_t chunks, size_t columns, bool accumulate);
 
 /* STATUS_INTERNAL with the shape unless t is (rows, columns). */
 enum status shape_check(const char *operation, const char *what, struct tensor t, size_t rows,

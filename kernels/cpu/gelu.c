@@ -91,6 +91,6 @@ enum status cpu_gelu_backward(struct device *device, const struct gelu_backward 
     for (size_t chunk = 0; chunk < chunks; chunk++) {
         gelu_backward_chunk(op, row_chunk_at(tokens, chunk), buffer_at(sums, chunk));
     }
-    column_sums_finish(device, op->bias_gradient, sums, 0, chunks, width, op->accumulate);
+    column_sums_finish(device, &op->bias_gradient, 1, sums, chunks, width, op->accumulate);
     return STATUS_OK;
 }

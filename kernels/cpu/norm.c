@@ -194,11 +194,7 @@ enum status cpu_norm_backward(struct device *device, const struct norm_backward 
         norm_backward_chunk(op, row_chunk_at(tokens, chunk), weight, buffer_at(sums, chunk),
                             thread_rows);
     }
-    column_sums_finish(device, op->weight_gradient, sums, 0, chunks, width, op->accumulate);
-    column_sums_finish(device, op->bias_gradient, sums, width, chunks, width, op->accumulate);
-    if (op->delta_bias_gradient != NULL) {
-        column_sums_finish(device, op->delta_bias_gradient, sums, 2 * width, chunks, width,
-                           op->accumulate);
-    }
+    float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
+    column_sums_finish(device, outs, SUMS, sums, chunks, width, op->accumulate);
     return STATUS_OK;
 }

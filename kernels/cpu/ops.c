@@ -1,6 +1,7 @@
 /* The CPU's table of operations, and the scratch and partition helpers that its files share. */
 #include <cblas.h>
 #include <omp.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "kernels/cpu/cpu.h"
@@ -85,17 +86,18 @@ struct row_chunk row_chunk_at(size_t rows, size_t chunk) {
     return (struct row_chunk){first, size_min(rows, first + chunk_rows(rows))};
 }
 
-void column_sums_finish(const struct device *device, float *out, struct buffers partials,
-                        size_t offset, size_t chunks, size_t columns, bool accumulate) {
+void column_sums_finish(const struct device *device, float *const *outs, size_t out_count,
+                        struct buffers partials, size_t chunks, size_t columns, bool accumulate) {
     enum { TILE = 256 };
+    const size_t tiles = ceil_div(columns, TILE);
 #pragma omp parallel for schedule(static) num_threads(device->threads)
-    for (size_t first = 0; first < columns; first += TILE) {
-        const size_t count = size_min(TILE, columns - first);
-        if (!accumulate) {
-            for (size_t i = 0; i < count; i++) out[first + i] = 0.0f;
-        }
+    for (size_t i = 0; i < out_count * tiles; i++) {
+        float *out = outs[i / tiles];
+        const size_t first = i % tiles * TILE, count = size_min(TILE, columns - first);
+        if (out == NULL) continue;
+        if (!accumulate) memset(out + first, 0, count * sizeof *out);
         for (size_t chunk = 0; chunk < chunks; chunk++) {
-            row_add(out + first, buffer_at(partials, chunk) + offset + first, count);
+            row_add(out + first, buffer_at(partials, chunk) + i / tiles * columns + first, count);
         }
     }
 }
