@@ -123,7 +123,7 @@ enum status folder_remove(const char *path) {
 /* Opens a regular file for reading and tells its size. */
 static enum status open_regular(const char *path, int *out, size_t *bytes) {
     struct stat info;
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    const int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block */
     if (file < 0) return status_set(STATUS_IO, "cannot open %s: %s", path, strerror(errno));
     if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode)) {
         close(file);

@@ -92,8 +92,8 @@ static enum status check_space(const char *run_folder, const struct param_table 
                           strerror(errno));
     }
     const size_t available = disk.f_bavail * disk.f_frsize;
-    if (disk.f_blocks == 0 || available >= needed)
-        return STATUS_OK; /* 0: a file system that cannot tell */
+    const bool cannot_tell = disk.f_blocks == 0; /* some network file systems */
+    if (cannot_tell || available >= needed) return STATUS_OK;
     return status_set(STATUS_IO,
                       "a checkpoint in %s needs %s, found %s free: make room, or keep fewer "
                       "checkpoints",
@@ -202,8 +202,7 @@ static enum status put_in_place(const char *run_folder, const char *temporary, i
     return folder_sync(run_folder);
 }
 
-/* Removes the temporary folder of a failed save, if it still has that name, and keeps the first
- * error. */
+/* Removes the temporary folder of a failed save, if it still has that name. Keeps the message. */
 static enum status discard(const char *temporary, enum status code) {
     char reason[SHOWN_MESSAGE_BYTES];
     snprintf(reason, sizeof reason, "%s", status_message());

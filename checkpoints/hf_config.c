@@ -13,8 +13,7 @@
 
 enum { CONFIG_BYTES_MAX = 1 << 20 };
 
-/* The five sizes, and what is absurd: far above every model that was trained, far below
- * overflow. */
+/* The sizes, and what is absurd: far above every model ever trained, far below overflow. */
 static const struct {
     const char *key;
     size_t offset; /* in struct hf_config */
@@ -42,8 +41,7 @@ static const struct {
 };
 enum { SWITCHES = sizeof switches / sizeof switches[0] };
 
-/* What was trained with: no dropout. It has no weights, so a file that says otherwise can be
- * read. */
+/* Written as 0, which is what was trained with; ignored when read, since dropout has no weights. */
 static const char *const dropouts[] = {"resid_pdrop", "embd_pdrop", "attn_pdrop"};
 enum { DROPOUTS = sizeof dropouts / sizeof dropouts[0] };
 

@@ -16,8 +16,7 @@ enum status json_parse(const char *where, const char *text, size_t bytes, cJSON 
     }
     /* A copy with a NUL behind it: some releases of cJSON read one byte past a text without. */
     char *copy = malloc(bytes + 1);
-    if (copy == NULL)
-        return status_set(STATUS_MEMORY, "out of memory reading the JSON of %s", where);
+    if (copy == NULL) return status_set(STATUS_MEMORY, "out of memory reading %s", where);
     memcpy(copy, text, bytes);
     copy[bytes] = '\0';
     const char *end = NULL;
@@ -140,8 +139,9 @@ static enum status numbers_to_text(const char *where, cJSON *item) {
             if (strtod(text, NULL) == number) break;
         }
         item->valuestring = strdup(text);
-        if (item->valuestring == NULL)
+        if (item->valuestring == NULL) {
             return status_set(STATUS_MEMORY, "out of memory writing %s", where);
+        }
         item->type =
             (item->type & ~0xFF) | cJSON_Raw; /* the bits above the type stay: who owns what */
     }

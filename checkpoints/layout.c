@@ -34,10 +34,9 @@ enum layout_kind layout_kind(const char *name, int64_t *step) {
     const size_t digits = strspn(name + prefix, "0123456789");
     if (digits == 0 || digits > STEP_DIGITS_MAX) return LAYOUT_OTHER;
     const int64_t value = strtoll(name + prefix, NULL, 10);
-    step_name(canonical, value);
     const char *rest = name + prefix + digits;
-    if (strlen(canonical) != prefix + digits)
-        return LAYOUT_OTHER; /* another number of leading zeros */
+    step_name(canonical, value);
+    if (strlen(canonical) != prefix + digits) return LAYOUT_OTHER; /* zeros too many or too few */
     *step = value;
     if (*rest == '\0') return LAYOUT_STEP;
     for (size_t i = 0; i < SIDE_KINDS; i++) {

@@ -131,23 +131,6 @@ const struct manifest_file *manifest_find(const struct manifest *manifest, const
     return NULL;
 }
 
-static enum status verify_nothing_else(const struct manifest *manifest, const char *folder) {
-    char **names = NULL;
-    size_t count = 0;
-    enum status status = STATUS_OK;
-    TRY(folder_list(folder, &names, &count));
-    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
-        if (strcmp(names[i], MANIFEST_NAME) == 0 || manifest_find(manifest, names[i]) != NULL)
-            continue;
-        status = status_set(STATUS_CHECKPOINT,
-                            "%s holds %s, which its manifest does not list: move it "
-                            "out of there",
-                            folder, names[i]);
-    }
-    names_free(names, count);
-    return status;
-}
-
 /* Sizes first: they cost nothing and find what was cut short. */
 static enum status verify_sizes(const struct manifest *manifest, const char *folder) {
     for (size_t i = 0; i < manifest->count; i++) {
@@ -170,7 +153,6 @@ static enum status verify_sizes(const struct manifest *manifest, const char *fol
 }
 
 enum status manifest_verify(const struct manifest *manifest, const char *folder) {
-    TRY(verify_nothing_else(manifest, folder));
     TRY(verify_sizes(manifest, folder));
     for (size_t i = 0; i < manifest->count; i++) {
         const struct manifest_file *file = &manifest->files[i];

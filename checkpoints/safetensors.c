@@ -228,8 +228,9 @@ static enum status parse_entries(struct safetensors *file, const cJSON *header, 
     for (const cJSON *item = header->child; item != NULL; item = item->next) capacity++;
     if (capacity > 0) {
         file->entries = calloc(capacity, sizeof *file->entries);
-        if (file->entries == NULL)
+        if (file->entries == NULL) {
             return status_set(STATUS_MEMORY, "out of memory reading %s", where);
+        }
     }
     for (const cJSON *item = header->child; item != NULL; item = item->next) {
         if (item == metadata) continue;

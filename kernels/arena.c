@@ -34,8 +34,9 @@ enum status arena_take(struct arena *arena, size_t count, size_t item_bytes, voi
                           "address: use a smaller model or batch", arena->name, count, item_bytes);
     }
     if (end > arena->capacity_bytes) {
-        return status_set(STATUS_INTERNAL, "%s: %zu bytes wanted at %zu, but only %zu were measured",
-                          arena->name, bytes, first, arena->capacity_bytes);
+        return status_set(STATUS_INTERNAL,
+                          "%s: %zu bytes wanted at %zu, but only %zu were measured", arena->name,
+                          bytes, first, arena->capacity_bytes);
     }
     *out = arena->base == NULL ? NULL : arena->base + first;
     arena->used_bytes = end;

@@ -32,8 +32,8 @@ static void *map_aligned(size_t bytes) {
     return first;
 }
 
-/* Touches every page now: what the check of free memory promised is then really held, no step meets a
- * page fault, and the pages lie near the threads that work on them. */
+/* Touches every page now: what the check of free memory promised is then really held, no step meets
+ * a page fault, and the pages lie near the threads that work on them. */
 static void touch_pages(const struct device *device, char *memory, size_t bytes) {
     const size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
     const size_t pages = ceil_div(bytes, page_bytes);
@@ -90,7 +90,8 @@ static enum status cpu_map(struct device *device, void *memory, size_t bytes, vo
     return STATUS_OK;
 }
 
-static enum status cpu_unmap(struct device *device, void *memory, void *host, size_t bytes, bool changed) {
+static enum status cpu_unmap(struct device *device, void *memory, void *host, size_t bytes,
+                             bool changed) {
     (void)device;
     (void)memory;
     (void)host;

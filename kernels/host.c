@@ -62,7 +62,8 @@ static size_t group_processors(const char *folder) {
     return period_us == 0 ? 0 : size_max(1, ceil_div(quota_us, period_us));
 }
 
-/* Memory left to one group, SIZE_MAX if it sets no limit. File pages not used lately can be dropped. */
+/* Memory left to one group, SIZE_MAX if it sets no limit. File pages not used lately can be
+ * dropped. */
 static size_t group_memory(const char *folder) {
     char text[FILE_TEXT_BYTES];
     size_t limit = 0, used = 0, droppable = 0;
@@ -84,8 +85,8 @@ struct group_limits {
     size_t memory_bytes;
 };
 
-/* The tightest limits of a group and all above it. Inside a container the path may be the host's and
- * the groups missing; the mount's root, always visited, is then the container's own group. */
+/* The tightest limits of a group and all above it. Inside a container the path may be the host's
+ * and the groups missing; the mount's root, always visited, is then the container's own group. */
 static void groups_visit(const char *mount, const char *path, struct group_limits *limits) {
     char folder[FOLDER_BYTES];
     const int length = snprintf(folder, sizeof folder, "%s%s", mount, path);
@@ -107,7 +108,8 @@ static struct group_limits group_limits_read(void) {
     struct group_limits limits = {0, SIZE_MAX};
     char text[FILE_TEXT_BYTES], *rest = NULL;
     if (!read_text(text, "/proc/self", "cgroup")) return limits;
-    for (char *line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest)) {
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
         char *controllers = strchr(line, ':');
         char *path = controllers == NULL ? NULL : strchr(controllers + 1, ':');
         if (path == NULL) continue;

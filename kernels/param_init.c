@@ -2,7 +2,8 @@
 #include "base/random.h"
 #include "kernels/param_table.h"
 
-/* Row r's numbers start at index r * 2^40 of the random stream; no tensor has more (param_table.c). */
+/* Row r's numbers start at index r * 2^40 of the random stream; no tensor has more
+ * (param_table.c). */
 enum { ROW_INDEX_SHIFT = 40 };
 
 static float initial_value(const struct param *param, uint64_t seed, uint64_t index) {

@@ -10,7 +10,8 @@
 static const size_t PARAM_COUNT_MAX = (size_t)1 << 40;
 
 const char *param_role_name(enum param_role role) {
-    static const char *const names[ROLE_COUNT] = {"embedding", "position", "linear", "bias", "norm"};
+    static const char *const names[ROLE_COUNT] = {"embedding", "position", "linear", "bias",
+                                                  "norm"};
     return names[role];
 }
 
@@ -20,9 +21,11 @@ static enum status row_check(const struct param_table *table, const struct param
         return status_set(STATUS_INTERNAL, "tensor table: expected names of 1 to %d bytes, found "
                           "\"%.*s\"", PARAM_NAME_BYTES - 1, PARAM_NAME_BYTES, row->name);
     }
-    if (row->rows == 0 || row->columns == 0 || (row->padded_rows > 0 && row->padded_rows < row->rows)) {
-        return status_set(STATUS_INTERNAL, "tensor table: %s has %zu rows of %zu padded to %zu rows",
-                          row->name, row->rows, row->columns, row->padded_rows);
+    if (row->rows == 0 || row->columns == 0 ||
+        (row->padded_rows > 0 && row->padded_rows < row->rows)) {
+        return status_set(STATUS_INTERNAL,
+                          "tensor table: %s has %zu rows of %zu padded to %zu rows", row->name,
+                          row->rows, row->columns, row->padded_rows);
     }
     if (param_table_find(table, row->name) != NULL) {
         return status_set(STATUS_INTERNAL, "tensor table: %s is there already", row->name);
@@ -30,7 +33,7 @@ static enum status row_check(const struct param_table *table, const struct param
     return STATUS_OK;
 }
 
-enum status param_table_add(struct param_table *table, const struct param *row, size_t *index) {
+enum status param_table_add(struct param_table *table, const struct param *row) {
     size_t end = 0;
     TRY(row_check(table, row));
     struct param added = *row;
@@ -39,21 +42,24 @@ enum status param_table_add(struct param_table *table, const struct param *row, 
     if (!size_mul(added.padded_rows, added.columns, &added.count) ||
         added.count > PARAM_COUNT_MAX || !size_add(added.offset, added.count, &end) ||
         end > SIZE_MAX / sizeof(double)) {
-        return status_set(STATUS_MEMORY, "tensor table: %s of %zu x %zu is more than any machine can "
-                          "hold: use a smaller model", row->name, added.padded_rows, added.columns);
+        return status_set(STATUS_MEMORY,
+                          "tensor table: %s of %zu x %zu is more than any machine can "
+                          "hold: use a smaller model",
+                          row->name, added.padded_rows, added.columns);
     }
     if (table->length == table->capacity) {
         const size_t capacity = table->capacity == 0 ? 64 : table->capacity * 2;
         struct param *grown = realloc(table->params, capacity * sizeof *grown);
         if (grown == NULL) {
-            return status_set(STATUS_MEMORY, "out of memory for a tensor table of %zu rows", capacity);
+            return status_set(STATUS_MEMORY, "out of memory for a tensor table of %zu rows",
+                              capacity);
         }
         table->params = grown;
         table->capacity = capacity;
     }
     table->params[table->length] = added;
     table->elements = align_up(end, PARAM_ALIGNMENT);
-    *index = table->length++;
+    table->length++;
     return STATUS_OK;
 }
 

@@ -51,7 +51,7 @@ struct param_table {
 };
 
 /* Appends a copy of *row and fills offset and count (row.padded_rows 0 means rows). */
-enum status param_table_add(struct param_table *table, const struct param *row, size_t *index);
+enum status param_table_add(struct param_table *table, const struct param *row);
 void param_table_free(struct param_table *table);
 
 const struct param *param_table_find(const struct param_table *table, const char *name);

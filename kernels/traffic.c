@@ -31,7 +31,8 @@ size_t embedding_backward_bytes(const struct embedding_backward *op) {
 size_t norm_forward_bytes(const struct norm_forward *op) {
     return tensor_bytes(op->out) + tensor_bytes(op->residual_in) + optional_bytes(op->delta) +
            optional_bytes(op->delta_bias) + (op->delta == NULL ? 0 : tensor_bytes(op->residual)) +
-           tensor_bytes(op->weight) + tensor_bytes(op->bias) + output_bytes(2 * op->out.rows, false);
+           tensor_bytes(op->weight) + tensor_bytes(op->bias) +
+           output_bytes(2 * op->out.rows, false);
 }
 
 size_t norm_backward_bytes(const struct norm_backward *op) {

@@ -1,8 +1,8 @@
 /*
- * The least bytes that each operation of kernels/ops.h must move between memory and processor: every input
- * read once, every output written once, what is added to read as well. A measured time divided into it
- * gives the share of memory speed (`bench`); `plan` sums it over a step. Statistics and vectors count;
- * scratch memory does not, for a perfect implementation has none.
+ * The least bytes that each operation of kernels/ops.h must move between memory and processor:
+ * every input read once, every output written once, what is added to read as well. A measured time
+ * divided into it gives the share of memory speed (`bench`); `plan` sums it over a step. Statistics
+ * and vectors count; scratch memory does not, for a perfect implementation has none.
  */
 #ifndef DEEPWELL_KERNELS_TRAFFIC_H_
 #define DEEPWELL_KERNELS_TRAFFIC_H_

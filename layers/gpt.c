@@ -55,8 +55,7 @@ static size_t final_norm_index(const struct gpt_config *config) {
 
 static enum status add_row(struct gpt *gpt, struct param row, unsigned decay_roles) {
     row.decay = (decay_roles >> row.role & 1u) != 0;
-    size_t index = 0;
-    return param_table_add(&gpt->table, &row, &index);
+    return param_table_add(&gpt->table, &row);
 }
 
 static enum status add_block(struct gpt *gpt, size_t layer, unsigned decay_roles) {

@@ -42,6 +42,7 @@ def read_shard(path):
 
 def load_model(folder):
     """Every tensor of the model must be in the file, and nothing else."""
+    transformers.utils.logging.disable_progress_bar()
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     # The head is the token embedding: tied, so it need not be in the file.

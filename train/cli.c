@@ -7,6 +7,9 @@
 #include <string.h>
 
 #include "base/text.h"
+#include "train/config_table.h"
+
+enum { OPTION_NAME_BYTES = 256 };
 
 static bool is_option(const char *argument) {
     return argument[0] == '-' && argument[1] != '\0';
@@ -89,16 +92,34 @@ static enum status apply_option(const struct cli_option *option, int argc, char 
     return status == STATUS_OK ? STATUS_OK : status_context(status, "%s", option->name);
 }
 
-static enum status unknown_option(const struct cli *cli, const char *argument) {
-    const char *names[CLI_POSITIONALS_MAX * 2];
-    size_t count = 0;
-    for (; count < cli->option_count && count < CLI_POSITIONALS_MAX * 2; count++) {
-        names[count] = cli->options[count].name;
+/* The command's own option that is nearest to the argument, nearer than any configuration key; or NULL. */
+static const struct cli_option *nearest_option(const struct cli *cli, const char *argument) {
+    const char *names[CLI_OPTIONS_MAX + CONFIG_KEYS_MAX];
+    char name[OPTION_NAME_BYTES];
+    const size_t keys = cli->takes_config ? config_key_count : 0;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
+    const char *bare = name + strspn(name, "-");
+    for (size_t i = 0; i < cli->option_count; i++) names[i] = cli->options[i].name + strlen("--");
+    for (size_t i = 0; i < keys; i++) names[cli->option_count + i] = config_keys[i].name;
+    const char *nearest = text_nearest(bare, names, cli->option_count + keys);
+    for (size_t i = 0; i < cli->option_count; i++) {
+        if (nearest == names[i]) return &cli->options[i];
     }
-    const char *nearest = text_nearest(argument, names, count);
-    return status_set(STATUS_CONFIG, "deepwell %s: unknown option %s%s%s (`deepwell %s --help` lists them)",
-                      cli->command, argument, nearest != NULL ? "; did you mean " : "",
-                      nearest != NULL ? nearest : "", cli->command);
+    return NULL;
+}
+
+static enum status unknown_option(const struct cli *cli, const char *argument) {
+    const struct cli_option *nearest = nearest_option(cli, argument);
+    return status_set(STATUS_CONFIG, "deepwell %s: unknown option %.*s%s%s (`deepwell %s --help` lists them)",
+                      cli->command, (int)strcspn(argument, "="), argument,
+                      nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest->name : "",
+                      cli->command);
+}
+
+static bool is_config_key(const char *argument) {
+    char name[OPTION_NAME_BYTES];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
+    return strncmp(name, "--", 2) == 0 && config_key_find(name + 2) != NULL;
 }
 
 enum status cli_options(const struct cli *cli, int argc, char *const *argv, struct config *config) {
@@ -108,7 +129,8 @@ enum status cli_options(const struct cli *cli, int argc, char *const *argv, stru
             i++;
         } else if (option != NULL) {
             TRY(apply_option(option, argc, argv, &i, config));
-        } else if (cli->takes_config) {
+        } else if (cli->takes_config &&
+                   (is_config_key(argv[i]) || nearest_option(cli, argv[i]) == NULL)) {
             TRY(config_option(config, argc, argv, &i));
         } else {
             return unknown_option(cli, argv[i]);

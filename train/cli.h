@@ -28,11 +28,11 @@ struct cli {
     const char *command; /* "sample" */
     const char *usage;   /* the first lines of --help */
     const struct cli_option *options;
-    size_t option_count;
+    size_t option_count; /* at most CLI_OPTIONS_MAX */
     bool takes_config;   /* configuration keys are options too */
 };
 
-enum { CLI_POSITIONALS_MAX = 8 };
+enum { CLI_POSITIONALS_MAX = 8, CLI_OPTIONS_MAX = 16 };
 
 struct cli_names {
     const char *names[CLI_POSITIONALS_MAX];

@@ -250,9 +250,6 @@ static enum status run_subcommand(const struct subcommand *subcommand, int argc,
     } else {
         TRY_GOTO(subcommand->run(&arguments), cleanup);
     }
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        status = status_set(STATUS_IO, "cannot write to the standard output: %s", strerror(errno));
-    }
 
 cleanup:
     free(arguments.inputs);

@@ -1,4 +1,6 @@
 /* The program: finds the command, runs it, and is the one place that exits. */
+#include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -55,9 +57,17 @@ static enum status run(int argc, char **argv) {
     return unknown_command(argv[1]);
 }
 
+/* What was printed must have arrived: a full disk behind the output is no success. */
+static enum status flush_output(void) {
+    const bool flushed = fflush(stdout) == 0;
+    if (flushed && !ferror(stdout)) return STATUS_OK;
+    return status_set(STATUS_IO, "cannot write to the standard output%s%s", flushed ? "" : ": ",
+                      flushed ? "" : strerror(errno));
+}
+
 int main(int argc, char **argv) {
-    const enum status status = run(argc, argv);
-    fflush(stdout);
+    enum status status = run(argc, argv);
+    if (status == STATUS_OK) status = flush_output();
     if (status != STATUS_OK) fprintf(stderr, "deepwell: %s\n", status_message());
     return (int)status;
 }

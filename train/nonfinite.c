@@ -69,17 +69,19 @@ static enum status run_micro_batch(struct finder *finder, const struct nonfinite
 }
 
 enum status nonfinite_find(struct engine *engine, const struct nonfinite_request *request,
-                           char text[NONFINITE_TEXT_BYTES]) {
+                           struct nonfinite *result) {
     const size_t tokens = request->shape->rows * engine->training.shape.sequence_length;
-    struct finder finder = {.observer = {.see = see}, .engine = engine, .text = text};
+    struct finder finder = {.observer = {.see = see}, .engine = engine, .text = result->text};
     enum status status = STATUS_OK;
     int32_t *inputs = calloc(tokens, sizeof *inputs), *targets = calloc(tokens, sizeof *targets);
     if (inputs == NULL || targets == NULL) {
         status = status_set(STATUS_MEMORY, "out of memory looking for the first number that is not finite");
         goto cleanup;
     }
-    snprintf(text, NONFINITE_TEXT_BYTES, "a sum over finite gradients (their squares overflow)");
+    *result = (struct nonfinite){0};
+    snprintf(result->text, sizeof result->text, "a sum over finite gradients (their squares overflow)");
     TRY_GOTO(find_in_params(&finder, engine->masters, "weight", false), cleanup);
+    result->weights = finder.found;
     engine->training.observer = &finder.observer;
     for (; finder.micro_batch < request->shape->micro_batches && !finder.found; finder.micro_batch++) {
         TRY_GOTO(run_micro_batch(&finder, request, inputs, targets), cleanup);

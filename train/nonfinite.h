@@ -20,9 +20,15 @@ struct nonfinite_request {
 
 enum { NONFINITE_TEXT_BYTES = 256 };
 
-/* Writes what was found first, in the order weights, activations, loss, gradients: "MLP fc output of block 3
- * (micro-batch 0, token 17, column 5)". Overwrites activations and gradients, not weights. */
+struct nonfinite {
+    /* What was found first, in the order weights, activations, loss, gradients: "MLP fc output of block 3
+     * (micro-batch 0, token 17, column 5)". */
+    char text[NONFINITE_TEXT_BYTES];
+    bool weights; /* it is a weight: the model itself is lost, and not worth saving */
+};
+
+/* Overwrites activations and gradients, not weights. */
 enum status nonfinite_find(struct engine *engine, const struct nonfinite_request *request,
-                           char text[NONFINITE_TEXT_BYTES]);
+                           struct nonfinite *result);
 
 #endif

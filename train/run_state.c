@@ -84,10 +84,13 @@ cJSON *run_state_to_json(const struct run_state *state, const struct config *con
     return json;
 }
 
-static enum status read_number(const cJSON *object, const char *name, double *value) {
+static enum status read_number(const cJSON *object, const char *name, enum number_type type,
+                               double *value) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
-    if (!cJSON_IsNumber(item) || !isfinite(item->valuedouble) || fabs(item->valuedouble) > 0x1p53) {
-        return status_set(STATUS_CHECKPOINT, "state.json: expected a number under \"%s\", found %s", name,
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0.0 && item->valuedouble <= 0x1p53) ||
+        (type == NUMBER_INT64 && item->valuedouble != floor(item->valuedouble))) {
+        return status_set(STATUS_CHECKPOINT, "state.json: expected a %s from 0 to 2^53 under \"%s\", "
+                          "found %s", type == NUMBER_INT64 ? "whole number" : "number", name,
                           item == NULL ? "nothing" : "something else");
     }
     *value = item->valuedouble;
@@ -114,7 +117,7 @@ static enum status read_window(const cJSON *object, const char *name, struct out
 enum status run_state_from_json(const cJSON *json, struct run_state *state) {
     *state = (struct run_state){0};
     double step = 0.0;
-    TRY(read_number(json, "step", &step));
+    TRY(read_number(json, "step", NUMBER_INT64, &step));
     state->step = (int64_t)step;
     const cJSON *fingerprint = cJSON_GetObjectItemCaseSensitive(json, "data_fingerprint");
     if (!cJSON_IsString(fingerprint) ||
@@ -126,11 +129,7 @@ enum status run_state_from_json(const cJSON *json, struct run_state *state) {
     const cJSON *control = cJSON_GetObjectItemCaseSensitive(json, "step_control");
     for (size_t i = 0; i < NUMBERS; i++) {
         double value = 0.0;
-        TRY(read_number(control, numbers[i].name, &value));
-        if (value < 0.0) {
-            return status_set(STATUS_CHECKPOINT, "state.json: expected \"%s\" >= 0, found %g",
-                              numbers[i].name, value);
-        }
+        TRY(read_number(control, numbers[i].name, numbers[i].type, &value));
         number_set(&state->control, &numbers[i], value);
     }
     TRY(read_window(control, window_names[0], &state->control.losses));

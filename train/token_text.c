@@ -67,8 +67,11 @@ static size_t sequence_bytes(unsigned char first) {
     return 1;
 }
 
-static bool is_control(unsigned char byte) {
-    return (byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F;
+/* U+0000 to U+001F but newline and tab, and U+007F to U+009F: terminals act on both sets. */
+static bool is_control(const unsigned char *character, size_t bytes) {
+    if (bytes == 2) return character[0] == 0xC2 && character[1] < 0xA0;
+    const unsigned char byte = character[0];
+    return bytes == 1 && ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F);
 }
 
 /* Moves what is complete, or can never be, from the waiting bytes to the text. */
@@ -78,14 +81,11 @@ static void drain(struct token_printer *printer, bool last, char *text) {
         const unsigned char *waiting = printer->waiting;
         const size_t left = printer->waiting_bytes;
         const size_t valid = utf8_sequence((const char *)waiting, left);
-        size_t taken = 1;
-        if (valid == 1 && is_control(waiting[0])) {
-            used += (size_t)snprintf(text + used, TOKEN_TEXT_BYTES - used, "%s", replacement);
-        } else if (valid > 0) {
+        const size_t taken = valid > 0 ? valid : 1;
+        if (valid > 0 && !is_control(waiting, valid)) {
             memcpy(text + used, waiting, valid);
             used += valid;
-            taken = valid;
-        } else if (!last && left < sequence_bytes(waiting[0])) {
+        } else if (valid == 0 && !last && left < sequence_bytes(waiting[0])) {
             break;
         } else {
             used += (size_t)snprintf(text + used, TOKEN_TEXT_BYTES - used, "%s", replacement);

@@ -1,6 +1,9 @@
 /* The training loop. Opening and closing: trainer_open.c. */
 #include "train/trainer.h"
 
+#include <math.h>
+#include <stdio.h>
+
 #include "base/clock.h"
 #include "train/nonfinite.h"
 #include "train/signals.h"
@@ -55,14 +58,16 @@ static struct step_record step_record(const struct trainer *t, double seconds, d
 }
 
 /* The step was not finite and not applied: goes on or stops, as train.nonfinite says. With dynamic loss
- * scaling an overflow above the smallest scale is the scaler's business. */
+ * scaling an overflow of gradients above the smallest scale is the scaler's business; no scale mends a
+ * loss that is not finite. */
 static enum status handle_nonfinite(struct trainer *t) {
     const struct step_state control = t->state.control;
     const struct config *c = t->config;
-    char where[NONFINITE_TEXT_BYTES];
+    struct nonfinite found;
     t->nonfinite_in_a_row++;
     const bool too_many = t->nonfinite_in_a_row >= c->train.nonfinite_max;
-    if (!too_many && config_loss_scaling(c) && control.loss_scale > LOSS_SCALE_MIN) return STATUS_OK;
+    const bool scalable = config_loss_scaling(c) && control.loss_scale > LOSS_SCALE_MIN;
+    if (!too_many && scalable && isfinite(control.loss)) return STATUS_OK;
     if (!too_many && c->train.nonfinite == CONFIG_NONFINITE_SKIP) return STATUS_OK;
 
     const struct nonfinite_request request = {
@@ -71,15 +76,34 @@ static enum status handle_nonfinite(struct trainer *t) {
         .step = (uint64_t)(t->state.step - 1),
         .gradient_scale = 1.0f / (float)step_tokens(c),
     };
-    TRY(nonfinite_find(&t->engine, &request, where));
+    TRY(nonfinite_find(&t->engine, &request, &found));
     const int64_t step = t->state.step;
     t->state = t->before; /* the weights are those before the step: save them as that */
-    TRY(trainer_save(t));
+    if (!found.weights) TRY(trainer_save(t));
+    char what[EVENT_BYTES];
+    snprintf(what, sizeof what, "the step after this is not finite: found first in %s", found.text);
+    TRY(trainer_event(t, what));
     return status_set(STATUS_NUMERICS, "step %lld on rank 0 is not finite (loss %g, gradient norm %g%s): "
-                      "found first in %s. It was not applied, and the run is saved as it was before. "
-                      "Lower optimizer.learning_rate or optimizer.clip_norm, or set train.nonfinite = "
-                      "skip", (long long)step, (double)control.loss, (double)control.gradient_norm,
-                      too_many ? ", too many in a row (train.nonfinite_max)" : "", where);
+                      "found first in %s. %s Lower optimizer.learning_rate or optimizer.clip_norm, or set "
+                      "train.nonfinite = skip", (long long)step, (double)control.loss,
+                      (double)control.gradient_norm,
+                      too_many ? ", too many in a row (train.nonfinite_max)" : "", found.text,
+                      found.weights ? "The run can go on from its newest checkpoint only."
+                                    : "It was not applied, and the run is saved as it was before.");
+}
+
+/* Says and records that a step was not applied. */
+static enum status report_skip(struct trainer *t, const struct step_record *record) {
+    char what[EVENT_BYTES];
+    if (record->skip == SKIP_NONFINITE) {
+        snprintf(what, sizeof what, "step skipped: not finite (loss scale now %g)", record->loss_scale);
+    } else {
+        const bool loss = record->skip == SKIP_LOSS_OUTLIER;
+        snprintf(what, sizeof what, "step skipped: its %s lies %.1f standard deviations above the last %d",
+                 loss ? "loss" : "gradient norm", loss ? record->loss_z : record->norm_z,
+                 OUTLIER_WINDOW);
+    }
+    return trainer_event(t, what);
 }
 
 static enum status log_step(struct trainer *t, double waited_before) {
@@ -91,17 +115,7 @@ static enum status log_step(struct trainer *t, double waited_before) {
     progress_step(&t->progress, &record);
     TRY(metrics_step(t->metrics, &record));
     if (record.skip != SKIP_NONFINITE) t->nonfinite_in_a_row = 0;
-    if (record.skip == SKIP_LOSS_OUTLIER || record.skip == SKIP_NORM_OUTLIER) {
-        const bool loss = record.skip == SKIP_LOSS_OUTLIER;
-        progress_message(&t->progress, "step %lld skipped: its %s lies %.1f standard deviations above the "
-                         "last %d", (long long)record.step, loss ? "loss" : "gradient norm",
-                         loss ? record.loss_z : record.norm_z, OUTLIER_WINDOW);
-    }
-    if (record.skip == SKIP_NONFINITE) {
-        progress_message(&t->progress, "step %lld skipped: not finite (loss scale now %g)",
-                         (long long)record.step, record.loss_scale);
-    }
-    return STATUS_OK;
+    return record.skip == SKIP_NONE ? STATUS_OK : report_skip(t, &record);
 }
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
@@ -119,7 +133,10 @@ static enum status after_step(struct trainer *t) {
 }
 
 static enum status save_and_leave(struct trainer *t) {
+    char what[EVENT_BYTES];
     TRY(trainer_save(t));
+    snprintf(what, sizeof what, "stopped by %s", signals_received());
+    TRY(trainer_event(t, what));
     return status_set(STATUS_INTERRUPTED, "stopped by %s after step %lld; saved in %s. The same command "
                       "continues from there", signals_received(), (long long)t->state.step,
                       t->config->train.out);

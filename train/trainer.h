@@ -32,6 +32,7 @@ struct trainer {
     int64_t saved_step;            /* of the newest checkpoint; -1: none */
     int64_t validated_step;        /* -1: none */
     int64_t nonfinite_in_a_row;
+    char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
     double finished_seconds;       /* clock when the last step ended */
 };
 

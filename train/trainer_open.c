@@ -45,8 +45,8 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
     t->state.control = control;
     TRY(device_upload(&t->engine.device, t->engine.state, &control, sizeof control));
     t->saved_step = t->state.step;
-    printf("continuing %s at step %lld%s%s\n", checkpoint->path, (long long)t->state.step,
-           changes[0] != '\0' ? ", with changes: " : "", changes);
+    snprintf(t->continued, sizeof t->continued, "continuing %s%s%s", checkpoint->path,
+             changes[0] != '\0' ? ", with changes: " : "", changes);
     return STATUS_OK;
 }
 
@@ -65,7 +65,8 @@ static enum status check_history(const struct trainer *t, const char *newest, bo
     const char *name = found ? strrchr(newest, '/') : NULL;
     if (name != NULL && sscanf(name, "/step_%ld", &step) == 1 && step > t->state.step) {
         return status_set(STATUS_CHECKPOINT, "train.resume is a checkpoint of step %lld, but %s is newer: "
-                          "choose another train.out, or remove what is newer",
+                          "continue that one with --train.resume auto, choose another train.out, or "
+                          "remove what is newer",
                           (long long)t->state.step, newest);
     }
     return STATUS_OK;
@@ -109,8 +110,11 @@ static enum status open_all(struct trainer *t) {
     TRY(start_or_resume(t));
     t->peak_tflops = engine_peak_tflops(&t->engine, c);
     TRY(open_metrics(t));
-    TRY(trainer_print_header(t));
+    trainer_print_header(t);
+    if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
+    TRY(trainer_record_run(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
+    if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));
     return loader_open(&t->loader, &t->train_data, &t->shape, (uint64_t)t->state.step);
 }
 

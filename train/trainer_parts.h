@@ -4,6 +4,11 @@
 
 #include "train/trainer.h"
 
+enum { EVENT_BYTES = 512 };
+
+/* Something worth a line and an event record, at the present step. */
+enum status trainer_event(struct trainer *trainer, const char *what);
+
 /* Validation now: line and metrics record. Nothing without validation data, or if done for this step. */
 enum status trainer_validate(struct trainer *trainer);
 
@@ -17,6 +22,9 @@ enum status trainer_save(struct trainer *trainer);
 enum peak_type trainer_peak_type(const struct trainer *trainer);
 
 /* The header: what will run, on what, with how much memory. */
-enum status trainer_print_header(const struct trainer *trainer);
+void trainer_print_header(const struct trainer *trainer);
+
+/* The metrics record of this process: versions, device, configuration. */
+enum status trainer_record_run(const struct trainer *trainer);
 
 #endif

@@ -21,6 +21,11 @@ enum peak_type trainer_peak_type(const struct trainer *t) {
     return PEAK_FP32;
 }
 
+enum status trainer_event(struct trainer *t, const char *what) {
+    progress_message(&t->progress, "step %lld  %s", (long long)t->state.step, what);
+    return metrics_event(t->metrics, t->state.step, what);
+}
+
 enum status trainer_validate(struct trainer *t) {
     struct validation result;
     if (t->validation_data.shards == NULL || t->validated_step == t->state.step) return STATUS_OK;
@@ -131,7 +136,7 @@ enum status trainer_save(struct trainer *t) {
     return metrics_checkpoint(t->metrics, t->state.step, path, ms);
 }
 
-static enum status record_run(const struct trainer *t) {
+enum status trainer_record_run(const struct trainer *t) {
     cJSON *details = cJSON_CreateObject();
     cJSON *configuration = config_to_json(t->config);
     enum status status = STATUS_OK;
@@ -150,7 +155,7 @@ static enum status record_run(const struct trainer *t) {
     return status;
 }
 
-enum status trainer_print_header(const struct trainer *t) {
+void trainer_print_header(const struct trainer *t) {
     const struct config *c = t->config;
     const struct gpt_config *model = &t->engine.gpt.config;
     const struct gpt_training_shape *shape = &t->engine.training.shape;
@@ -181,5 +186,4 @@ enum status trainer_print_header(const struct trainer *t) {
     printf("memory      %s (`deepwell plan` shows the parts)\n", text_bytes(bytes, memory));
     printf("run         %s, from step %lld\n", c->train.out, (long long)t->state.step);
     fflush(stdout);
-    return record_run(t);
 }

@@ -14,8 +14,8 @@ size_t attention_scratch_bytes(int threads, const struct op_limits *limits) {
                                                    attention_backward_floats(length, width)));
 }
 
-enum status attention_check(const char *operation, struct tensor qkv, struct tensor out, size_t rows,
-                            size_t heads) {
+enum status attention_check(const char *operation, struct tensor qkv, struct tensor out,
+                            size_t rows, size_t heads) {
     const size_t width = out.columns;
     if (heads == 0 || width % heads != 0 || width > INT_MAX || rows > INT_MAX) {
         return status_set(STATUS_INTERNAL, "%s: width %zu in %zu heads, %zu rows, dimensions to %d",
@@ -37,8 +37,8 @@ void head_unpack(struct head_view to, const float *from, size_t first, size_t ro
     }
 }
 
-void tile_multiply(float *c, size_t c_stride, struct operand a, struct operand b, size_t m, size_t n,
-                   size_t k, bool accumulate) {
+void tile_multiply(float *c, size_t c_stride, struct operand a, struct operand b, size_t m,
+                   size_t n, size_t k, bool accumulate) {
     cblas_sgemm(CblasRowMajor, a.transposed ? CblasTrans : CblasNoTrans,
                 b.transposed ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1.0f, a.data,
                 (int)a.stride, b.data, (int)b.stride, accumulate ? 1.0f : 0.0f, c, (int)c_stride);

@@ -1,12 +1,12 @@
 /*
- * Causal self-attention in tiles of QUERY_TILE queries by KEY_TILE keys (Dao et al., 2022): the scores of
- * a tile live in a thread's scratch memory and nowhere else. Tiles above the diagonal are never computed.
- * attention_forward.c carries each query's largest score and sum of exponentials along its tiles,
- * attention_backward.c recomputes probabilities as exp(score - log_sum_exp), and attention_cached.c
- * runs the forward pass against the key and value caches.
+ * Causal self-attention in tiles of QUERY_TILE queries by KEY_TILE keys (Dao et al., 2022): the
+ * scores of a tile live in a thread's scratch memory and nowhere else. Tiles above the diagonal are
+ * never computed. attention_forward.c carries each query's largest score and sum of exponentials
+ * along its tiles, attention_backward.c recomputes probabilities as exp(score - log_sum_exp), and
+ * attention_cached.c runs the forward pass against the key and value caches.
  *
- * A thread does one head of one sequence at a time. Its sgemm calls come from inside a parallel region,
- * where an OpenBLAS built on OpenMP runs on the calling thread.
+ * A thread does one head of one sequence at a time. Its sgemm calls come from inside a parallel
+ * region, where an OpenBLAS built on OpenMP runs on the calling thread.
  */
 #ifndef DEEPWELL_KERNELS_CPU_ATTENTION_H_
 #define DEEPWELL_KERNELS_CPU_ATTENTION_H_
@@ -25,8 +25,8 @@ struct head_view {
     size_t column;
 };
 
-/* Queries stand at positions [past, past + queries) and see the keys of all positions up to their own;
- * keys and values hold positions [0, past + queries). */
+/* Queries stand at positions [past, past + queries) and see the keys of all positions up to their
+ * own; keys and values hold positions [0, past + queries). */
 struct attention_head {
     struct head_view query, key, value, out;
     size_t queries, past, width;
@@ -39,8 +39,8 @@ size_t attention_forward_floats(size_t length, size_t width);
 size_t attention_backward_floats(size_t length, size_t width);
 
 /* STATUS_INTERNAL unless qkv is (rows, 3 C), out (rows, C) and C divides into heads. */
-enum status attention_check(const char *operation, struct tensor qkv, struct tensor out, size_t rows,
-                            size_t heads);
+enum status attention_check(const char *operation, struct tensor qkv, struct tensor out,
+                            size_t rows, size_t heads);
 
 /* Copies rows [first, first + rows) of a head to packed FP32, and back (rounding). */
 void head_pack(float *to, struct head_view from, size_t first, size_t rows, size_t width);
@@ -69,8 +69,8 @@ struct operand {
     size_t stride;
     bool transposed;
 };
-void tile_multiply(float *c, size_t c_stride, struct operand a, struct operand b, size_t m, size_t n,
-                   size_t k, bool accumulate);
+void tile_multiply(float *c, size_t c_stride, struct operand a, struct operand b, size_t m,
+                   size_t n, size_t k, bool accumulate);
 
 void scale_row(float *x, float scale, size_t count);
 

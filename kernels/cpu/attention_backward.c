@@ -89,11 +89,13 @@ static void backward_tile(const struct head_backward *head, const struct backwar
     const struct operand d_score_transposed = {s->score_gradient, KEY_TILE, true};
     tile_multiply(s->p, KEY_TILE, q, k_transposed, queries, keys, width, false);
     probabilities_tile(s, tile, head->log_sum_exp);
-    tile_multiply(s->value_gradient + first, width, p_transposed, d_out, keys, width, queries, true);
+    tile_multiply(s->value_gradient + first, width, p_transposed, d_out, keys, width, queries,
+                  true);
     tile_multiply(s->score_gradient, KEY_TILE, d_out, v_transposed, queries, keys, width, false);
     score_gradients_tile(s, tile, means);
     tile_multiply(s->query_gradient, width, d_score, k, queries, width, keys, true);
-    tile_multiply(s->key_gradient + first, width, d_score_transposed, q, keys, width, queries, true);
+    tile_multiply(s->key_gradient + first, width, d_score_transposed, q, keys, width, queries,
+                  true);
 }
 
 static void backward_queries(const struct head_backward *head, const struct backward_scratch *s,
@@ -104,7 +106,8 @@ static void backward_queries(const struct head_backward *head, const struct back
     head_pack(s->query, head->query, query, queries, width);
     scale_row(s->query, scale, queries * width);
     head_pack(s->out_gradient, head->out_gradient, query, queries, width);
-    /* The sum over keys of p d loss / d p is d_out . out; out passes through the gradient's place. */
+    /* The sum over keys of p d loss / d p is d_out . out; out passes through the gradient's
+     * place. */
     head_pack(s->query_gradient, head->out, query, queries, width);
     for (size_t i = 0; i < queries; i++) {
         means[i] = dot(s->out_gradient + i * width, s->query_gradient + i * width, width);
@@ -139,8 +142,8 @@ enum status cpu_attention_backward(struct device *device, const struct attention
     TRY(attention_check(name, op->qkv, op->out, rows, heads));
     TRY(attention_check(name, op->qkv_gradient, op->out_gradient, rows, heads));
     const size_t width = channels / heads;
-    TRY(scratch_take(&scratch, name, (size_t)device->threads, attention_backward_floats(length, width),
-                     &buffers));
+    TRY(scratch_take(&scratch, name, (size_t)device->threads,
+                     attention_backward_floats(length, width), &buffers));
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (size_t i = 0; i < op->batch * heads; i++) {
         const size_t first = i / heads * length, column = i % heads * width;

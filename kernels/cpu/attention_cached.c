@@ -5,7 +5,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 
-/* One head's new keys or values to rows [past, past + rows) of the cache; packed is scratch memory. */
+/* One head's new keys or values to rows [past, past + rows) of the cache; packed is scratch
+ * memory. */
 static void cache_append(struct head_view cache, struct head_view from, size_t past, size_t rows,
                          size_t width, float *packed) {
     head_pack(packed, from, 0, rows, width);
@@ -21,8 +22,8 @@ enum status cpu_attention_cached(struct device *device, const struct attention_c
     TRY(shape_check(name, "keys", op->keys, op->batch * op->capacity, channels));
     TRY(shape_check(name, "values", op->values, op->batch * op->capacity, channels));
     if (op->past > op->capacity || length > op->capacity - op->past) {
-        return status_set(STATUS_INTERNAL, "%s: %zu tokens after %zu in a cache of %zu", name, length,
-                          op->past, op->capacity);
+        return status_set(STATUS_INTERNAL, "%s: %zu tokens after %zu in a cache of %zu", name,
+                          length, op->past, op->capacity);
     }
     const size_t keys = op->past + length, width = channels / heads;
     TRY(scratch_take(&scratch, name, (size_t)device->threads, attention_forward_floats(keys, width),

@@ -104,8 +104,8 @@ enum status cpu_attention_forward(struct device *device, const struct attention_
     struct buffers buffers = {0};
     TRY(attention_check(name, op->qkv, op->out, op->batch * length, heads));
     const size_t width = channels / heads;
-    TRY(scratch_take(&scratch, name, (size_t)device->threads, attention_forward_floats(length, width),
-                     &buffers));
+    TRY(scratch_take(&scratch, name, (size_t)device->threads,
+                     attention_forward_floats(length, width), &buffers));
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (size_t i = 0; i < op->batch * heads; i++) {
         const size_t first = i / heads * length, column = i % heads * width;

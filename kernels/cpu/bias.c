@@ -7,7 +7,8 @@ size_t column_sums_scratch_bytes(const struct op_limits *limits) {
     return buffers_bytes(row_chunks_max(limits->tokens), limits->width);
 }
 
-static void bias_backward_chunk(const struct bias_backward *op, struct row_chunk chunk, float *sums) {
+static void bias_backward_chunk(const struct bias_backward *op, struct row_chunk chunk,
+                                float *sums) {
     const size_t width = op->out_gradient.columns;
     for (size_t i = 0; i < width; i++) sums[i] = 0.0f;
     for (size_t n = chunk.first; n < chunk.end; n++) {
@@ -29,6 +30,6 @@ enum status cpu_bias_backward(struct device *device, const struct bias_backward 
     for (size_t chunk = 0; chunk < chunks; chunk++) {
         bias_backward_chunk(op, row_chunk_at(tokens, chunk), buffer_at(sums, chunk));
     }
-    column_sums_finish(device, op->bias_gradient, sums, 0, chunks, width, op->accumulate);
+    column_sums_finish(device, &op->bias_gradient, 1, sums, chunks, width, op->accumulate);
     return STATUS_OK;
 }

@@ -8,8 +8,8 @@
 enum status cpu_convert(struct device *device, struct tensor out, struct tensor in) {
     const size_t elements = tensor_count(in);
     if (tensor_count(out) != elements) {
-        return status_set(STATUS_INTERNAL, "convert: (%zu, %zu) into (%zu, %zu)", in.rows, in.columns,
-                          out.rows, out.columns);
+        return status_set(STATUS_INTERNAL, "convert: (%zu, %zu) into (%zu, %zu)", in.rows,
+                          in.columns, out.rows, out.columns);
     }
 #pragma omp parallel for schedule(static) num_threads(device->threads)
     for (size_t first = 0; first < elements; first += ROW_TILE) {

@@ -1,6 +1,7 @@
 /*
- * What the files of kernels/cpu share: the entry points that ops.c gathers into a table, the scratch
- * memory, and the fixed partition of rows that makes column sums independent of the number of threads.
+ * What the files of kernels/cpu share: the entry points that ops.c gathers into a table, the
+ * scratch memory, and the fixed partition of rows that makes column sums independent of the number
+ * of threads.
  */
 #ifndef DEEPWELL_KERNELS_CPU_CPU_H_
 #define DEEPWELL_KERNELS_CPU_CPU_H_
@@ -33,8 +34,8 @@ enum status cpu_cross_entropy(struct device *device, const struct cross_entropy 
 enum status cpu_convert(struct device *device, struct tensor out, struct tensor in);
 enum status cpu_loss_sum(struct device *device, struct step_state *state, const float *losses,
                          size_t count);
-enum status cpu_gradient_sumsq(struct device *device, struct step_state *state, const float *gradients,
-                               size_t count);
+enum status cpu_gradient_sumsq(struct device *device, struct step_state *state,
+                               const float *gradients, size_t count);
 enum status cpu_step_begin(struct device *device, struct step_state *state);
 enum status cpu_step_decide(struct device *device, struct step_state *state,
                             const struct step_policy *policy);
@@ -54,23 +55,23 @@ struct scratch {
 };
 struct scratch scratch_begin(const struct device *device);
 
-/* `count` buffers of `floats` numbers, each at a multiple of SCRATCH_ALIGNMENT. STATUS_INTERNAL, naming
- * the operation, if they do not fit. */
+/* `count` buffers of `floats` numbers, each at a multiple of SCRATCH_ALIGNMENT. STATUS_INTERNAL,
+ * naming the operation, if they do not fit. */
 enum { SCRATCH_ALIGNMENT = 64 };
 struct buffers {
     float *first;
     size_t stride; /* numbers from one buffer to the next */
 };
 size_t buffers_bytes(size_t count, size_t floats);
-enum status scratch_take(struct scratch *scratch, const char *operation, size_t count, size_t floats,
-                         struct buffers *out);
+enum status scratch_take(struct scratch *scratch, const char *operation, size_t count,
+                         size_t floats, struct buffers *out);
 
 static inline float *buffer_at(struct buffers buffers, size_t i) {
     return buffers.first + i * buffers.stride;
 }
 
-/* Rows are summed in chunks: row_chunks(rows) of them, CHUNK_ROWS rows each or more. The partition depends
- * on the number of rows alone, and so do the bits of the sums. */
+/* Rows are summed in chunks: row_chunks(rows) of them, CHUNK_ROWS rows each or more. The partition
+ * depends on the number of rows alone, and so do the bits of the sums. */
 enum { CHUNK_ROWS = 32, CHUNKS_MAX = 256 };
 size_t row_chunks_max(size_t rows);
 struct row_chunk {
@@ -79,9 +80,10 @@ struct row_chunk {
 size_t row_chunks(size_t rows);
 struct row_chunk row_chunk_at(size_t rows, size_t chunk);
 
-/* out[j] (+)= partials[0][j] + partials[1][j] + ..., in this order. */
-void column_sums_finish(const struct device *device, float *out, struct buffers partials,
-                        size_t offset, size_t chunks, size_t columns, bool accumulate);
+/* outs[i][j] (+)= partials[0][i * columns + j] + partials[1][i * columns + j] + ..., in this order.
+ * An entry of outs that is NULL is not wanted. */
+void column_sums_finish(const struct device *device, float *const *outs, size_t out_count,
+                        struct buffers partials, size_t chunks, size_t columns, bool accumulate);
 
 /* STATUS_INTERNAL with the shape unless t is (rows, columns). */
 enum status shape_check(const char *operation, const char *what, struct tensor t, size_t rows,

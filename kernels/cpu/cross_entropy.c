@@ -1,7 +1,7 @@
 /*
- * Softmax, cross-entropy and its gradient, row by row where the logits lie. A row is read twice at most:
- * once for its largest logit and the sum of exponentials, carried along stretch by stretch (Milakov and
- * Gimelshein, 2018), and, from the cache, once to become its own gradient.
+ * Softmax, cross-entropy and its gradient, row by row where the logits lie. A row is read twice at
+ * most: once for its largest logit and the sum of exponentials, carried along stretch by stretch
+ * (Milakov and Gimelshein, 2018), and, from the cache, once to become its own gradient.
  */
 #include <math.h>
 

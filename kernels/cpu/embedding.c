@@ -20,9 +20,11 @@ enum status cpu_embedding_forward(struct device *device, const struct embedding_
     if (length == 0 || tokens % length != 0 || op->position_weight.columns != width ||
         op->first_position > op->position_weight.rows ||
         length > op->position_weight.rows - op->first_position) {
-        return status_set(STATUS_INTERNAL, "%s: %zu tokens in sequences of %zu from position %zu, "
-                          "positions (%zu, %zu), width %zu", name, tokens, length, op->first_position,
-                          op->position_weight.rows, op->position_weight.columns, width);
+        return status_set(STATUS_INTERNAL,
+                          "%s: %zu tokens in sequences of %zu from position %zu, "
+                          "positions (%zu, %zu), width %zu",
+                          name, tokens, length, op->first_position, op->position_weight.rows,
+                          op->position_weight.columns, width);
     }
     for (size_t n = 0; n < tokens; n++) {
         if (op->tokens[n] < 0 || (size_t)op->tokens[n] >= vocabulary) {
@@ -47,7 +49,8 @@ enum status cpu_embedding_forward(struct device *device, const struct embedding_
 }
 
 /* Columns [first, first + count) of the token gradient, all tokens in order. */
-static void token_gradient_columns(const struct embedding_backward *op, size_t first, size_t count) {
+static void token_gradient_columns(const struct embedding_backward *op, size_t first,
+                                   size_t count) {
     float buffer[ROW_TILE];
     const size_t width = op->out_gradient.columns;
     float *gradient = op->token_gradient.data;

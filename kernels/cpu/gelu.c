@@ -1,6 +1,7 @@
 /*
- * GELU, tanh form (Hendrycks and Gimpel, 2016), with the bias before it. Computed through the identity
- * (1 + tanh z) / 2 = 1 / (1 + exp(-2 z)): one exponential, and no cancellation where tanh z nears -1.
+ * GELU, tanh form (Hendrycks and Gimpel, 2016), with the bias before it. Computed through the
+ * identity (1 + tanh z) / 2 = 1 / (1 + exp(-2 z)): one exponential, and no cancellation where tanh
+ * z nears -1.
  */
 #include "base/checked.h"
 #include "kernels/cpu/cpu.h"
@@ -20,8 +21,9 @@ static void gelu_row(float *out, const float *x, const float *bias, size_t count
     }
 }
 
-/* d gelu / du = s + u s (1 - s) d(2 z)/du, s = 1 / (1 + exp(-2 z)). With t = exp(-|2 z|), which is at
- * most 1, s is 1 / (1 + t) or t / (1 + t), and s (1 - s) = t / (1 + t)^2 without cancellation. */
+/* d gelu / du = s + u s (1 - s) d(2 z)/du, s = 1 / (1 + exp(-2 z)). With t = exp(-|2 z|), which is
+ * at most 1, s is 1 / (1 + t) or t / (1 + t), and s (1 - s) = t / (1 + t)^2 without
+ * cancellation. */
 VECTOR_CLONES
 static void gelu_backward_row(float *gradient, const float *out_gradient, const float *x,
                               const float *bias, float *sums, size_t count) {
@@ -57,7 +59,8 @@ enum status cpu_gelu_forward(struct device *device, const struct gelu_forward *o
     return STATUS_OK;
 }
 
-static void gelu_backward_chunk(const struct gelu_backward *op, struct row_chunk chunk, float *sums) {
+static void gelu_backward_chunk(const struct gelu_backward *op, struct row_chunk chunk,
+                                float *sums) {
     const size_t width = op->x.columns;
     for (size_t j = 0; j < width; j += ROW_TILE) {
         float bias_buffer[ROW_TILE], x_buffer[ROW_TILE], gradient_buffer[ROW_TILE];
@@ -68,8 +71,8 @@ static void gelu_backward_chunk(const struct gelu_backward *op, struct row_chunk
             const size_t first = n * width + j;
             const float *out_gradient = row_read(&op->out_gradient, first, count, gradient_buffer);
             float *gradient = row_target(&op->x_gradient, first, gradient_buffer);
-            gelu_backward_row(gradient, out_gradient, row_read(&op->x, first, count, x_buffer), bias,
-                              sums + j, count);
+            gelu_backward_row(gradient, out_gradient, row_read(&op->x, first, count, x_buffer),
+                              bias, sums + j, count);
             row_commit(&op->x_gradient, first, count, gradient);
         }
     }
@@ -88,6 +91,6 @@ enum status cpu_gelu_backward(struct device *device, const struct gelu_backward 
     for (size_t chunk = 0; chunk < chunks; chunk++) {
         gelu_backward_chunk(op, row_chunk_at(tokens, chunk), buffer_at(sums, chunk));
     }
-    column_sums_finish(device, op->bias_gradient, sums, 0, chunks, width, op->accumulate);
+    column_sums_finish(device, &op->bias_gradient, 1, sums, chunks, width, op->accumulate);
     return STATUS_OK;
 }

@@ -1,6 +1,7 @@
 /*
- * Matrix multiplication through OpenBLAS. FP32 operands go to sgemm as they lie. Others are widened block
- * by block into FP32 panels; a panel of c is accumulated over all of k and rounded once, when stored.
+ * Matrix multiplication through OpenBLAS. FP32 operands go to sgemm as they lie. Others are widened
+ * block by block into FP32 panels; a panel of c is accumulated over all of k and rounded once, when
+ * stored.
  */
 #include <cblas.h>
 #include <limits.h>
@@ -10,8 +11,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 
-/* Panels of 2, 4 and 2 MiB. Widening a number costs about as much as 8 multiply-adds with it, against
- * BLOCK_M or BLOCK_N of them that follow. */
+/* Panels of 2, 4 and 2 MiB. Widening a number costs about as much as 8 multiply-adds with it,
+ * against BLOCK_M or BLOCK_N of them that follow. */
 enum { BLOCK_M = 512, BLOCK_N = 1024, BLOCK_K = 1024 };
 
 size_t gemm_scratch_bytes(const struct op_limits *limits) {
@@ -50,10 +51,11 @@ static enum status gemm_check(const struct gemm *op, struct gemm_shape *shape) {
     const size_t largest = size_max(size_max(c->rows, c->columns), k);
     if (c->rows != a_rows || c->columns != n || b_rows != k || c->rows == 0 || n == 0 || k == 0 ||
         largest > INT_MAX || (op->bias != NULL && tensor_count(*op->bias) != n)) {
-        return status_set(STATUS_INTERNAL, "gemm: (%zu, %zu)%s by (%zu, %zu)%s into (%zu, %zu), bias "
-                          "of %zu, dimensions to %d", a->rows, a->columns,
-                          op->transpose_a ? " transposed" : "", b->rows, b->columns,
-                          op->transpose_b ? " transposed" : "", c->rows, c->columns,
+        return status_set(STATUS_INTERNAL,
+                          "gemm: (%zu, %zu)%s by (%zu, %zu)%s into (%zu, %zu), bias "
+                          "of %zu, dimensions to %d",
+                          a->rows, a->columns, op->transpose_a ? " transposed" : "", b->rows,
+                          b->columns, op->transpose_b ? " transposed" : "", c->rows, c->columns,
                           op->bias == NULL ? 0 : tensor_count(*op->bias), INT_MAX);
     }
     *shape = (struct gemm_shape){c->rows, n, k};
@@ -61,8 +63,8 @@ static enum status gemm_check(const struct gemm *op, struct gemm_shape *shape) {
 }
 
 /* The block in FP32: in place, or widened into `buffer`. */
-static struct panel panel_read(const struct device *device, const struct tensor *t, struct block block,
-                               float *buffer) {
+static struct panel panel_read(const struct device *device, const struct tensor *t,
+                               struct block block, float *buffer) {
     if (t->dtype == DTYPE_F32) {
         return (struct panel){(float *)t->data + block.row * t->columns + block.column, t->columns};
     }
@@ -107,9 +109,9 @@ static void panel_commit(const struct device *device, const struct tensor *c, st
     }
 }
 
-/* c [+]= op(a) op(b) on FP32 panels. A single row is a matrix by a vector: sgemm would copy all of b to
- * read it once. It starts from zeros, for not every sgemv keeps a NaN out that lay in c (BLAS leaves
- * that open). */
+/* c [+]= op(a) op(b) on FP32 panels. A single row is a matrix by a vector: sgemm would copy all of
+ * b to read it once. It starts from zeros, for not every sgemv keeps a NaN out that lay in c (BLAS
+ * leaves that open). */
 static void panels_multiply(const struct gemm *op, struct block block, size_t k, struct panel a,
                             struct panel b, struct panel c, bool add) {
     if (block.rows == 1) {

@@ -9,8 +9,8 @@
 
 static const double EPSILON = 1e-5;
 
-/* Forward: weight, bias and delta_bias widened once, and 3 rows a thread. Backward: weight widened, 3
- * rows a thread, and a chunk's partial column sums of the three gradients. */
+/* Forward: weight, bias and delta_bias widened once, and 3 rows a thread. Backward: weight widened,
+ * 3 rows a thread, and a chunk's partial column sums of the three gradients. */
 enum { VECTORS = 3, THREAD_ROWS = 3, SUMS = 3 };
 
 size_t norm_scratch_bytes(int threads, const struct op_limits *limits) {
@@ -109,8 +109,8 @@ struct row_means {
 };
 
 VECTOR_CLONES
-static struct row_means backward_means(const float *x, const float *out_gradient, const float *weight,
-                                       float mean, float rstd, size_t count) {
+static struct row_means backward_means(const float *x, const float *out_gradient,
+                                       const float *weight, float mean, float rstd, size_t count) {
     float g_sum = 0.0f, g_xhat_sum = 0.0f;
 #pragma omp simd reduction(+ : g_sum, g_xhat_sum)
     for (size_t i = 0; i < count; i++) {
@@ -121,11 +121,12 @@ static struct row_means backward_means(const float *x, const float *out_gradient
     return (struct row_means){g_sum / (float)count, g_xhat_sum / (float)count};
 }
 
-/* gradient = past + rstd (g - mean(g) - xhat mean(g xhat)); past NULL: nothing flowed past the norm. */
+/* gradient = past + rstd (g - mean(g) - xhat mean(g xhat)); past NULL: nothing flowed past the
+ * norm. */
 VECTOR_CLONES
-static void backward_row(float *gradient, const float *past, const float *x, const float *out_gradient,
-                         const float *weight, float mean, float rstd, struct row_means means,
-                         size_t count) {
+static void backward_row(float *gradient, const float *past, const float *x,
+                         const float *out_gradient, const float *weight, float mean, float rstd,
+                         struct row_means means, size_t count) {
     if (past == NULL) {
 #pragma omp simd
         for (size_t i = 0; i < count; i++) {
@@ -193,11 +194,7 @@ enum status cpu_norm_backward(struct device *device, const struct norm_backward 
         norm_backward_chunk(op, row_chunk_at(tokens, chunk), weight, buffer_at(sums, chunk),
                             thread_rows);
     }
-    column_sums_finish(device, op->weight_gradient, sums, 0, chunks, width, op->accumulate);
-    column_sums_finish(device, op->bias_gradient, sums, width, chunks, width, op->accumulate);
-    if (op->delta_bias_gradient != NULL) {
-        column_sums_finish(device, op->delta_bias_gradient, sums, 2 * width, chunks, width,
-                           op->accumulate);
-    }
+    float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
+    column_sums_finish(device, outs, SUMS, sums, chunks, width, op->accumulate);
     return STATUS_OK;
 }

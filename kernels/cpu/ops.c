@@ -1,6 +1,7 @@
 /* The CPU's table of operations, and the scratch and partition helpers that its files share. */
 #include <cblas.h>
 #include <omp.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "kernels/cpu/cpu.h"
@@ -39,8 +40,10 @@ const struct ops cpu_ops = {
 enum status cpu_threads_start(int threads) {
     enum { BUILT_ON_OPENMP = 2 };
     if (openblas_get_parallel() != BUILT_ON_OPENMP) {
-        return status_set(STATUS_DEVICE, "expected an OpenBLAS built on OpenMP, found %s: install it "
-                          "(Debian: libopenblas-openmp-dev)", openblas_get_config());
+        return status_set(STATUS_DEVICE,
+                          "expected an OpenBLAS built on OpenMP, found %s: install it "
+                          "(Debian: libopenblas-openmp-dev)",
+                          openblas_get_config());
     }
     omp_set_num_threads(threads);
     openblas_set_num_threads(threads);
@@ -59,8 +62,8 @@ size_t buffers_bytes(size_t count, size_t floats) {
     return count * buffer_stride(floats) * sizeof(float);
 }
 
-enum status scratch_take(struct scratch *scratch, const char *operation, size_t count, size_t floats,
-                         struct buffers *out) {
+enum status scratch_take(struct scratch *scratch, const char *operation, size_t count,
+                         size_t floats, struct buffers *out) {
     const size_t bytes = buffers_bytes(count, floats);
     if (bytes > scratch->left_bytes) {
         return status_set(STATUS_INTERNAL, "%s: %zu bytes of scratch memory wanted, %zu left",
@@ -83,17 +86,18 @@ struct row_chunk row_chunk_at(size_t rows, size_t chunk) {
     return (struct row_chunk){first, size_min(rows, first + chunk_rows(rows))};
 }
 
-void column_sums_finish(const struct device *device, float *out, struct buffers partials,
-                        size_t offset, size_t chunks, size_t columns, bool accumulate) {
+void column_sums_finish(const struct device *device, float *const *outs, size_t out_count,
+                        struct buffers partials, size_t chunks, size_t columns, bool accumulate) {
     enum { TILE = 256 };
+    const size_t tiles = ceil_div(columns, TILE);
 #pragma omp parallel for schedule(static) num_threads(device->threads)
-    for (size_t first = 0; first < columns; first += TILE) {
-        const size_t count = size_min(TILE, columns - first);
-        if (!accumulate) {
-            for (size_t i = 0; i < count; i++) out[first + i] = 0.0f;
-        }
+    for (size_t i = 0; i < out_count * tiles; i++) {
+        float *out = outs[i / tiles];
+        const size_t first = i % tiles * TILE, count = size_min(TILE, columns - first);
+        if (out == NULL) continue;
+        if (!accumulate) memset(out + first, 0, count * sizeof *out);
         for (size_t chunk = 0; chunk < chunks; chunk++) {
-            row_add(out + first, buffer_at(partials, chunk) + offset + first, count);
+            row_add(out + first, buffer_at(partials, chunk) + i / tiles * columns + first, count);
         }
     }
 }
@@ -101,6 +105,6 @@ void column_sums_finish(const struct device *device, float *out, struct buffers 
 enum status shape_check(const char *operation, const char *what, struct tensor t, size_t rows,
                         size_t columns) {
     if (t.rows == rows && t.columns == columns && t.data != NULL) return STATUS_OK;
-    return status_set(STATUS_INTERNAL, "%s: expected %s (%zu, %zu), found (%zu, %zu) at %p", operation,
-                      what, rows, columns, t.rows, t.columns, t.data);
+    return status_set(STATUS_INTERNAL, "%s: expected %s (%zu, %zu), found (%zu, %zu) at %p",
+                      operation, what, rows, columns, t.rows, t.columns, t.data);
 }

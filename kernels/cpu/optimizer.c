@@ -50,7 +50,8 @@ enum status cpu_adamw(struct device *device, const struct adamw *op) {
             const size_t count = size_min(ROW_TILE, end - first);
             adamw_row(op->masters + first, op->moments1 + first, op->moments2 + first,
                       op->gradients + first, count, numbers);
-            if (op->weights.data != NULL) row_store(&op->weights, first, count, op->masters + first);
+            if (op->weights.data == NULL) continue;
+            row_store(&op->weights, first, count, op->masters + first);
         }
     }
     return STATUS_OK;

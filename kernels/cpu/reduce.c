@@ -19,8 +19,8 @@ enum status cpu_loss_sum(struct device *device, struct step_state *state, const 
 }
 
 /* Always the same parts, whatever the number of threads. */
-enum status cpu_gradient_sumsq(struct device *device, struct step_state *state, const float *gradients,
-                               size_t count) {
+enum status cpu_gradient_sumsq(struct device *device, struct step_state *state,
+                               const float *gradients, size_t count) {
     enum { PARTS = 1024 };
     double sums[PARTS];
     const size_t part_count = ceil_div(count, PARTS);

@@ -1,6 +1,7 @@
 /*
- * Stretches of a tensor as FP32: in place where the tensor is FP32, otherwise through a small buffer,
- * widened on the way in and rounded on the way out. `first` counts numbers from the tensor's start.
+ * Stretches of a tensor as FP32: in place where the tensor is FP32, otherwise through a small
+ * buffer, widened on the way in and rounded on the way out. `first` counts numbers from the
+ * tensor's start.
  *
  *   const float *x = row_read(&in, first, count, buffer_x);
  *   float *y = row_target(&out, first, buffer_y);
@@ -12,7 +13,8 @@
 
 #include "kernels/tensor.h"
 
-/* Loops without state across a row work in stretches of this many numbers, with buffers on the stack. */
+/* Loops without state across a row work in stretches of this many numbers, with buffers on the
+ * stack. */
 enum { ROW_TILE = 1024 };
 
 /* Copies, widening; the numbers are anywhere, also in FP32. */

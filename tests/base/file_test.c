@@ -1,6 +1,6 @@
 /*
- * Files and folders. Oracle: what was written is read back byte for byte; every refusal leaves the file
- * system as it was. Works in a fresh folder under TEST_TMPDIR.
+ * Files and folders. Oracle: what was written is read back byte for byte; every refusal leaves the
+ * file system as it was. Works in a fresh folder under TEST_TMPDIR.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -103,7 +103,8 @@ static void test_write_and_read(void **state) {
     assert_memory_equal(text, data, sizeof data);
     assert_int_equal(text[bytes], '\0');
     free(text);
-    assert_int_equal(file_read(path, sizeof data - 1, &text, &bytes), STATUS_IO); /* above the limit */
+    /* One byte above the limit. */
+    assert_int_equal(file_read(path, sizeof data - 1, &text, &bytes), STATUS_IO);
     assert_int_equal(file_map_open(path, &map), STATUS_OK);
     assert_int_equal(map.bytes, sizeof data);
     assert_memory_equal(map.data, data, sizeof data);

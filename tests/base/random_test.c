@@ -1,9 +1,9 @@
 /*
- * Oracles: the known answers that the authors of Philox publish with Random123 (kat_vectors, philox4x32,
- * 10 rounds); moments and quantiles of the distributions. Our counter words are {index low, index high,
- * stream, 0}, so of the published vectors those with a last counter word of 0 can be reached, which is the
- * first; the round function is checked on the others through reference_words below, itself checked on all.
- * Statistical bounds are 5 standard errors.
+ * Oracles: the known answers that the authors of Philox publish with Random123 (kat_vectors,
+ * philox4x32, 10 rounds); moments and quantiles of the distributions. Our counter words are {index
+ * low, index high, stream, 0}, so of the published vectors those with a last counter word of 0 can
+ * be reached, which is the first; the round function is checked on the others through
+ * reference_words below, itself checked on all. Statistical bounds are 5 standard errors.
  */
 #include <math.h>
 #include <setjmp.h>

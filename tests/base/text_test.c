@@ -1,5 +1,5 @@
-/* Formatting and nearest names, status messages, and checked sizes. Oracle: expected texts and numbers,
- * by hand. */
+/* Formatting and nearest names, status messages, and checked sizes. Oracle: expected texts and
+ * numbers, by hand. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -58,7 +58,9 @@ static void test_nearest(void **state) {
     assert_null(text_nearest(longest, names, 4));
 }
 
-static enum status fail_inside(void) { return status_set(STATUS_DATA, "expected %d, found %d", 1, 2); }
+static enum status fail_inside(void) {
+    return status_set(STATUS_DATA, "expected %d, found %d", 1, 2);
+}
 
 static enum status pass_on(void) {
     TRY(fail_inside());

@@ -22,6 +22,7 @@ static struct {
     bool forgotten;        /* a dirty file was closed: it can never become durable */
     bool names_dirty;      /* names made in the temporary folder since its fsync */
     bool renames_dirty;    /* renames in the run folder since its fsync */
+    bool new_one_dirty;    /* the one that gave the new checkpoint its name is among them */
     int manifests, creations_after_manifest;
     int renames, removals, fsyncs;
 } disk;
@@ -77,7 +78,7 @@ int __wrap_fsync(int file) {
     if (strstr(path, ".tmp-") != NULL) {
         disk.names_dirty = false;
     } else {
-        disk.renames_dirty = false;
+        disk.renames_dirty = disk.new_one_dirty = false;
     }
     return 0;
 }
@@ -85,7 +86,11 @@ int __wrap_fsync(int file) {
 int __real_rename(const char *from, const char *to);
 int __wrap_rename(const char *from, const char *to) {
     if (disk.watching) {
-        if (strstr(from, ".tmp-") != NULL) assert_false(anything_dirty());
+        if (strstr(from, ".tmp-") != NULL) {
+            assert_false(anything_dirty());
+            disk.new_one_dirty = true;
+        }
+        if (strstr(to, ".deleting-") != NULL) assert_false(disk.new_one_dirty);
         disk.renames++;
         disk.renames_dirty = true;
     }

@@ -63,14 +63,13 @@ static void table_of_cases(void **unused) {
     fixture_close(&fixture);
 }
 
+/* A file in the run folder, or a folder with a file in it. */
 static void touch(const struct fixture *fixture, const char *name, bool folder) {
-    char path[PATH_BYTES];
+    char path[PATH_BYTES], inside[PATH_BYTES];
     assert_int_equal(path_join(path, fixture->run, name), STATUS_OK);
-    if (folder) {
-        assert_int_equal(mkdir(path, 0777), 0);
-        assert_int_equal(path_join(path, path, "file"), STATUS_OK);
-    }
-    test_write_file(path, "x", 1);
+    assert_int_equal(path_join(inside, path, "file"), STATUS_OK);
+    if (folder) assert_int_equal(mkdir(path, 0777), 0);
+    test_write_file(folder ? inside : path, "x", 1);
 }
 
 static void leftovers_go_and_nothing_else(void **unused) {
@@ -83,9 +82,9 @@ static void leftovers_go_and_nothing_else(void **unused) {
     touch(&fixture, "step_00000009.tmp-1-7", true);
     touch(&fixture, "step_00000004.deleting-99-0", true);
     touch(&fixture, "step_00000005.damaged-99-0", true); /* 5 is whole again */
-    touch(&fixture, "step_00000006.damaged-99-0",
-          true);                                /* 6 is not: it may be all there is of it */
-    touch(&fixture, "step_00000003.tmp", true); /* not ours */
+    /* 6 is not, so this may be all there is of it; the others are not ours. */
+    touch(&fixture, "step_00000006.damaged-99-0", true);
+    touch(&fixture, "step_00000003.tmp", true);
     touch(&fixture, "step_3", true);
     touch(&fixture, "metrics.jsonl", false);
     touch(&fixture, "notes.tmp-1-0", false);

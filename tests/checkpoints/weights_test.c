@@ -36,10 +36,9 @@ static void add_row(struct param_table *table, const char *name, size_t rows, si
                     bool transposed) {
     struct param row = {
         .role = ROLE_LINEAR, .rows = rows, .columns = columns, .hf_transposed = transposed};
-    size_t index;
     snprintf(row.name, sizeof row.name, "%s", name);
     snprintf(row.hf_name, sizeof row.hf_name, "hf.%s", name);
-    assert_int_equal(param_table_add(table, &row, &index), STATUS_OK);
+    assert_int_equal(param_table_add(table, &row), STATUS_OK);
 }
 
 /* The numbers of `name` in a file's text, which must have exactly this shape. */

@@ -1,11 +1,11 @@
 /*
  * Oracle: softmax(q k^T / sqrt(width)) v in FP64 with the whole row of scores; gradients by central
- * differences of it; attention_cached against attention_forward, row for row.
- * Tolerances, u = 2^-24, data of order 1: a probability is off by some 32 u relatively (its score is a sum
- * over the head's width, then exponentiated), an output is an average of values below 5: 128 u. Gradients
- * sum probabilities over up to T queries, which is about ln T in all, times products below 10: 512 u.
- * Tensors in BF16 or FP16 add one rounding when stored; backward also starts from the rounded output, whose
- * error enters every score's gradient: 8 unit roundoffs of the format.
+ * differences of it; attention_cached against attention_forward, row for row. Tolerances, u =
+ * 2^-24, data of order 1: a probability is off by some 32 u relatively (its score is a sum over the
+ * head's width, then exponentiated), an output is an average of values below 5: 128 u. Gradients
+ * sum probabilities over up to T queries, which is about ln T in all, times products below 10: 512
+ * u. Tensors in BF16 or FP16 add one rounding when stored; backward also starts from the rounded
+ * output, whose error enters every score's gradient: 8 unit roundoffs of the format.
  */
 #include "tests/kernels/testing.h"
 
@@ -135,12 +135,13 @@ static void check_backward(const struct shape *s, enum dtype type) {
 static void test_backward(void **state) {
     (void)state;
     for (size_t i = 0; i < SHAPES; i++) {
-        for (int type = 0; type < TEST_DTYPES; type++) check_backward(&shapes[i], test_dtypes[type]);
+        for (int type = 0; type < TEST_DTYPES; type++)
+            check_backward(&shapes[i], test_dtypes[type]);
     }
 }
 
-/* Scores of some thousands: exponentials would overflow if a row's largest were not taken off first. The
- * first key wins by far, so every output is the first value. */
+/* Scores of some thousands: exponentials would overflow if a row's largest were not taken off
+ * first. The first key wins by far, so every output is the first value. */
 static void test_large_scores(void **state) {
     (void)state;
     const struct shape s = {1, 300, 1, 4};
@@ -169,12 +170,14 @@ static struct tensor pieces(struct tensor from, size_t batch, size_t length, siz
     struct tensor piece = filled_tensor(from.dtype, batch * count, from.columns, 0.0);
     const size_t bytes = tensor_bytes(piece) / batch;
     for (size_t b = 0; b < batch; b++) {
-        memcpy((char *)piece.data + b * bytes, tensor_rows(from, b * length + first, count).data, bytes);
+        memcpy((char *)piece.data + b * bytes, tensor_rows(from, b * length + first, count).data,
+               bytes);
     }
     return piece;
 }
 
-/* The caches hold NaN beyond what was appended. Both results are rounded once: two unit roundoffs. */
+/* The caches hold NaN beyond what was appended. Both results are rounded once: two unit
+ * roundoffs. */
 static void check_cached(const struct shape *s, enum dtype type) {
     static const size_t steps[] = {1, 5, 68, 1, 150, 500};
     struct device device = device_for(s, type);

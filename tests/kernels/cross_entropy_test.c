@@ -1,8 +1,9 @@
 /*
  * Oracle: log-sum-exp in FP64 over the logits as stored; the gradient by central differences of it.
- * Tolerances, u = 2^-24: the exponentials are off by 3 u each and summed in lanes of at most ROW_TILE
- * numbers, all positive, so the loss is off by at most 64 u plus its own rounding; a probability by 64 u
- * relatively, so by 64 u scale. Gradients in BF16 or FP16 add one rounding when stored.
+ * Tolerances, u = 2^-24: the exponentials are off by 3 u each and summed in lanes of at most
+ * ROW_TILE numbers, all positive, so the loss is off by at most 64 u plus its own rounding; a
+ * probability by 64 u relatively, so by 64 u scale. Gradients in BF16 or FP16 add one rounding when
+ * stored.
  */
 #include "tests/kernels/testing.h"
 
@@ -28,6 +29,7 @@ static struct tensor logits_make(enum dtype type, double std) {
     for (size_t i = 0; i < tensor_count(logits); i++) {
         if (i % PADDED >= VOCABULARY) value_set(logits, i, NAN); /* padding is not read */
     }
+    value_set(logits, 2 * PADDED + VOCABULARY - 2, 4.5 * std); /* the largest comes last */
     return logits;
 }
 
@@ -61,7 +63,8 @@ static void check(enum dtype type, double std, bool write_gradient) {
         compare(&loss, n, (double)losses[n], expected,
                 tolerance_of(DTYPE_F32, expected, 64.0 * 0x1p-24));
         for (size_t v = 0; write_gradient && v < PADDED; v++) {
-            /* A difference for every 7th column and the target; padding and ignored rows hold zeros. */
+            /* A difference for every 7th column and the target; padding and ignored rows hold
+             * zeros. */
             const bool zero = targets[n] < 0 || v >= VOCABULARY;
             if (!zero && v % 7 != 0 && v != row.target) continue;
             const double slope = zero ? 0.0 : scale * central_difference(&row.logits[v],

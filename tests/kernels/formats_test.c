@@ -1,7 +1,7 @@
 /*
- * BF16 and FP16, the convert operation, find_nonfinite, and the vectorised exponential. Oracles: the
- * formats' definitions through ldexp for every one of the 65536 codes; for rounding, the nearer of the two
- * neighbouring codes in exact FP64 arithmetic, ties to the even code; exp() in FP64.
+ * BF16 and FP16, the convert operation, find_nonfinite, and the vectorised exponential. Oracles:
+ * the formats' definitions through ldexp for every one of the 65536 codes; for rounding, the nearer
+ * of the two neighbouring codes in exact FP64 arithmetic, ties to the even code; exp() in FP64.
  */
 #include "kernels/cpu/vector.h"
 #include "tests/kernels/testing.h"
@@ -39,10 +39,12 @@ static void test_every_code(void **state) {
             const double expected = code_value(&formats[i], code);
             const float value = widen(formats[i].type, (uint16_t)code);
             if (isnan(expected)) {
-                assert_true(isnan(value) && isnan(widen(formats[i].type, narrow(formats[i].type, value))));
+                assert_true(isnan(value) &&
+                            isnan(widen(formats[i].type, narrow(formats[i].type, value))));
                 assert_int_equal(signbit(value) != 0, code >> 15);
             } else {
-                assert_true((double)value == expected && (signbit(value) != 0) == (code >> 15 != 0));
+                assert_true((double)value == expected &&
+                            (signbit(value) != 0) == (code >> 15 != 0));
                 assert_int_equal(narrow(formats[i].type, value), code); /* there and back */
             }
         }
@@ -53,7 +55,8 @@ static void test_every_code(void **state) {
 static void test_rounding(void **state) {
     (void)state;
     for (size_t i = 0; i < 2; i++) {
-        const uint32_t infinity = ((1u << formats[i].exponent_bits) - 1u) << formats[i].fraction_bits;
+        const uint32_t infinity = ((1u << formats[i].exponent_bits) - 1u)
+                                  << formats[i].fraction_bits;
         for (uint32_t code = 0; code < infinity; code++) {
             const double low = code_value(&formats[i], code);
             /* The gap above the largest finite number is as wide as the one below it. */
@@ -72,7 +75,8 @@ static void test_rounding(void **state) {
 
 static void test_special_numbers(void **state) {
     (void)state;
-    const float not_quiet = float_of_bits(0x7F800001u); /* its payload lies in the bits that are cut */
+    /* A NaN whose payload lies in the bits that are cut. */
+    const float not_quiet = float_of_bits(0x7F800001u);
     for (size_t i = 0; i < 2; i++) {
         const enum dtype type = formats[i].type;
         assert_true(isnan(dtype_round(type, NAN)) && isnan(dtype_round(type, not_quiet)));
@@ -95,7 +99,8 @@ static struct device any_device(void) {
     return test_device_open(2, &(struct op_limits){.tokens = 1, .width = 1});
 }
 
-/* The vectorised rows against the numbers one by one: the same bits, all codes, all pairs of formats. */
+/* The vectorised rows against the numbers one by one: the same bits, all codes, all pairs of
+ * formats. */
 static void test_convert(void **state) {
     (void)state;
     struct device device = any_device();
@@ -103,7 +108,8 @@ static void test_convert(void **state) {
     for (size_t i = 0; i < tensor_count(wide); i++) { /* FP32 bits from all over */
         uint32_t words[4];
         random_words(1, RANDOM_TEST, i, words);
-        ((float *)wide.data)[i] = float_of_bits(words[0] & (i % 3 == 0 ? 0xC7FFFFFFu : 0xFFFFFFFFu));
+        ((float *)wide.data)[i] =
+            float_of_bits(words[0] & (i % 3 == 0 ? 0xC7FFFFFFu : 0xFFFFFFFFu));
     }
     for (size_t i = 0; i < 2; i++) {
         struct tensor half = filled_tensor(formats[i].type, 1, tensor_count(wide), 0.0);
@@ -147,8 +153,8 @@ static void test_find_nonfinite(void **state) {
     test_device_close(&device);
 }
 
-/* Every 4099th FP32 of either sign: within 2 units in the last place, which is worth 2^-23 relatively, or
- * 2^-149 among the subnormal numbers. */
+/* Every 4099th FP32 of either sign: within 2 units in the last place, which is worth 2^-23
+ * relatively, or 2^-149 among the subnormal numbers. */
 static void test_vector_exp(void **state) {
     (void)state;
     struct comparison c = {.what = "vector_exp"};
@@ -160,7 +166,8 @@ static void test_vector_exp(void **state) {
         } else if (expected > 3.4028235e38) { /* FP32's largest */
             assert_true(y >= 3.4028e38f);
         } else {
-            compare(&c, (size_t)bits, (double)y, expected, fmax(2.0 * 0x1p-23 * expected, 0x1p-148));
+            compare(&c, (size_t)bits, (double)y, expected,
+                    fmax(2.0 * 0x1p-23 * expected, 0x1p-148));
         }
     }
     compare_end(&c);

@@ -1,9 +1,9 @@
 /*
- * Oracle: a plain FP64 triple loop over the operands as stored.
- * Tolerance: summing K products of standard deviation 1 in FP32, partial sums grow as sqrt(k) and each
- * rounding is at most u = 2^-24 of one, so the error's standard deviation is below u K; the largest of the
- * elements compared stays within 6 of those (accumulated content and bias add two roundings). One more
- * rounding where c is stored in its dtype.
+ * Oracle: a plain FP64 triple loop over the operands as stored. Tolerance: summing K products of
+ * standard deviation 1 in FP32, partial sums grow as sqrt(k) and each rounding is at most u = 2^-24
+ * of one, so the error's standard deviation is below u K; the largest of the elements compared
+ * stays within 6 of those (accumulated content and bias add two roundings). One more rounding where
+ * c is stored in its dtype.
  */
 #include "tests/kernels/testing.h"
 
@@ -28,10 +28,10 @@ static double reference(const struct gemm *op, const struct tensor *before, size
 
 /* Compares every `stride`-th element, the last one included. */
 static void check(struct device *device, const struct gemm_case *t, size_t stride) {
-    struct tensor a = random_tensor(t->a, t->transpose_a ? t->k : t->m, t->transpose_a ? t->m : t->k,
-                                    1, 0.0, 1.0);
-    struct tensor b = random_tensor(t->b, t->transpose_b ? t->n : t->k, t->transpose_b ? t->k : t->n,
-                                    2, 0.0, 1.0);
+    struct tensor a = random_tensor(t->a, t->transpose_a ? t->k : t->m,
+                                    t->transpose_a ? t->m : t->k, 1, 0.0, 1.0);
+    struct tensor b = random_tensor(t->b, t->transpose_b ? t->n : t->k,
+                                    t->transpose_b ? t->k : t->n, 2, 0.0, 1.0);
     struct tensor c = t->accumulate ? random_tensor(t->c, t->m, t->n, 3, 0.0, 1.0)
                                     : filled_tensor(t->c, t->m, t->n, NAN);
     struct tensor before = copied_tensor(c);
@@ -87,9 +87,13 @@ static void test_many_panels(void **state) {
         const struct gemm_case rounded = {DTYPE_BF16, DTYPE_BF16, DTYPE_BF16, 530, 1101, 1045,
                                           (flags & 1) != 0, (flags & 2) != 0, true, true};
         const struct gemm_case summed = {DTYPE_F16, DTYPE_F16, DTYPE_F32, 530, 1101, 1045,
-                                         (flags & 1) != 0, (flags & 2) != 0, false, true};
+                                         (flags & 1) != 0, (flags & 2) != 0, false, false};
+        /* One row is left over for the last panel, and a is not widened. */
+        const struct gemm_case left_over = {DTYPE_F32, DTYPE_BF16, DTYPE_F32, 513, 31, 1045,
+                                            (flags & 1) != 0, (flags & 2) != 0, false, false};
         check(&device, &rounded, 997);
         check(&device, &summed, 997);
+        check(&device, &left_over, 5);
     }
     test_device_close(&device);
 }
@@ -97,8 +101,10 @@ static void test_many_panels(void **state) {
 static void test_refusals(void **state) {
     (void)state;
     struct device device = any_device();
-    struct tensor a = filled_tensor(DTYPE_BF16, 3, 4, 1.0), b = filled_tensor(DTYPE_BF16, 4, 5, 1.0);
-    struct tensor c = filled_tensor(DTYPE_BF16, 3, 5, 1.0), d = filled_tensor(DTYPE_BF16, 1, 4, 1.0);
+    struct tensor a = filled_tensor(DTYPE_BF16, 3, 4, 1.0);
+    struct tensor b = filled_tensor(DTYPE_BF16, 4, 5, 1.0);
+    struct tensor c = filled_tensor(DTYPE_BF16, 3, 5, 1.0);
+    struct tensor d = filled_tensor(DTYPE_BF16, 1, 4, 1.0);
     struct gemm op = {.c = c, .a = a, .b = b};
     EXPECT_OK(device.ops->gemm(&device, &op));
     op.transpose_b = true;

@@ -1,7 +1,8 @@
 /*
- * Arenas, device memory, the device itself, and traffic formulas. Oracles: the measuring pass against the
- * real one (equal sizes, every pointer inside, aligned and apart); refusals by asking for more than there
- * is; affinity and OMP_NUM_THREADS set by the test; traffic counted by hand for one small shape.
+ * Arenas, device memory, the device itself, and traffic formulas. Oracles: the measuring pass
+ * against the real one (equal sizes, every pointer inside, aligned and apart); refusals by asking
+ * for more than there is; affinity and OMP_NUM_THREADS set by the test; traffic counted by hand for
+ * one small shape.
  */
 #include <sched.h>
 #include <unistd.h>
@@ -81,6 +82,13 @@ static void test_device_memory(void **state) {
         EXPECT_OK(device_upload(&device, memory, host, count));
         EXPECT_OK(device_download(&device, back, memory, count));
         assert_memory_equal(host, back, count);
+        void *mapped = NULL;
+        EXPECT_OK(device_map(&device, memory, count, &mapped));
+        assert_memory_equal(host, mapped, count);
+        memset(mapped, 7, count);
+        EXPECT_OK(device_unmap(&device, memory, mapped, count, true));
+        EXPECT_OK(device_download(&device, back, memory, count));
+        for (size_t j = 0; j < count; j++) assert_int_equal(back[j], 7);
         device_release(&device, memory, sizes[i]);
     }
     void *none = &device;

@@ -1,9 +1,10 @@
 /*
- * Oracle: the formulas of kernels/ops.h in FP64; gradients by central differences of that forward pass.
- * Tolerances, u = 2^-24, all data of order 1 (below 5): an output is a dozen FP32 operations, hence 64 u
- * times rstd (backward) or rstd times the largest input (forward: the stored mean is rounded); a sum over
- * N rows adds 6 u N as for GEMMs. Tensors in BF16 or FP16 add one rounding when stored. The norm is
- * compared on the residual that the kernel stored, for that is what it normalises.
+ * Oracle: the formulas of kernels/ops.h in FP64; gradients by central differences of that forward
+ * pass. Tolerances, u = 2^-24, all data of order 1 (below 5): an output is a dozen FP32 operations,
+ * hence 64 u times rstd (backward) or rstd times the largest input (forward: the stored mean is
+ * rounded); a sum over N rows adds 6 u N as for GEMMs. Tensors in BF16 or FP16 add one rounding
+ * when stored. The norm is compared on the residual that the kernel stored, for that is what it
+ * normalises.
  */
 #include "tests/kernels/testing.h"
 
@@ -11,8 +12,8 @@ enum { TOKENS = 75, WIDTH = 37 }; /* three chunks of rows, no round number */
 
 struct reference {
     double *x, *weight, *bias, *out_gradient; /* (N, C), (C), (C), (N, C) */
-    double *out;                              /* (N, C) */
-    size_t tokens, width;
+    double *out;                              /* (C) */
+    size_t first, tokens, width;              /* the loss is over rows [first, first + tokens) */
 };
 
 static void reference_row(const struct reference *r, size_t n, double *out, double *mean_out,
@@ -32,7 +33,7 @@ static void reference_row(const struct reference *r, size_t n, double *out, doub
 static double reference_loss(const void *context) {
     const struct reference *r = context;
     double loss = 0.0, mean = 0.0, rstd = 0.0;
-    for (size_t n = 0; n < r->tokens; n++) {
+    for (size_t n = r->first; n < r->first + r->tokens; n++) {
         reference_row(r, n, r->out, &mean, &rstd);
         for (size_t i = 0; i < r->width; i++) loss += r->out[i] * r->out_gradient[n * r->width + i];
     }
@@ -113,8 +114,8 @@ struct backward_case {
 };
 
 /* Column sums that should have come out: `rows` (N, C) in FP64 on top of `before`. */
-static void check_sums(const char *what, struct tensor found, const double *before, const double *rows,
-                       bool accumulate) {
+static void check_sums(const char *what, struct tensor found, const double *before,
+                       const double *rows, bool accumulate) {
     double expected[WIDTH];
     for (size_t i = 0; i < WIDTH; i++) {
         expected[i] = accumulate ? before[i] : 0.0;
@@ -147,20 +148,31 @@ static void check_backward(const struct backward_case *t) {
     }
     double *before = doubles_of(sums), *expected = doubles_of(past);
     float *sum = sums.data;
-    const struct norm_backward op = {
-        .residual_gradient = gradient, .out_gradient = out_gradient, .residual = x, .weight = weight,
-        .mean = mean, .rstd = rstd, .weight_gradient = sum, .bias_gradient = sum + WIDTH,
-        .delta_bias_gradient = t->delta_bias ? sum + 2 * WIDTH : NULL,
-        .overwrite_residual_gradient = t->overwrite, .accumulate = t->accumulate};
+    const struct norm_backward op = {.residual_gradient = gradient,
+                                     .out_gradient = out_gradient,
+                                     .residual = x,
+                                     .weight = weight,
+                                     .mean = mean,
+                                     .rstd = rstd,
+                                     .weight_gradient = sum,
+                                     .bias_gradient = sum + WIDTH,
+                                     .delta_bias_gradient = t->delta_bias ? sum + 2 * WIDTH : NULL,
+                                     .overwrite_residual_gradient = t->overwrite,
+                                     .accumulate = t->accumulate};
     EXPECT_OK(device.ops->norm_backward(&device, &op));
 
+    r.tokens = 1; /* a number of x changes its own row only */
     for (size_t i = 0; i < TOKENS * WIDTH; i++) {
+        r.first = i / WIDTH;
         const double own = central_difference(&r.x[i], reference_loss, &r);
         expected[i] = t->overwrite ? own : expected[i] + own;
     }
     compare_tensor("residual_gradient", gradient, expected, 64.0 * 0x1p-24);
     struct tensor row = tensor_make(sum + 2 * WIDTH, DTYPE_F32, 1, WIDTH);
-    if (t->delta_bias) check_sums("delta_bias_gradient", row, before + 2 * WIDTH, expected, t->accumulate);
+    if (t->delta_bias)
+        check_sums("delta_bias_gradient", row, before + 2 * WIDTH, expected, t->accumulate);
+    r.first = 0;
+    r.tokens = TOKENS;
     for (size_t i = 0; i < 2 * WIDTH; i++) {
         double *parameter = i < WIDTH ? &r.weight[i] : &r.bias[i - WIDTH];
         before[i] = (t->accumulate ? before[i] : 0.0) +

@@ -1,9 +1,9 @@
 /*
- * AdamW, the sums of a step, and the decision about it. Oracles: the update rule in FP64 from FP64 state
- * over ten steps; dtype_round of the masters, bit for bit, for the rounded weights; closed forms for
- * everything that step_control_decide decides; FP64 sums in index order.
- * Tolerance of AdamW, u = 2^-24: an update is at most about lr in size and a dozen FP32 operations, the
- * moments are sums of ten positive or bounded terms: 64 u times lr a step and u times the parameter.
+ * AdamW, the sums of a step, and the decision about it. Oracles: the update rule in FP64 from FP64
+ * state over ten steps; dtype_round of the masters, bit for bit, for the rounded weights; closed
+ * forms for everything that step_control_decide decides; FP64 sums in index order. Tolerance of
+ * AdamW, u = 2^-24: an update is at most about lr in size and a dozen FP32 operations, the moments
+ * are sums of ten positive or bounded terms: 64 u times lr a step and u times the parameter.
  */
 #include "tests/kernels/testing.h"
 
@@ -81,7 +81,8 @@ static void test_adamw_skips(void **unused) {
     (void)unused;
     struct device device = any_device();
     struct tensor p = random_tensor(DTYPE_F32, 4, ELEMENTS, 1, 0.0, 1.0), before = copied_tensor(p);
-    struct tensor w = random_tensor(DTYPE_BF16, 1, ELEMENTS, 2, 0.0, 1.0), w_before = copied_tensor(w);
+    struct tensor w = random_tensor(DTYPE_BF16, 1, ELEMENTS, 2, 0.0, 1.0);
+    struct tensor w_before = copied_tensor(w);
     float *flat = p.data;
     const struct step_state state = {.skip = SKIP_NONFINITE, .gradient_multiplier = NAN,
                                      .learning_rate = 1.0f, .updates = 1};
@@ -133,7 +134,8 @@ static const struct step_policy policy = {
     .scale_min = 1.0f, .scale_max = 64.0f, .growth_interval = 3, .tokens = 10};
 
 /* One step with these sums; the norm is sqrt(sumsq) / loss_scale. */
-static void decide(struct step_state *s, const struct step_policy *p, double loss_sum, double sumsq) {
+static void decide(struct step_state *s, const struct step_policy *p, double loss_sum,
+                   double sumsq) {
     struct device device = any_device();
     EXPECT_OK(device.ops->step_begin(&device, s));
     s->loss_sum = loss_sum;
@@ -148,7 +150,8 @@ static void test_decide_clips(void **unused) {
     decide(&s, &policy, 25.0, 64.0 * 64.0); /* norm 4 */
     assert_int_equal(s.skip, SKIP_NONE);
     assert_true(s.loss == 2.5f && s.gradient_norm == 4.0f && s.learning_rate == 0.5f);
-    assert_true(s.gradient_multiplier == 1.0f / 64.0f); /* 1 / 4 for clipping, 1 / 16 for the scale */
+    /* 1 / 4 for clipping, 1 / 16 for the scale. */
+    assert_true(s.gradient_multiplier == 1.0f / 64.0f);
     decide(&s, &policy, 25.0, 64.0); /* norm 0.5: not clipped */
     assert_true(s.gradient_norm == 0.5f && s.gradient_multiplier == 1.0f / 16.0f);
     struct step_policy unclipped = policy;
@@ -185,7 +188,8 @@ static void test_decide_scales(void **unused) {
     assert_true(s.loss_scale == 64.0f && s.skip == SKIP_NONFINITE);
 }
 
-/* A full window of mean losses alternating 1 and 3: mean 2, standard deviation 1; norms the same. */
+/* A full window of mean losses alternating 1 and 3: mean 2, standard deviation 1; norms the
+ * same. */
 static void window_fill(struct step_state *s) {
     *s = (struct step_state){.loss_scale = 1.0f};
     for (int i = 0; i < OUTLIER_WINDOW; i++) {

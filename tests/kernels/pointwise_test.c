@@ -1,15 +1,16 @@
 /*
- * GELU, bias gradients and embeddings. Oracle: the formulas of kernels/ops.h in FP64; the GELU's gradient
- * by central differences of its FP64 forward pass; equality for copies.
- * Tolerances, u = 2^-24, data of order 1 (below 5): an element is a dozen FP32 operations, hence 32 u; a
- * sum over N rows adds 6 u N as for GEMMs. Tensors in BF16 or FP16 add one rounding when stored.
+ * GELU, bias gradients and embeddings. Oracle: the formulas of kernels/ops.h in FP64; the GELU's
+ * gradient by central differences of its FP64 forward pass; equality for copies. Tolerances, u =
+ * 2^-24, data of order 1 (below 5): an element is a dozen FP32 operations, hence 32 u; a sum over N
+ * rows adds 6 u N as for GEMMs. Tensors in BF16 or FP16 add one rounding when stored.
  */
 #include "tests/kernels/testing.h"
 
 enum { TOKENS = 75, WIDTH = 1101 }; /* three chunks of rows, two stretches of a row */
 
 static struct device any_device(enum dtype type) {
-    return test_device_open(2, &(struct op_limits){.tokens = TOKENS, .width = WIDTH, .dtype = type});
+    return test_device_open(2, &(struct op_limits){
+        .tokens = TOKENS, .width = WIDTH, .dtype = type});
 }
 
 static double gelu(double u) {
@@ -79,7 +80,8 @@ static void check_gelu_backward(enum dtype type, bool accumulate, bool in_place)
     for (size_t i = 0; i < tensor_count(x); i++) {
         double u = value_at(x, i) + value_at(bias, i % WIDTH);
         const double expected = incoming[i] * central_difference(&u, gelu_of, &u);
-        compare(&c, i, value_at(gradient, i), expected, tolerance_of(type, expected, 32.0 * 0x1p-24));
+        compare(&c, i, value_at(gradient, i), expected,
+                tolerance_of(type, expected, 32.0 * 0x1p-24));
         if (i < WIDTH && !accumulate) expected_sums[i] = 0.0;
         expected_sums[i % WIDTH] += expected;
     }
@@ -178,7 +180,8 @@ static void check_embedding_backward(enum dtype type, bool accumulate) {
         expected_token[(size_t)tokens[n] * WIDTH + column] += value_at(out_gradient, i);
         expected_position[n % LENGTH * WIDTH + column] += value_at(out_gradient, i);
     }
-    const struct embedding_backward op = {token, position, out_gradient, tokens, LENGTH, accumulate};
+    const struct embedding_backward op = {token, position, out_gradient, tokens, LENGTH,
+                                          accumulate};
     EXPECT_OK(device.ops->embedding_backward(&device, &op));
     compare_tensor("token_gradient", token, expected_token, 6.0 * TOKENS * 0x1p-24);
     compare_tensor("position_gradient", position, expected_position, 6.0 * TOKENS * 0x1p-24);

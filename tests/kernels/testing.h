@@ -1,6 +1,7 @@
 /*
- * What the tests of the kernels share: random tensors, a device with exactly the scratch memory that an
- * operation may count on, and comparison within a derived tolerance that names the worst element.
+ * What the tests of the kernels share: random tensors, a device with exactly the scratch memory
+ * that an operation may count on, and comparison within a derived tolerance that names the worst
+ * element.
  */
 #ifndef DEEPWELL_TESTS_KERNELS_TESTING_H_
 #define DEEPWELL_TESTS_KERNELS_TESTING_H_
@@ -29,8 +30,8 @@ static inline double unit_roundoff(enum dtype type) {
     return type == DTYPE_F32 ? 0x1p-24 : type == DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
 }
 
-/* One rounding of `value` to the format (FP16 is never finer than 2^-24), after FP32 arithmetic that may
- * be off by `absolute`. */
+/* One rounding of `value` to the format (FP16 is never finer than 2^-24), after FP32 arithmetic
+ * that may be off by `absolute`. */
 static inline double tolerance_of(enum dtype type, double value, double absolute) {
     return absolute + 1.001 * unit_roundoff(type) * (fabs(value) + absolute) +
            (type == DTYPE_F16 ? 0x1p-25 : 0x1p-149);
@@ -61,7 +62,8 @@ static inline void value_set(struct tensor t, size_t i, double value) {
 }
 
 /* Every number `value`; NaN shows whether an operation reads what it should only write. */
-static inline struct tensor filled_tensor(enum dtype type, size_t rows, size_t columns, double value) {
+static inline struct tensor filled_tensor(enum dtype type, size_t rows, size_t columns,
+                                          double value) {
     struct tensor t = tensor_make(NULL, type, rows, columns);
     t.data = test_memory(tensor_bytes(t));
     for (size_t i = 0; i < tensor_count(t); i++) value_set(t, i, value);
@@ -69,8 +71,8 @@ static inline struct tensor filled_tensor(enum dtype type, size_t rows, size_t c
 }
 
 /* mean + std * normal; `key` keeps tensors of one test apart. */
-static inline struct tensor random_tensor(enum dtype type, size_t rows, size_t columns, uint64_t key,
-                                          double mean, double std) {
+static inline struct tensor random_tensor(enum dtype type, size_t rows, size_t columns,
+                                          uint64_t key, double mean, double std) {
     struct tensor t = filled_tensor(type, rows, columns, 0.0);
     for (size_t i = 0; i < tensor_count(t); i++) {
         value_set(t, i, mean + std * (double)random_normal(key, RANDOM_TEST, i));
@@ -102,7 +104,8 @@ static inline void free_tensors(struct tensor *const *tensors, size_t count) {
     } while (0)
 
 static inline void expect_status(enum status expected, enum status found) {
-    if (found != expected) fail_msg("status %d, expected %d: %s", found, expected, status_message());
+    if (found != expected)
+        fail_msg("status %d, expected %d: %s", found, expected, status_message());
 }
 #define EXPECT_OK(expression) expect_status(STATUS_OK, (expression))
 
@@ -131,7 +134,8 @@ struct comparison {
 static inline void compare(struct comparison *c, size_t index, double actual, double expected,
                            double tolerance) {
     const double error = fabs(actual - expected);
-    const double share = error <= INFINITY ? error / tolerance : INFINITY; /* a NaN is infinitely off */
+    /* A NaN is infinitely off. */
+    const double share = error <= INFINITY ? error / tolerance : INFINITY;
     if (c->compared++ > 0 && share <= c->worst) return;
     c->worst = share;
     c->worst_index = index;
@@ -156,9 +160,10 @@ static inline void compare_tensor(const char *what, struct tensor t, const doubl
     compare_end(&c);
 }
 
-/* d loss / d *x by central differences: in FP64 with h = 1e-5 the error is about 1e-10 of the loss's
- * third derivative and 1e-11 of the loss, below any FP32 tolerance. */
-static inline double central_difference(double *x, double (*loss)(const void *), const void *context) {
+/* d loss / d *x by central differences: in FP64 with h = 1e-5 the error is about 1e-10 of the
+ * loss's third derivative and 1e-11 of the loss, below any FP32 tolerance. */
+static inline double central_difference(double *x, double (*loss)(const void *),
+                                        const void *context) {
     const double h = 1e-5, kept = *x;
     *x = kept + h;
     const double above = loss(context);

@@ -1,7 +1,8 @@
 /*
  * Every operation but GEMM (OpenBLAS divides its sums by threads) gives the same bits on 1, 2 and 3
- * threads: losses and gradients of a run do not depend on the machine's number of cores through them.
- * Oracle: bit equality. Shapes: several chunks of rows, several stretches of a row, none round.
+ * threads: losses and gradients of a run do not depend on the machine's number of cores through
+ * them. Oracle: bit equality. Shapes: several chunks of rows, several stretches of a row, none
+ * round.
  */
 #include "tests/kernels/testing.h"
 
@@ -11,8 +12,8 @@ static const struct op_limits limits = {
     .tokens = TOKENS, .width = 3 * WIDTH, .sequence_length = LENGTH, .heads = HEADS,
     .head_width = WIDTH / HEADS, .dtype = DTYPE_BF16};
 
-/* Runs `body` on each number of threads and compares all that it leaves in `outputs`, which starts from
- * the same random numbers each time. */
+/* Runs `body` on each number of threads and compares all that it leaves in `outputs`, which starts
+ * from the same random numbers each time. */
 static void check(enum dtype type, size_t rows, size_t columns,
                   void (*body)(struct device *, enum dtype, struct tensor)) {
     struct tensor first = {0};
@@ -36,7 +37,8 @@ static void norms(struct device *device, enum dtype type, struct tensor outputs)
     struct tensor weight = random_tensor(type, 1, WIDTH, 2, 1.0, 1.0);
     struct tensor statistics = filled_tensor(DTYPE_F32, 2, TOKENS, 0.0);
     struct tensor sums = random_tensor(DTYPE_F32, 3, WIDTH, 3, 0.0, 1.0);
-    struct tensor out = tensor_rows(outputs, 0, TOKENS), gradient = tensor_rows(outputs, TOKENS, TOKENS);
+    struct tensor out = tensor_rows(outputs, 0, TOKENS);
+    struct tensor gradient = tensor_rows(outputs, TOKENS, TOKENS);
     float *mean = statistics.data, *sum = sums.data;
     const struct norm_forward forward = {
         .out = out, .residual = x, .residual_in = x, .delta = &x, .delta_bias = &weight,
@@ -55,7 +57,8 @@ static void elementwise(struct device *device, enum dtype type, struct tensor ou
     struct tensor x = random_tensor(type, TOKENS, WIDTH, 1, 0.0, 1.0);
     struct tensor bias = random_tensor(type, 1, WIDTH, 2, 0.0, 1.0);
     struct tensor sums = random_tensor(DTYPE_F32, 2, WIDTH, 3, 0.0, 1.0);
-    struct tensor out = tensor_rows(outputs, 0, TOKENS), gradient = tensor_rows(outputs, TOKENS, TOKENS);
+    struct tensor out = tensor_rows(outputs, 0, TOKENS);
+    struct tensor gradient = tensor_rows(outputs, TOKENS, TOKENS);
     float *sum = sums.data;
     const struct gelu_forward forward = {out, x, bias};
     const struct gelu_backward backward = {gradient, out, x, bias, sum, true};
@@ -98,14 +101,15 @@ static void ends(struct device *device, enum dtype type, struct tensor outputs) 
                                               weight, LENGTH, 3};
     const struct cross_entropy loss = {logits, tokens, losses.data, WIDTH - 5, true, 1.0f, &scale};
     const struct embedding_backward backward = {tensor_rows(gradients, 0, 50),
-                                                tensor_rows(gradients, 50, 50), logits, tokens, LENGTH,
-                                                true};
+                                                tensor_rows(gradients, 50, 50), logits, tokens,
+                                                LENGTH, true};
     EXPECT_OK(device->ops->embedding_forward(device, &forward));
     EXPECT_OK(device->ops->cross_entropy(device, &loss));
     EXPECT_OK(device->ops->embedding_backward(device, &backward));
     EXPECT_OK(device->ops->convert(device, tensor_rows(outputs, 2 * TOKENS, 100), gradients));
-    EXPECT_OK(device->ops->convert(device, tensor_make(tensor_rows(outputs, 2 * TOKENS + 100, 1).data,
-                                                       type, 1, TOKENS), losses));
+    EXPECT_OK(device->ops->convert(
+        device, tensor_make(tensor_rows(outputs, 2 * TOKENS + 100, 1).data, type, 1, TOKENS),
+        losses));
     FREE_TENSORS(&weight, &gradients, &losses);
 }
 

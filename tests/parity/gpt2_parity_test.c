@@ -23,7 +23,7 @@
 #include <stdio.h>
 
 #include "checkpoints/safetensors.h"
-#include "tests/testing.h"
+#include "tests/kernels/testing.h"
 #include "train/step.h"
 
 static const char fixture_path[] = "tests/parity/gpt2_fixture.safetensors";

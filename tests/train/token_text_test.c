@@ -1,0 +1,181 @@
+/*
+ * Tokens to text and back. Oracle: UTF-8 (RFC 3629) written out by hand, one U+FFFD for every byte that
+ * belongs to no character and for every control character.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "train/encode.h"
+#include "train/token_text.h"
+
+enum { BYTES = 256, GPT2 = 50257, TEXT_ROOM = 4096 };
+#define FFFD "\xEF\xBF\xBD"
+
+static void assert_message_has(const char *words) {
+    if (strstr(status_message(), words) == NULL) {
+        fail_msg("expected \"%s\" in the message \"%s\"", words, status_message());
+    }
+}
+
+/* All that a printer says about these bytes; every single answer must be whole UTF-8. */
+static const char *print_bytes(const char *bytes, size_t count, char out[TEXT_ROOM]) {
+    struct token_printer printer = {.vocabulary = BYTES};
+    char text[TOKEN_TEXT_BYTES];
+    size_t used = 0;
+    for (size_t i = 0; i <= count; i++) {
+        if (i < count) token_printer_add(&printer, (unsigned char)bytes[i], text);
+        else token_printer_end(&printer, text);
+        for (size_t at = 0, length = strlen(text); at < length;) {
+            const size_t sequence = utf8_sequence(text + at, length - at);
+            assert_true(sequence > 0);
+            at += sequence;
+        }
+        used += (size_t)snprintf(out + used, TEXT_ROOM - used, "%s", text);
+        assert_true(used < TEXT_ROOM);
+    }
+    assert_int_equal(printer.waiting_bytes, 0);
+    return out;
+}
+
+static void bytes_become_whole_characters(void **state) {
+    (void)state;
+    static const struct { const char *bytes, *text; } cases[] = {
+        {"", ""},
+        {"plain text\n\tnext", "plain text\n\tnext"},
+        {"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"}, /* 2, 3, 4 bytes */
+        {"\xF4\x8F\xBF\xBF", "\xF4\x8F\xBF\xBF"},   /* U+10FFFF, the last */
+        {"\x80" "a", FFFD "a"},                     /* continues nothing */
+        {"\xC0\xAF", FFFD FFFD},                    /* overlong */
+        {"\xC3(", FFFD "("},                        /* ends too early */
+        {"\xE2\x82" "a", FFFD FFFD "a"},            /* byte by byte */
+        {"\xED\xA0\x80", FFFD FFFD FFFD},           /* a surrogate */
+        {"\xF4\x90\x80\x80", FFFD FFFD FFFD FFFD},  /* beyond U+10FFFF */
+        {"\xF5\xFE\xFF", FFFD FFFD FFFD},           /* never in UTF-8 */
+        {"\xC3", FFFD},                             /* the end comes first */
+        {"\xF0\x9F\x98", FFFD FFFD FFFD},
+        {"\xE2\xC3\xA9", FFFD "\xC3\xA9"},          /* what follows is whole */
+        {"\x1B[2J\a\r\b\x7F", FFFD "[2J" FFFD FFFD FFFD FFFD}, /* nothing steers a terminal */
+        {"\xC2\x80\xC2\x9B" "2J\xC2\x9F\xC2\xA0", FFFD FFFD "2J" FFFD "\xC2\xA0"}, /* U+0080... */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char out[TEXT_ROOM];
+        assert_string_equal(print_bytes(cases[i].bytes, strlen(cases[i].bytes), out), cases[i].text);
+    }
+    char out[TEXT_ROOM];
+    assert_string_equal(print_bytes("\0a", 2, out), FFFD "a");
+}
+
+/* A character comes with the token that completes it, not before. */
+static void characters_wait(void **state) {
+    (void)state;
+    struct token_printer printer = {.vocabulary = BYTES};
+    char text[TOKEN_TEXT_BYTES];
+    assert_string_equal(token_printer_add(&printer, 0xF0, text), "");
+    assert_string_equal(token_printer_add(&printer, 0x9F, text), "");
+    assert_string_equal(token_printer_add(&printer, 0x98, text), "");
+    assert_string_equal(token_printer_add(&printer, 0x80, text), "\xF0\x9F\x98\x80");
+    assert_string_equal(token_printer_add(&printer, 'a', text), "a");
+    assert_string_equal(token_printer_end(&printer, text), "");
+    /* The longest answer: three that wait, and one that shows they never will. */
+    token_printer_add(&printer, 0xF0, text);
+    token_printer_add(&printer, 0x9F, text);
+    token_printer_add(&printer, 0x98, text);
+    assert_string_equal(token_printer_add(&printer, 'a', text), FFFD FFFD FFFD "a");
+}
+
+/* Any bytes: never more than the room, never stuck. Every byte is in the text or part of what one U+FFFD
+ * of three bytes stands for, so the text is never shorter, and at most three times as long. */
+static void any_bytes(void **state) {
+    (void)state;
+    uint32_t noise = 1;
+    for (int round = 0; round < 20000; round++) {
+        char bytes[8], out[TEXT_ROOM];
+        for (size_t i = 0; i < sizeof bytes; i++) {
+            noise = noise * 1664525u + 1013904223u;
+            bytes[i] = (char)(noise >> 24 | (round % 2 == 0 ? 0x80u : 0u));
+        }
+        print_bytes(bytes, sizeof bytes, out);
+        assert_true(strlen(out) >= sizeof bytes && strlen(out) <= 3 * sizeof bytes);
+    }
+}
+
+static void other_vocabularies_are_numbers(void **state) {
+    (void)state;
+    struct token_printer printer = {.vocabulary = GPT2};
+    char text[TOKEN_TEXT_BYTES];
+    assert_string_equal(token_printer_add(&printer, 50256, text), "50256 ");
+    assert_string_equal(token_printer_add(&printer, 0, text), "0 ");
+    assert_string_equal(token_printer_add(&printer, INT32_MAX, text), "2147483647 ");
+    assert_string_equal(token_printer_end(&printer, text), "");
+}
+
+static void prompts(void **state) {
+    (void)state;
+    static const struct {
+        const char *prompt;
+        size_t vocabulary, count;
+        int32_t tokens[4];
+    } cases[] = {
+        {"ab\xC3", BYTES, 3, {'a', 'b', 0xC3}},
+        {" 1\n", BYTES, 3, {' ', '1', '\n'}},
+        {"", BYTES, 1, {0}},
+        {"", GPT2, 1, {50256}},
+        {" \t\n", GPT2, 1, {50256}},
+        {"15496", GPT2, 1, {15496}},
+        {"  0 50256\n7\t ", GPT2, 3, {0, 50256, 7}},
+        {"1 2 3 0", 4, 4, {1, 2, 3, 0}},
+        {"+3", 4, 1, {3}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        int32_t *tokens = NULL;
+        size_t count = 0;
+        assert_int_equal(prompt_tokens(cases[i].prompt, cases[i].vocabulary, &tokens, &count), STATUS_OK);
+        assert_int_equal(count, cases[i].count);
+        assert_memory_equal(tokens, cases[i].tokens, count * sizeof *tokens);
+        free(tokens);
+    }
+    assert_int_equal(end_of_text_token(BYTES), 0);
+    assert_int_equal(end_of_text_token(GPT2), 50256);
+}
+
+static void bad_prompts(void **state) {
+    (void)state;
+    static const struct { const char *prompt, *words; } cases[] = {
+        {"Hello", "found \"Hello\""},
+        {"1 2 x", "found \"x\""},
+        {"1 2x 3", "found \"2x 3\""},
+        {"50257", "from 0 to 50256"},
+        {"-1", "found \"-1\""},
+        {"1,2", "separated by spaces"},
+        {"1.5", "found \"1.5\""},
+        {"99999999999999999999", "found \"99999999999999999999\""},
+        {"0x10", "found \"0x10\""},
+        {"this text is longer than a message should be", "\"this text is longer \""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        int32_t *tokens = NULL;
+        size_t count = 0;
+        assert_int_equal(prompt_tokens(cases[i].prompt, GPT2, &tokens, &count), STATUS_CONFIG);
+        assert_message_has(cases[i].words);
+        assert_null(tokens);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bytes_become_whole_characters),
+        cmocka_unit_test(characters_wait),
+        cmocka_unit_test(any_bytes),
+        cmocka_unit_test(other_vocabularies_are_numbers),
+        cmocka_unit_test(prompts),
+        cmocka_unit_test(bad_prompts),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
