@@ -22,11 +22,30 @@ template <typename T> struct args {
     bool write_gradient;
 };
 
-/* Largest value and sum of exp(x - top) of two sets; an empty set has top -infinity. */
+constexpr float LOG2_E = 1.44269504f;
+constexpr double LN_2 = 0.693147180559945309;
+
+/* 2^x in one instruction, to 2 units in the last place; 0 for -infinity. Exponentials are taken to base 2
+ * with everything that would be added or multiplied folded into the exponent. */
+__device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Columns from `first` on: those beyond the vocabulary count for nothing. */
+template <int W> __device__ inline void cut_padding(float (&x)[W], size_t first, size_t vocabulary) {
+#pragma unroll
+    for (int i = 0; i < W; i++) {
+        if (first + (size_t)i >= vocabulary) x[i] = -INFINITY;
+    }
+}
+
+/* Largest value and sum of 2^(x - top) of two sets; an empty set has top -infinity. */
 __device__ inline void merge(float &top, float &sum, float other_top, float other_sum) {
     const float larger = fmaxf(top, other_top);
-    const float a = top == larger ? sum : sum * __expf(top - larger);
-    const float b = other_top == larger ? other_sum : other_sum * __expf(other_top - larger);
+    const float a = top == larger ? sum : sum * fast_exp2(top - larger);
+    const float b = other_top == larger ? other_sum : other_sum * fast_exp2(other_top - larger);
     sum = other_top == -INFINITY ? sum : top == -INFINITY ? other_sum : a + b;
     top = larger;
 }
@@ -64,39 +83,44 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
         return;
     }
     const float target_logit = widen(row[target]); /* before any thread may have written there */
+    const size_t whole = a.vocabulary / W; /* groups without padding */
     float top = -INFINITY, sum = 0.0f;
 #pragma unroll 4
     for (size_t g = threadIdx.x; g < groups; g += THREADS) {
         const Numbers<T, W> n = load_once<T, W>(row + g * W);
-        float x[W], here = -INFINITY, part = 0.0f;
+        float x[W], here, part = 0.0f;
         if (g < a.cached) cache[g] = n;
         unpack(x, n);
+        if (g >= whole) cut_padding(x, g * W, a.vocabulary);
+        here = x[0];
 #pragma unroll
-        for (int i = 0; i < W; i++) {
-            if (g * W + (size_t)i >= a.vocabulary) x[i] = -INFINITY;
-            here = fmaxf(here, x[i]);
-        }
+        for (int i = 1; i < W; i++) here = fmaxf(here, x[i]);
+        here *= LOG2_E;
         if (here > top) { /* false for a NaN: fmaxf drops it, the sum does not */
-            sum *= __expf(top - here);
+            sum *= fast_exp2(top - here);
             top = here;
         }
 #pragma unroll
-        for (int i = 0; i < W; i++) part += __expf(x[i] - top);
+        for (int i = 0; i < W; i++) part += fast_exp2(fmaf(x[i], LOG2_E, -top));
         sum += g * W < a.vocabulary ? part : 0.0f;
     }
     block_merge(top, sum);
-    if (threadIdx.x == 0) a.losses[blockIdx.x] = logf(sum) + (top - target_logit);
+    if (threadIdx.x == 0) {
+        a.losses[blockIdx.x] = (float)((log2((double)sum) + (double)top) * LN_2 - (double)target_logit);
+    }
     if (!a.write_gradient) return;
-    const float scale = a.gradient_scale * *a.loss_scale, softmax_scale = scale / sum;
+    const float scale = a.gradient_scale * *a.loss_scale, shift = log2f(scale / sum) - top;
+    const size_t target_group = (size_t)target / W;
 #pragma unroll 4
     for (size_t g = threadIdx.x; g < groups; g += THREADS) {
         float x[W];
         unpack(x, g < a.cached ? cache[g] : load<T, W>(row + g * W));
+        if (g >= whole) cut_padding(x, g * W, a.vocabulary);
 #pragma unroll
-        for (int i = 0; i < W; i++) {
-            const size_t column = g * W + (size_t)i;
-            x[i] = column < a.vocabulary ? __expf(x[i] - top) * softmax_scale : 0.0f;
-            if (column == (size_t)target) x[i] -= scale;
+        for (int i = 0; i < W; i++) x[i] = fast_exp2(fmaf(x[i], LOG2_E, shift));
+        if (g == target_group) {
+#pragma unroll
+            for (int i = 0; i < W; i++) x[i] -= i == target % W ? scale : 0.0f;
         }
         store(row + g * W, pack<T, W>(x));
     }

@@ -65,12 +65,12 @@ enum status cuda_scratch(const struct device *device, const char *operation, siz
 enum status cuda_shape(const char *operation, const char *what, struct tensor t, enum dtype dtype,
                        size_t rows, size_t columns);
 
-/* Column sums are made in two passes: blocks of rows into partials (parts, columns) in scratch memory,
- * then the partials in their order into out[0..columns). */
+/* Column sums are made in two passes: blocks of rows into partials (parts, out_count, columns) in scratch
+ * memory, then the partials in their order into outs[i][0..columns); outs[i] NULL: not wanted. */
 enum { COLUMN_PARTS_MAX = 1024 };
 size_t cuda_column_scratch_bytes(const struct op_limits *limits);
-enum status cuda_column_sums(struct device *device, float *out, const float *partials, size_t parts,
-                               size_t part_stride, size_t columns, bool accumulate);
+enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,
+                             const float *partials, size_t parts, size_t columns, bool accumulate);
 
 size_t cuda_gemm_scratch_bytes(void);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);

@@ -18,10 +18,9 @@ template <typename T, int W>
 __global__ void forward_kernel(T *out, const int32_t *tokens, const T *token_weight,
                                const T *position_weight, size_t rows, size_t columns, size_t length,
                                size_t first_position) {
-    const size_t groups = columns / W;
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= rows * groups) return;
-    const size_t n = i / groups, column = i % groups * W;
+    const size_t n = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
+    const size_t column = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * W;
+    if (n >= rows || column >= columns) return;
     float x[W], p[W];
     unpack(x, load<T, W>(token_weight + (size_t)tokens[n] * columns + column));
     unpack(p, load<T, W>(position_weight + (first_position + n % length) * columns + column));
@@ -196,8 +195,9 @@ extern "C" enum status cuda_embedding_forward(struct device *device,
                           op->position_weight.rows, op->position_weight.columns);
     }
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        forward_kernel<T, W><<<blocks_for(rows * (columns / W), THREADS_MAX), THREADS_MAX, 0,
-                               backend_of(device)->stream>>>(
+        const dim3 threads(WARP, THREADS_MAX / WARP);
+        const dim3 grid(blocks_for(rows, threads.y), blocks_for(columns, WARP * W));
+        forward_kernel<T, W><<<grid, threads, 0, backend_of(device)->stream>>>(
             (T *)op->out.data, op->tokens, (const T *)op->token_weight.data,
             (const T *)op->position_weight.data, rows, columns, length, op->first_position);
     }))

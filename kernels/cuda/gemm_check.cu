@@ -2,9 +2,10 @@
  * The slow reference of GEMMs: elements of c at pseudo-random places, a warp each, one product at a time in
  * double. Called by gemm_search.c for every algorithm it chooses.
  *
- * Allowed: one rounding to c's format, and FP32 accumulation. Sums of K products in any order, some steps
- * truncating, err by some sqrt(K) units of 2^-24 of the sum of absolute products; 2^-20 leaves a factor of
- * 16. A missing or doubled product is off by that sum over K, a wrong element by that sum over sqrt(K).
+ * Allowed: a rounding to c's format of the product and of the sum, and FP32 accumulation. Of the sum of
+ * absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves a factor of 16;
+ * tensor cores truncate instead, once for 16 products, which adds up: K / 16 times 2^-22. A wrong element is
+ * off by about that sum over sqrt(K): four times what is allowed at K = 65536, more below.
  */
 #include <cstring>
 
@@ -52,11 +53,14 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     sum = warp_sum(sum);
     absolute = warp_sum(absolute);
     if (lane != 0) return;
+    double size = fabs(sum);
     if (g.bias.data != nullptr) sum += value(g.bias.data, g.bias.dtype, j);
     if (g.c_before != nullptr) sum += value(g.c_before, g.c.dtype, at);
+    size += fabs(sum);
     const double rounding = g.c.dtype == DTYPE_F32 ? 0x1p-22 : g.c.dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-10;
     const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
-    const double allowed = rounding * fabs(sum) + 0x1p-20 * sqrt((double)g.k) * absolute + least;
+    const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;
+    const double allowed = rounding * size + products * absolute + least;
     const double error = fabs(value(g.c.data, g.c.dtype, at) - sum) / allowed;
     const bool finite = isfinite(sum) && !(g.c.dtype == DTYPE_F16 && fabs(sum) > 65504.0);
     /* Operands that are not finite say nothing of the algorithm; a result that is not, says it is wrong. */

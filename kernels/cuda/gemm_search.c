@@ -117,27 +117,31 @@ static enum status put_back(struct device *device, const struct gemm *op, const 
     return STATUS_OK;
 }
 
-/* Runs the algorithm once, and whether it computed the right thing. */
+/* Runs the algorithm once, and whether it computed the right thing; *share: its largest error in units of
+ * what is allowed. */
 static enum status verify(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                           const struct search *search, const cublasLtMatmulAlgo_t *algorithm,
-                          bool *right) {
-    double worst = 0.0;
+                          bool *right, double *share) {
+    double worst = 1e30;
     *right = false;
     TRY(put_back(device, op, search));
     if (gemm_run(device, op, entry, algorithm) != STATUS_OK) return STATUS_OK;
     TRY(gemm_verify(device, op, search->c_before, &worst));
     *right = worst <= 1.0;
+    *share = worst;
     return put_back(device, op, search);
 }
 
 static enum status choose(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                           struct search *search) {
     char text[GEMM_TEXT_BYTES];
+    double share = 0.0;
     TRY(ask_heuristic(device, entry, search));
     TRY(time_all(device, op, entry, search));
     for (size_t i = 0; i < search->count && search->candidates[i].us >= 0.0f; i++) {
         bool right = false;
-        TRY(verify(device, op, entry, search, &search->candidates[i].algorithm, &right));
+        TRY(verify(device, op, entry, search, &search->candidates[i].algorithm, &right,
+                   &share));
         if (!right) continue;
         entry->algorithm = search->candidates[i].algorithm;
         entry->us = search->candidates[i].us;
@@ -146,18 +150,20 @@ static enum status choose(struct device *device, const struct gemm *op, struct g
         return STATUS_OK;
     }
     return status_set(STATUS_DEVICE, "cuBLASLt has no algorithm that computes a GEMM of %s rightly on %s "
-                      "(%zu tried): choose other dimensions, multiples of 8", gemm_text(text, &entry->key),
-                      device->name, search->count);
+                      "(%zu tried, the last was off by %.3g times what is allowed): choose other "
+                      "dimensions, multiples of 8", gemm_text(text, &entry->key), device->name,
+                      search->count, share);
 }
 
 static enum status check_kept(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                               const struct search *search) {
-    TRY(verify(device, op, entry, search, &entry->algorithm, &entry->verified));
+    double share = 0.0;
+    TRY(verify(device, op, entry, search, &entry->algorithm, &entry->verified, &share));
     if (entry->verified) return STATUS_OK;
     char text[GEMM_TEXT_BYTES];
-    return status_set(STATUS_DEVICE, "%s: the algorithm kept for a GEMM of %s does not compute it: remove "
-                      "the file, and the search will run again", backend_of(device)->gemm->cache_path,
-                      gemm_text(text, &entry->key));
+    return status_set(STATUS_DEVICE, "%s: the algorithm kept for a GEMM of %s does not compute it (off by "
+                      "%.3g times what is allowed): remove the file, and the search will run again",
+                      backend_of(device)->gemm->cache_path, gemm_text(text, &entry->key), share);
 }
 
 enum status gemm_search(struct device *device, const struct gemm *op, struct gemm_entry *entry) {

@@ -8,7 +8,7 @@
 
 namespace {
 
-enum { LANES = 8, UNROLL = 4, FINISH_LANES = 32 };
+enum { LANES = 8, UNROLL = 4, RESIDENT = 4, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
 
 constexpr float TWO_SQRT_2_OVER_PI = 1.5957691216057308f, CUBIC = 0.044715f;
 
@@ -27,10 +27,10 @@ __device__ inline float gelu_slope(float u) {
     return s + u * (t * r * r) * slope;
 }
 
-/* A grid that fills the GPU: columns in x, rows in y. */
+/* A grid that fills the GPU once, with what every multiprocessor holds at least: columns in x, rows in y. */
 dim3 column_grid(const struct device *device, size_t rows, size_t columns, int width) {
     const size_t x = ceil_div(columns, WARP * (size_t)width);
-    const size_t wanted = ceil_div((size_t)backend_of(device)->multiprocessors * 6, x);
+    const size_t wanted = size_max(1, (size_t)backend_of(device)->multiprocessors * RESIDENT / x);
     const size_t y = size_min(size_min(wanted, ceil_div(rows, LANES * UNROLL)), COLUMN_PARTS_MAX);
     return dim3((unsigned)x, (unsigned)size_max(y, 1));
 }
@@ -41,24 +41,20 @@ __global__ void gelu_forward_kernel(T *out, const T *x, const T *bias, size_t ro
     if (column >= columns) return;
     float b[W];
     unpack(b, load<T, W>(bias + column));
-    const size_t stride = (size_t)gridDim.y * LANES;
-    for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += UNROLL * stride) {
-        Numbers<T, W> in[UNROLL];
+    const size_t first = ((size_t)blockIdx.y * LANES + threadIdx.y) * UNROLL;
+    Numbers<T, W> in[UNROLL];
 #pragma unroll
-        for (int j = 0; j < UNROLL; j++) {
-            const size_t r = row + (size_t)j * stride;
-            if (r < rows) in[j] = load_once<T, W>(x + r * columns + column);
-        }
+    for (int j = 0; j < UNROLL; j++) {
+        if (first + j < rows) in[j] = load_once<T, W>(x + (first + j) * columns + column);
+    }
 #pragma unroll
-        for (int j = 0; j < UNROLL; j++) {
-            const size_t r = row + (size_t)j * stride;
-            if (r >= rows) break;
-            float u[W];
-            unpack(u, in[j]);
+    for (int j = 0; j < UNROLL; j++) {
+        if (first + j >= rows) break;
+        float u[W];
+        unpack(u, in[j]);
 #pragma unroll
-            for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
-            store(out + r * columns + column, pack<T, W>(u));
-        }
+        for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
+        store(out + (first + j) * columns + column, pack<T, W>(u));
     }
 }
 
@@ -81,7 +77,8 @@ __device__ inline void store_partials(float *partials, const float (&sums)[W], s
 
 /* GELU: x_gradient = out_gradient gelu'(x + bias) and its column sums; else sums of out_gradient alone. */
 template <typename T, int W, bool GELU>
-__global__ void column_sums_kernel(T *x_gradient, const T *out_gradient, const T *x, const T *bias,
+__global__ void __launch_bounds__(WARP *LANES, RESIDENT)
+column_sums_kernel(T *x_gradient, const T *out_gradient, const T *x, const T *bias,
                                    float *partials, size_t rows, size_t columns) {
     const size_t column = ((size_t)blockIdx.x * WARP + threadIdx.x) * W;
     const size_t stride = (size_t)gridDim.y * LANES;
@@ -117,15 +114,21 @@ __global__ void column_sums_kernel(T *x_gradient, const T *out_gradient, const T
     store_partials<W>(partials, sums, column, columns);
 }
 
-__global__ void column_finish_kernel(float *out, const float *partials, size_t parts, size_t stride,
+struct outputs {
+    float *at[COLUMN_SUMS_MAX];
+};
+
+__global__ void column_finish_kernel(const outputs outs, const float *partials, size_t parts,
                                      size_t columns, bool accumulate) {
     __shared__ float shared[FINISH_LANES][WARP + 1];
-    const size_t column = (size_t)blockIdx.x * WARP + threadIdx.x;
+    const size_t column = (size_t)blockIdx.x * WARP + threadIdx.x, stride = gridDim.y * columns;
+    float *out = outs.at[blockIdx.y];
     float sum = 0.0f;
+    if (out == nullptr) return;
     if (column < columns) {
-        for (size_t part = threadIdx.y; part < parts; part += FINISH_LANES) {
-            sum += partials[part * stride + column];
-        }
+        partials += blockIdx.y * columns + column;
+#pragma unroll 8
+        for (size_t part = threadIdx.y; part < parts; part += FINISH_LANES) sum += partials[part * stride];
     }
     shared[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
@@ -148,12 +151,14 @@ extern "C" size_t cuda_column_scratch_bytes(const struct op_limits *limits) {
     return (size_t)COLUMN_PARTS_MAX * 3 * limits->width * sizeof(float); /* a norm has three sums */
 }
 
-extern "C" enum status cuda_column_sums(struct device *device, float *out, const float *partials,
-                                          size_t parts, size_t part_stride, size_t columns,
-                                          bool accumulate) {
-    const dim3 threads(WARP, FINISH_LANES);
-    column_finish_kernel<<<blocks_for(columns, WARP), threads, 0, backend_of(device)->stream>>>(
-        out, partials, parts, part_stride, columns, accumulate);
+extern "C" enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,
+                                        const float *partials, size_t parts, size_t columns,
+                                        bool accumulate) {
+    const dim3 threads(WARP, FINISH_LANES), grid(blocks_for(columns, WARP), (unsigned)out_count);
+    outputs list = {};
+    for (size_t i = 0; i < out_count; i++) list.at[i] = outs[i];
+    column_finish_kernel<<<grid, threads, 0, backend_of(device)->stream>>>(list, partials, parts, columns,
+                                                                           accumulate);
     return cuda_launched("column sums");
 }
 
@@ -164,8 +169,8 @@ extern "C" enum status cuda_gelu_forward(struct device *device, const struct gel
     TRY(cuda_shape(name, "x", op->x, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        gelu_forward_kernel<T, W><<<column_grid(device, rows, columns, W), dim3(WARP, LANES), 0,
-                                    backend_of(device)->stream>>>(
+        const dim3 grid(blocks_for(columns, WARP * W), blocks_for(rows, LANES * UNROLL));
+        gelu_forward_kernel<T, W><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
             (T *)op->out.data, (const T *)op->x.data, (const T *)op->bias.data, rows, columns);
     }))
     return cuda_launched(name);
@@ -188,8 +193,7 @@ extern "C" enum status cuda_gelu_backward(struct device *device, const struct ge
             (const T *)op->bias.data, partials, rows, columns);
     }))
     TRY(cuda_launched(name));
-    return cuda_column_sums(device, op->bias_gradient, partials, grid.y, columns, columns,
-                              op->accumulate);
+    return cuda_column_sums(device, &op->bias_gradient, 1, partials, grid.y, columns, op->accumulate);
 }
 
 extern "C" enum status cuda_bias_backward(struct device *device, const struct bias_backward *op) {
@@ -204,6 +208,5 @@ extern "C" enum status cuda_bias_backward(struct device *device, const struct bi
             nullptr, (const T *)op->out_gradient.data, nullptr, nullptr, partials, rows, columns);
     }))
     TRY(cuda_launched(name));
-    return cuda_column_sums(device, op->bias_gradient, partials, grid.y, columns, columns,
-                              op->accumulate);
+    return cuda_column_sums(device, &op->bias_gradient, 1, partials, grid.y, columns, op->accumulate);
 }
