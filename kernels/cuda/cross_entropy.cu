@@ -22,16 +22,9 @@ template <typename T> struct args {
     bool write_gradient;
 };
 
+/* Exponentials are taken to base 2, with what would be added or multiplied folded into the exponent. */
 constexpr float LOG2_E = 1.44269504f;
 constexpr double LN_2 = 0.693147180559945309;
-
-/* 2^x in one instruction, to 2 units in the last place; 0 for -infinity. Exponentials are taken to base 2
- * with everything that would be added or multiplied folded into the exponent. */
-__device__ inline float fast_exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 /* Columns from `first` on: those beyond the vocabulary count for nothing. */
 template <int W> __device__ inline void cut_padding(float (&x)[W], size_t first, size_t vocabulary) {

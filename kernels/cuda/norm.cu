@@ -10,7 +10,7 @@
 
 namespace {
 
-enum { ROWS = 4, BACK_ROWS = 2, NARROW = 128, MIDDLE = 256, THREADS_MAX = 1024, SUMS = 3, WARP_THREADS = 256 };
+enum { ROWS = 4, BACK_ROWS = 2, NARROW = 128, MIDDLE = 256, THREADS_MAX = 1024, SUMS = 3, WARP_THREADS = 128 };
 
 constexpr float EPSILON = 1e-5f;
 

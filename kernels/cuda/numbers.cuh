@@ -21,6 +21,27 @@ template <> __device__ inline float narrow<float>(float x) { return x; }
 template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline __half narrow<__half>(float x) { return __float2half_rn(x); }
 
+/* The two numbers of a word, the lower first; the last argument only tells the type. */
+__device__ inline void widen_pair(float &a, float &b, uint32_t pair, __nv_bfloat16) {
+    a = __uint_as_float(pair << 16);
+    b = __uint_as_float(pair & 0xFFFF0000u);
+}
+__device__ inline void widen_pair(float &a, float &b, uint32_t pair, __half) {
+    const __half2 halves = *reinterpret_cast<const __half2 *>(&pair);
+    a = __low2float(halves);
+    b = __high2float(halves);
+}
+
+template <typename T> __device__ inline uint32_t narrow_pair(float a, float b);
+template <> __device__ inline uint32_t narrow_pair<__nv_bfloat16>(float a, float b) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t *>(&pair);
+}
+template <> __device__ inline uint32_t narrow_pair<__half>(float a, float b) {
+    const __half2 pair = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t *>(&pair);
+}
+
 /* W numbers as they lie in memory: 16-byte accesses where W is 8, single numbers where W is 1. */
 template <typename T, int W> struct alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16) Numbers {
     T at[W];
@@ -48,16 +69,46 @@ template <typename T, int W> __device__ inline void store(T *to, const Numbers<T
     *reinterpret_cast<Numbers<T, W> *>(to) = n;
 }
 
+/* Two-byte numbers are converted in pairs, one instruction each: memory-bound kernels are that close to
+ * being bound by instructions. A BF16 is the upper half of an FP32. */
 template <typename T, int W> __device__ inline void unpack(float (&out)[W], const Numbers<T, W> &n) {
+    if constexpr (W == 8 && sizeof(T) == 2) {
 #pragma unroll
-    for (int i = 0; i < W; i++) out[i] = widen(n.at[i]);
+        for (int i = 0; i < W / 2; i++) {
+            const uint32_t pair = reinterpret_cast<const uint32_t *>(&n)[i];
+            widen_pair(out[2 * i], out[2 * i + 1], pair, n.at[0]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++) out[i] = widen(n.at[i]);
+    }
 }
 
 template <typename T, int W> __device__ inline Numbers<T, W> pack(const float (&in)[W]) {
     Numbers<T, W> n;
+    if constexpr (W == 8 && sizeof(T) == 2) {
 #pragma unroll
-    for (int i = 0; i < W; i++) n.at[i] = narrow<T>(in[i]);
+        for (int i = 0; i < W / 2; i++) {
+            reinterpret_cast<uint32_t *>(&n)[i] = narrow_pair<T>(in[2 * i], in[2 * i + 1]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++) n.at[i] = narrow<T>(in[i]);
+    }
     return n;
+}
+
+/* 2^x and 1 / x in one instruction, to 2 units in the last place; subnormal numbers are zeros. */
+__device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline float fast_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 __device__ inline float warp_sum(float x) {

@@ -8,23 +8,27 @@
 
 namespace {
 
-enum { LANES = 8, UNROLL = 4, RESIDENT = 4, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
+enum { LANES = 8, UNROLL = 4, RESIDENT = 3, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
 
-constexpr float TWO_SQRT_2_OVER_PI = 1.5957691216057308f, CUBIC = 0.044715f;
+/* 2 z log2(e) = u (LINEAR + CUBIC u^2): the exponent of e^(2 z) to base 2. */
+constexpr double TWO_SQRT_2_OVER_PI = 1.5957691216057308, LOG2_E = 1.4426950408889634;
+constexpr float LINEAR = (float)(TWO_SQRT_2_OVER_PI * LOG2_E);
+constexpr float CUBIC = (float)(0.044715 * TWO_SQRT_2_OVER_PI * LOG2_E);
+constexpr float SLOPE_LINEAR = (float)TWO_SQRT_2_OVER_PI;
+constexpr float SLOPE_CUBIC = (float)(3.0 * 0.044715 * TWO_SQRT_2_OVER_PI);
 
 /* gelu(u) = u / (1 + exp(-2 z)), as in kernels/cpu/gelu.c. An overflowing exponential gives 0. */
 __device__ inline float gelu(float u) {
-    const float z2 = TWO_SQRT_2_OVER_PI * (u + CUBIC * u * u * u);
-    return __fdividef(u, 1.0f + __expf(-z2));
+    const float exponent = u * fmaf(u * u, CUBIC, LINEAR);
+    return u * fast_reciprocal(1.0f + fast_exp2(-exponent));
 }
 
 /* s + u s (1 - s) d(2 z)/du with t = exp(-|2 z|): no cancellation (kernels/cpu/gelu.c). */
 __device__ inline float gelu_slope(float u) {
-    const float z2 = TWO_SQRT_2_OVER_PI * (u + CUBIC * u * u * u);
-    const float slope = TWO_SQRT_2_OVER_PI * (1.0f + 3.0f * CUBIC * u * u);
-    const float t = __expf(-fabsf(z2)), r = __fdividef(1.0f, 1.0f + t);
-    const float s = z2 < 0.0f ? t * r : r;
-    return s + u * (t * r * r) * slope;
+    const float square = u * u, exponent = u * fmaf(square, CUBIC, LINEAR);
+    const float t = fast_exp2(-fabsf(exponent)), r = fast_reciprocal(1.0f + t), tr = t * r;
+    const float s = exponent < 0.0f ? tr : r;
+    return fmaf(u * (tr * r), fmaf(square, SLOPE_CUBIC, SLOPE_LINEAR), s);
 }
 
 /* A grid that fills the GPU once, with what every multiprocessor holds at least: columns in x, rows in y. */
