@@ -2,7 +2,7 @@
  * The slow reference of GEMMs: elements of c at pseudo-random places, a warp each, one product at a time in
  * double. Called by gemm_search.c for every algorithm it chooses.
  *
- * Allowed: a rounding to c's format of the product, with the bias, and of the sum, and FP32 accumulation.
+ * Allowed: a rounding to c's format of each term and of the sum, and FP32 accumulation.
  * Of the sum of
  * absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves a factor of 16;
  * tensor cores truncate instead, once for 16 products, which adds up: K / 16 times 2^-22. A wrong element is
@@ -54,11 +54,10 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     sum = warp_sum(sum);
     absolute = warp_sum(absolute);
     if (lane != 0) return;
-    double size = fabs(sum);
-    if (g.bias.data != nullptr) sum += value(g.bias.data, g.bias.dtype, j);
-    size += fabs(sum);
-    if (g.c_before != nullptr) sum += value(g.c_before, g.c.dtype, at);
-    size += fabs(sum);
+    const double bias = g.bias.data != nullptr ? value(g.bias.data, g.bias.dtype, j) : 0.0;
+    const double before = g.c_before != nullptr ? value(g.c_before, g.c.dtype, at) : 0.0;
+    const double size = fabs(sum) + fabs(bias) + fabs(before) + fabs(sum + bias + before);
+    sum += bias + before;
     const double rounding = g.c.dtype == DTYPE_F32 ? 0x1p-22 : g.c.dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-10;
     const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
     const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;

@@ -8,7 +8,7 @@
 
 namespace {
 
-enum { LANES = 8, UNROLL = 4, RESIDENT = 3, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
+enum { LANES = 8, UNROLL = 4, RESIDENT = 3, RESIDENT_FORWARD = 5, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
 
 /* 2 z log2(e) = u (LINEAR + CUBIC u^2): the exponent of e^(2 z) to base 2. */
 constexpr double TWO_SQRT_2_OVER_PI = 1.5957691216057308, LOG2_E = 1.4426950408889634;
@@ -32,33 +32,38 @@ __device__ inline float gelu_slope(float u) {
 }
 
 /* A grid that fills the GPU once, with what every multiprocessor holds at least: columns in x, rows in y. */
-dim3 column_grid(const struct device *device, size_t rows, size_t columns, int width) {
+dim3 column_grid(const struct device *device, size_t rows, size_t columns, int width, int resident) {
     const size_t x = ceil_div(columns, WARP * (size_t)width);
-    const size_t wanted = size_max(1, (size_t)backend_of(device)->multiprocessors * RESIDENT / x);
+    const size_t wanted = size_max(1, (size_t)backend_of(device)->multiprocessors * (size_t)resident / x);
     const size_t y = size_min(size_min(wanted, ceil_div(rows, LANES * UNROLL)), COLUMN_PARTS_MAX);
     return dim3((unsigned)x, (unsigned)size_max(y, 1));
 }
 
 template <typename T, int W>
-__global__ void gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t columns) {
+__global__ void __launch_bounds__(WARP *LANES, RESIDENT_FORWARD)
+gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t columns) {
     const size_t column = ((size_t)blockIdx.x * WARP + threadIdx.x) * W;
     if (column >= columns) return;
     float b[W];
     unpack(b, load<T, W>(bias + column));
-    const size_t first = ((size_t)blockIdx.y * LANES + threadIdx.y) * UNROLL;
-    Numbers<T, W> in[UNROLL];
+    const size_t stride = (size_t)gridDim.y * LANES;
+    for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += UNROLL * stride) {
+        Numbers<T, W> in[UNROLL];
 #pragma unroll
-    for (int j = 0; j < UNROLL; j++) {
-        if (first + j < rows) in[j] = load_once<T, W>(x + (first + j) * columns + column);
-    }
+        for (int j = 0; j < UNROLL; j++) {
+            const size_t r = row + (size_t)j * stride;
+            if (r < rows) in[j] = load_once<T, W>(x + r * columns + column);
+        }
 #pragma unroll
-    for (int j = 0; j < UNROLL; j++) {
-        if (first + j >= rows) break;
-        float u[W];
-        unpack(u, in[j]);
+        for (int j = 0; j < UNROLL; j++) {
+            const size_t r = row + (size_t)j * stride;
+            if (r >= rows) break;
+            float u[W];
+            unpack(u, in[j]);
 #pragma unroll
-        for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
-        store(out + (first + j) * columns + column, pack<T, W>(u));
+            for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
+            store(out + r * columns + column, pack<T, W>(u));
+        }
     }
 }
 
@@ -173,7 +178,7 @@ extern "C" enum status cuda_gelu_forward(struct device *device, const struct gel
     TRY(cuda_shape(name, "x", op->x, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        const dim3 grid(blocks_for(columns, WARP * W), blocks_for(rows, LANES * UNROLL));
+        const dim3 grid = column_grid(device, rows, columns, W, RESIDENT_FORWARD);
         gelu_forward_kernel<T, W><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
             (T *)op->out.data, (const T *)op->x.data, (const T *)op->bias.data, rows, columns);
     }))
@@ -188,7 +193,7 @@ extern "C" enum status cuda_gelu_backward(struct device *device, const struct ge
     TRY(cuda_shape(name, "x_gradient", op->x_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
-    FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W); })
+    FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W, RESIDENT); })
     TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
     float *partials = (float *)device->scratch;
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
@@ -204,7 +209,7 @@ extern "C" enum status cuda_bias_backward(struct device *device, const struct bi
     const char *const name = "bias_backward";
     const size_t rows = op->out_gradient.rows, columns = op->out_gradient.columns;
     dim3 grid;
-    FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W); })
+    FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W, RESIDENT); })
     TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
     float *partials = (float *)device->scratch;
     FOR_DTYPE(op->out_gradient.dtype, FOR_WIDTH(columns, {

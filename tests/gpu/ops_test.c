@@ -227,7 +227,7 @@ static void gemm_case(enum dtype type, enum dtype result, size_t m, size_t n, si
     /* tensor cores drop bits below the largest product of a step: 2^-22 of it, sqrt(k) times */
     const double root = sqrt((double)k);
     /* a product may be rounded to c's format before it is added to what c holds */
-    const double twice = accumulate && result != DTYPE_F32 ? 4 * root * unit_roundoff(result) : 0.0;
+    const double twice = accumulate && result != DTYPE_F32 ? 8 * root * unit_roundoff(result) : 0.0;
     expect_same("gemm", &c, root * (root * 2 * u + 8 * u) + twice);
     FREE_PAIRS(&a, &b, &c, &bias);
 }
