@@ -15,7 +15,7 @@
 #include "base/file.h"
 #include "kernels/cuda/cuda.h"
 
-enum { GEMM_ENTRIES = 256, GEMM_CANDIDATES = 16 };
+enum { GEMM_ENTRIES = 1024, GEMM_CANDIDATES = 16 };
 
 struct gemm_key {
     size_t m, n, k; /* of c (m, n), row-major */
