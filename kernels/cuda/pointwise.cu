@@ -8,7 +8,7 @@
 
 namespace {
 
-enum { LANES = 8, UNROLL = 4, RESIDENT = 3, RESIDENT_FORWARD = 5, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
+enum { LANES = 8, UNROLL = 4, RESIDENT = 3, RESIDENT_FORWARD = 8, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
 
 /* 2 z log2(e) = u (LINEAR + CUBIC u^2): the exponent of e^(2 z) to base 2. */
 constexpr double TWO_SQRT_2_OVER_PI = 1.5957691216057308, LOG2_E = 1.4426950408889634;
@@ -39,6 +39,8 @@ dim3 column_grid(const struct device *device, size_t rows, size_t columns, int w
     return dim3((unsigned)x, (unsigned)size_max(y, 1));
 }
 
+/* Many threads with one load each, side by side, are faster here than fewer with several: 210 against 227 to
+ * 360 us for 65536 x 3072 in BF16 on an H200, where several loads of a thread lay some megabytes apart. */
 template <typename T, int W>
 __global__ void __launch_bounds__(WARP *LANES, RESIDENT_FORWARD)
 gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t columns) {
@@ -47,23 +49,12 @@ gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t colum
     float b[W];
     unpack(b, load<T, W>(bias + column));
     const size_t stride = (size_t)gridDim.y * LANES;
-    for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += UNROLL * stride) {
-        Numbers<T, W> in[UNROLL];
+    for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += stride) {
+        float u[W];
+        unpack(u, load_once<T, W>(x + row * columns + column));
 #pragma unroll
-        for (int j = 0; j < UNROLL; j++) {
-            const size_t r = row + (size_t)j * stride;
-            if (r < rows) in[j] = load_once<T, W>(x + r * columns + column);
-        }
-#pragma unroll
-        for (int j = 0; j < UNROLL; j++) {
-            const size_t r = row + (size_t)j * stride;
-            if (r >= rows) break;
-            float u[W];
-            unpack(u, in[j]);
-#pragma unroll
-            for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
-            store(out + r * columns + column, pack<T, W>(u));
-        }
+        for (int i = 0; i < W; i++) u[i] = gelu(u[i] + b[i]);
+        store(out + row * columns + column, pack<T, W>(u));
     }
 }
 
