@@ -1,6 +1,6 @@
 /*
- * The CUDA devices of this machine, for `deepwell probe`: what is there, or why nothing is. The same
- * header serves a build with CUDA (inventory.cu) and one without (inventory_absent.c).
+ * The CUDA devices of this machine, for `deepwell probe`: what is there, or why nothing is. The
+ * same header serves a build with CUDA (inventory.cu) and one without (inventory_absent.c).
  */
 #ifndef DEEPWELL_KERNELS_CUDA_INVENTORY_H_
 #define DEEPWELL_KERNELS_CUDA_INVENTORY_H_

@@ -54,8 +54,8 @@ static struct stalled stalled_run(const char *options) {
 
 /* The same command once more, to the end, which must be the undisturbed run's. */
 static void continue_to_the_end(const char *options, const char *expected) {
-    const struct outcome *rest =
-        e2e_expect(0, "", "train ../tiny.conf --train.steps %d %s", LONG_STEPS, options);
+    const struct outcome *rest = e2e_expect(0, "", "train ../tiny.conf --train.steps %d %s",
+                                            LONG_STEPS, options);
     e2e_assert_words("the continued run", rest->out, "continuing run/step_");
     e2e_assert_steps("run", LONG_STEPS);
     e2e_assert_same_tree("run/step_00000060", expected);
@@ -97,8 +97,10 @@ static void a_second_signal_ends_it_at_once(void **state) {
     double seconds = 0.0;
     siginfo_t ended = {0};
     char *expected = undisturbed(options, LONG_STEPS, &seconds);
-    const struct stalled run = e2e_stall("saved run/step_00000005", "train ../tiny.conf "
-                                         "--train.steps %d %s", LONG_STEPS, options);
+    const struct stalled run = e2e_stall("saved run/step_00000005",
+                                         "train ../tiny.conf "
+                                         "--train.steps %d %s",
+                                         LONG_STEPS, options);
     const id_t pid = (id_t)run.process.pid;
     for (int i = 0; i < 2000 && ended.si_pid == 0; i++) {
         assert_int_equal(kill(run.process.pid, SIGTERM), 0);
@@ -235,9 +237,13 @@ static void a_changed_learning_rate_is_named(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        E2E_TEST(a_stopped_run_continues),      E2E_TEST(a_killed_run_continues),
-        E2E_TEST(the_scaler_is_busy),           E2E_TEST(a_closed_output_is_no_catastrophe),
-        E2E_TEST(a_finished_run_is_left_alone), E2E_TEST(a_changed_learning_rate_is_named),
+        E2E_TEST(a_stopped_run_continues),
+        E2E_TEST(a_second_signal_ends_it_at_once),
+        E2E_TEST(a_killed_run_continues),
+        E2E_TEST(the_scaler_is_busy),
+        E2E_TEST(a_closed_output_is_no_catastrophe),
+        E2E_TEST(a_finished_run_is_left_alone),
+        E2E_TEST(a_changed_learning_rate_is_named),
     };
     return E2E_MAIN(argc, argv, tests);
 }

@@ -126,6 +126,10 @@ static void recomputation_changes_no_bit(void **state) {
  * norms <= 2: 3e-3 sqrt(10,944) 2 * 8 * 2^-24 = 3e-7 a step, and a step inherits the differences of
  * those before it, whose gradients differ too: 16^2 / 2 * 3e-7 = 4e-5. A mean loss itself is
  * rounded to 2^-22 (it lies below 8), which is less.
+ *
+ * Losses alone would hide a wrong scale of the gradients, to which clipping and Adam are blind: in
+ * the first step, where the weights are still the same, the norm is that sum's, off by 8 * 2^-24 of
+ * itself.
  */
 static void accumulation_is_the_same_sum(void **state) {
     (void)state;
@@ -150,6 +154,9 @@ static void accumulation_is_the_same_sum(void **state) {
         print_message("  micro-batch %d: losses differ by at most %.2g, bound %.2g\n", micro, worst,
                       bound);
         assert_true(worst <= bound);
+        const double ratio = e2e_number(e2e_record(parts, "step", 0), "gradient_norm") /
+                             e2e_number(e2e_record(whole, "step", 0), "gradient_norm");
+        assert_true(fabs(ratio - 1.0) <= 8 * 0x1p-24);
         cJSON_Delete(whole);
         cJSON_Delete(parts);
     }

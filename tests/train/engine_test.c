@@ -7,7 +7,8 @@
 #include "base/text.h"
 #include "tests/train/small_run.h"
 
-static const enum config_recipe recipes[] = {CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP16};
+static const enum config_recipe recipes[] = {CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16,
+                                             CONFIG_RECIPE_FP16};
 enum { RECIPES = 3 };
 
 static void the_plan_is_what_is_opened(void **state) {
@@ -42,7 +43,8 @@ static void the_plan_is_what_is_opened(void **state) {
     }
 }
 
-/* Training, validation and generation take turns in the same memory: as much as the largest needs. */
+/* Training, validation and generation take turns in the same memory: as much as the largest
+ * needs. */
 static void activations_take_turns(void **state) {
     (void)state;
     struct device device;
@@ -60,8 +62,9 @@ static void activations_take_turns(void **state) {
     device_close(&device);
 }
 
-/* A model of 3e12 parameters: no machine has the 44 TiB. Nothing is allocated, and every number that the
- * decision rests on is in the message. Reserving address space is no allocation, and goes. */
+/* A model of 3e12 parameters: no machine has the 44 TiB. Nothing is allocated, and every number
+ * that the decision rests on is in the message. Reserving address space is no allocation, and
+ * goes. */
 static void too_little_memory_is_refused_with_the_numbers(void **state) {
     (void)state;
     struct config config;
@@ -126,7 +129,8 @@ static void weights_follow_masters(void **state) {
     }
 }
 
-/* The seed alone decides; moments and counters start at zero, the scale where the recipe wants it. */
+/* The seed alone decides; moments and counters start at zero, the scale where the recipe wants
+ * it. */
 static void a_new_run(void **state) {
     (void)state;
     struct small_run a, b;
@@ -171,7 +175,8 @@ static void save(const struct small_run *run, const char *folder, char path[PATH
     cJSON_Delete(json);
 }
 
-/* What is loaded is what was saved, bit for bit, and the weights are rounded from it: in each recipe. */
+/* What is loaded is what was saved, bit for bit, and the weights are rounded from it: in each
+ * recipe. */
 static void loading(void **state) {
     (void)state;
     const char *base = getenv("TEST_TMPDIR");

@@ -1,7 +1,7 @@
 /*
- * Where the first number that is not finite lies. Oracle: fault injection. Each fault is placed so that
- * one tensor must be the first to show it, and that tensor, with the place in it, is what must be named;
- * for gradients, a search of the gradient buffer here.
+ * Where the first number that is not finite lies. Oracle: fault injection. Each fault is placed so
+ * that one tensor must be the first to show it, and that tensor, with the place in it, is what must
+ * be named; for gradients, a search of the gradient buffer here.
  */
 #include <stdio.h>
 
@@ -115,8 +115,9 @@ static void weights(void **state) {
     }
 }
 
-/* A bias of 100 makes one column of an activation large (the GELU passes it, attention averages it), and
- * a weight of 3e38 on that column overflows the result: in every token, so the first is named. */
+/* A bias of 100 makes one column of an activation large (the GELU passes it, attention averages
+ * it), and a weight of 3e38 on that column overflows the result: in every token, so the first is
+ * named. */
 static void activations(void **state) {
     (void)state;
     static const struct {
@@ -147,8 +148,9 @@ static void activations(void **state) {
     }
 }
 
-/* Two embeddings that overflow together, at the one place where both are looked up. The token's part is
- * small enough for its logits elsewhere (below 5 times it), the scale for the gradients of the rest. */
+/* Two embeddings that overflow together, at the one place where both are looked up. The token's
+ * part is small enough for its logits elsewhere (below 5 times it), the scale for the gradients
+ * of the rest. */
 static void micro_batch_and_token(void **state) {
     (void)state;
     struct scene scene;
@@ -176,8 +178,8 @@ static void loss(void **state) {
     scene_close(&scene);
 }
 
-/* The forward pass is finite, the gradients are not: named is the last tensor of the table that shows it,
- * for backward comes to it first. */
+/* The forward pass is finite, the gradients are not: named is the last tensor of the table that
+ * shows it, for backward comes to it first. */
 static void gradients(void **state) {
     (void)state;
     struct scene scene;
@@ -198,8 +200,8 @@ static void gradients(void **state) {
     }
     assert_non_null(last);
     char expected[128];
-    snprintf(expected, sizeof expected, "gradient of %s (row %zu, column %zu, micro-batch 0)", last->name,
-             first / last->columns, first % last->columns);
+    snprintf(expected, sizeof expected, "gradient of %s (row %zu, column %zu, micro-batch 0)",
+             last->name, first / last->columns, first % last->columns);
     assert_string_equal(found.text, expected);
     assert_false(found.weights);
     scene_close(&scene);
@@ -215,8 +217,12 @@ static void nothing(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weights), cmocka_unit_test(activations), cmocka_unit_test(micro_batch_and_token),
-        cmocka_unit_test(loss),    cmocka_unit_test(gradients),   cmocka_unit_test(nothing),
+        cmocka_unit_test(weights),
+        cmocka_unit_test(activations),
+        cmocka_unit_test(micro_batch_and_token),
+        cmocka_unit_test(loss),
+        cmocka_unit_test(gradients),
+        cmocka_unit_test(nothing),
     };
     return cmocka_run_group_tests(tests, make_shard, remove_shard);
 }

@@ -1,6 +1,6 @@
 /*
- * The trace of a step. Oracles: the FLOPs of flops.h, exactly (they are whole numbers below 2^53); the
- * number of calls by hand; bit equality with an untraced step.
+ * The trace of a step. Oracles: the FLOPs of flops.h, exactly (they are whole numbers below 2^53);
+ * the number of calls by hand; bit equality with an untraced step.
  */
 #include "tests/train/small_run.h"
 #include "train/flops.h"
@@ -47,14 +47,14 @@ static struct flops count_flops(const struct config *config) {
     struct flops flops;
     struct gpt gpt;
     EXPECT_OK(gpt_open(&gpt, &model, 0));
-    EXPECT_OK(flops_count(&gpt.table, model.layers, model.width, (size_t)config_sequence_length(config),
-                          &flops));
+    EXPECT_OK(flops_count(&gpt.table, model.layers, model.width,
+                          (size_t)config_sequence_length(config), &flops));
     gpt_close(&gpt);
     return flops;
 }
 
-/* Linear layers, head and attention of the code that runs are those of the formula. The padding of the
- * vocabulary is multiplied too, and is no part of the formula: 6 C a row and token. */
+/* Linear layers, head and attention of the code that runs are those of the formula. The padding
+ * of the vocabulary is multiplied too, and is no part of the formula: 6 C a row and token. */
 static void flops_are_those_of_the_formula(void **state) {
     (void)state;
     static const int64_t vocabularies[] = {VOCABULARY, 256};
@@ -72,7 +72,8 @@ static void flops_are_those_of_the_formula(void **state) {
             assert_true(attention == (double)flops.attention * tokens);
             assert_true(flops_of(&trace, "gemm") - padding ==
                         (double)(flops.linear + flops.head) * tokens);
-            assert_true(flops_of(&trace, "gemm") - padding + attention == (double)flops.total * tokens);
+            assert_true(flops_of(&trace, "gemm") - padding + attention ==
+                        (double)flops.total * tokens);
         }
     }
 }
@@ -86,8 +87,8 @@ static void assert_calls(const struct op_trace *trace, const struct expected_cal
                          size_t count) {
     for (size_t i = 0; i < count; i++) {
         if (calls_of(trace, expected[i].name) != expected[i].calls) {
-            fail_msg("%s: %zu calls, expected %zu", expected[i].name, calls_of(trace, expected[i].name),
-                     expected[i].calls);
+            fail_msg("%s: %zu calls, expected %zu", expected[i].name,
+                     calls_of(trace, expected[i].name), expected[i].calls);
         }
     }
     assert_int_equal(trace->op_count, count); /* and no others */
@@ -101,19 +102,28 @@ static void calls_by_hand(void **state) {
     config.train.logits_chunk = 9; /* 14 tokens: two chunks */
     for (int r = CONFIG_RECOMPUTE_NONE; r <= CONFIG_RECOMPUTE_BLOCK; r++) {
         config.train.recompute = r;
-        /* What is run again: a GELU, or a block's forward pass up to it, for all blocks but the last. */
+        /* What is run again: a GELU, or a block's forward pass up to it, for all blocks but the
+         * last. */
         const size_t gelus = r == CONFIG_RECOMPUTE_NONE ? 0 : L - 1;
         const size_t blocks = r == CONFIG_RECOMPUTE_BLOCK ? L - 1 : 0;
         const struct op_trace trace = record(&config);
         const struct expected_calls expected[] = {
             {"gemm", M * (3 * (4 * L + CHUNKS) + 3 * blocks)},
-            {"embedding_forward", M}, {"embedding_backward", M},
-            {"norm_forward", M * (2 * L + 1 + 2 * blocks)}, {"norm_backward", M * (2 * L + 1)},
-            {"attention_forward", M * (L + blocks)}, {"attention_backward", M * L},
-            {"gelu_forward", M * (L + gelus)}, {"gelu_backward", M * L},
-            {"bias_backward", M * L},   /* of query, key and value; the others come with other operations */
-            {"cross_entropy", M * CHUNKS}, {"loss_sum", M},
-            {"step_begin", 1}, {"gradient_sumsq", 1}, {"step_decide", 1}, {"adamw", 1},
+            {"embedding_forward", M},
+            {"embedding_backward", M},
+            {"norm_forward", M * (2 * L + 1 + 2 * blocks)},
+            {"norm_backward", M * (2 * L + 1)},
+            {"attention_forward", M * (L + blocks)},
+            {"attention_backward", M * L},
+            {"gelu_forward", M * (L + gelus)},
+            {"gelu_backward", M * L},
+            {"bias_backward", M * L}, /* query, key and value; the others are fused elsewhere */
+            {"cross_entropy", M * CHUNKS},
+            {"loss_sum", M},
+            {"step_begin", 1},
+            {"gradient_sumsq", 1},
+            {"step_decide", 1},
+            {"adamw", 1},
         };
         assert_calls(&trace, expected, sizeof expected / sizeof expected[0]);
     }
@@ -123,13 +133,16 @@ static void calls_by_hand(void **state) {
 static void gemm_shapes(void **state) {
     (void)state;
     enum { N = MICRO_BATCH * LENGTH, C = 24, V = 128 };
-    static const struct { size_t m, n, k; bool ta, tb; } expected[] = {
-        {N, 3 * C, C, false, true}, {N, C, C, false, true}, {N, 4 * C, C, false, true},
-        {N, C, 4 * C, false, true}, {N, V, C, false, true},                             /* forward */
+    static const struct {
+        size_t m, n, k;
+        bool ta, tb;
+    } expected[] = {
+        {N, 3 * C, C, false, true},  {N, C, C, false, true},  {N, 4 * C, C, false, true},
+        {N, C, 4 * C, false, true},  {N, V, C, false, true}, /* forward */
         {N, C, 3 * C, false, false}, {N, C, C, false, false}, {N, C, 4 * C, false, false},
-        {N, 4 * C, C, false, false}, {N, C, V, false, false},                           /* dgrad */
-        {3 * C, C, N, true, false}, {C, C, N, true, false}, {4 * C, C, N, true, false},
-        {C, 4 * C, N, true, false}, {V, C, N, true, false},                             /* wgrad */
+        {N, 4 * C, C, false, false}, {N, C, V, false, false}, /* dgrad */
+        {3 * C, C, N, true, false},  {C, C, N, true, false},  {4 * C, C, N, true, false},
+        {C, 4 * C, N, true, false},  {V, C, N, true, false}, /* wgrad */
     };
     struct config config;
     small_config(&config, CONFIG_RECIPE_BF16);
@@ -141,12 +154,14 @@ static void gemm_shapes(void **state) {
         const struct gemm_total *got = &trace.gemms[i];
         size_t found = 0;
         for (size_t e = 0; e < trace.gemm_count; e++) {
-            found += got->m == expected[e].m && got->n == expected[e].n && got->k == expected[e].k &&
-                     got->transpose_a == expected[e].ta && got->transpose_b == expected[e].tb;
+            found += got->m == expected[e].m && got->n == expected[e].n &&
+                     got->k == expected[e].k && got->transpose_a == expected[e].ta &&
+                     got->transpose_b == expected[e].tb;
         }
         assert_int_equal(found, 1);
         assert_int_equal(got->a, DTYPE_BF16);
-        assert_int_equal(got->c, got->transpose_a ? DTYPE_F32 : DTYPE_BF16); /* gradients are FP32 */
+        /* gradients of weights are FP32 */
+        assert_int_equal(got->c, got->transpose_a ? DTYPE_F32 : DTYPE_BF16);
         assert_true(got->total.flops == 2.0 * (double)(got->m * got->n * got->k) *
                                             (double)got->total.calls);
         sum.calls += got->total.calls;

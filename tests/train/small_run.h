@@ -1,6 +1,6 @@
 /*
- * A run that is small enough for tests: two blocks of width 24, vocabulary 37, four sequences of 7 tokens a
- * step in micro-batches of two; and looks at what it leaves in memory.
+ * A run that is small enough for tests: two blocks of width 24, vocabulary 37, four sequences of 7
+ * tokens a step in micro-batches of two; and looks at what it leaves in memory.
  */
 #ifndef DEEPWELL_TESTS_TRAIN_SMALL_RUN_H_
 #define DEEPWELL_TESTS_TRAIN_SMALL_RUN_H_

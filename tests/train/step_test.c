@@ -1,9 +1,10 @@
 /*
- * The optimizer step as a whole: loss scaling, clipping, outliers. Oracles: the rules of step_control.h
- * followed by hand, and bit equality of everything that a skipped step must not touch.
+ * The optimizer step as a whole: micro-batches, loss scaling, clipping, outliers. Oracles: the
+ * rules of step_control.h followed by hand; bit equality with a single pass, and of everything that
+ * a skipped step must not touch.
  *
- * The norm is summed in double on both sides, in another order: equal to a relative 1e-12, and after the
- * rounding to FP32 to one unit.
+ * The norm is summed in double on both sides, in another order: equal to a relative 1e-12, and
+ * after the rounding to FP32 to one unit.
  */
 #include "tests/train/small_run.h"
 
@@ -21,8 +22,55 @@ static void assert_close(double got, double expected) {
     compare_end(&c);
 }
 
-/* A scale far beyond what FP16 holds: step by step it halves, nothing else changes, until the gradients
- * fit; then three good steps double it again, and so on. */
+/* The gradient of the mean over the step's tokens, whatever the gradients held before. At once:
+ * the bits of one forward and backward pass with that scale. In micro-batches: the same sums in
+ * another order, so off by the tolerance of tests/layers/gpt_train_test.c, s = 2 * 19 results
+ * and one more a micro-batch, K = 96. */
+static void micro_batches_add_up(void **state) {
+    (void)state;
+    struct small_run at_once, in_parts;
+    small_config(&at_once.config, CONFIG_RECIPE_FP32);
+    in_parts.config = at_once.config;
+    at_once.config.train.micro_batch = BATCH;
+    small_run_open(&at_once, ENGINE_TRAIN);
+    small_run_open(&in_parts, ENGINE_TRAIN);
+    const struct param_table *table = &at_once.engine.gpt.table;
+    const struct step_policy policy = step_policy(&at_once.config, 0);
+    for (size_t i = 0; i < table->elements; i++) {
+        at_once.engine.gradients[i] = in_parts.engine.gradients[i] = NAN;
+    }
+    small_run_gradients(&at_once, &policy);
+    small_run_gradients(&in_parts, &policy);
+    const double loss = at_once.engine.state->loss_sum;
+    assert_true(fabs(in_parts.engine.state->loss_sum - loss) <= 1e-5 * loss);
+    for (size_t row = 0; row < table->length; row++) {
+        const struct param *param = &table->params[row];
+        const float *expected = at_once.engine.gradients + param->offset;
+        const float *got = in_parts.engine.gradients + param->offset;
+        struct comparison c = {.what = param->name};
+        double size = 0.0;
+        for (size_t i = 0; i < param->count; i++) size = fmax(size, fabs((double)expected[i]));
+        for (size_t i = 0; i < param->count; i++) {
+            compare(&c, i, (double)got[i], (double)expected[i],
+                    2.0 * 1.2 * sqrt(40.0 * 96.0) * 0x1p-23 * size);
+        }
+        compare_end(&c);
+    }
+    const size_t bytes = table->elements * sizeof(float);
+    struct tensor kept = copied_tensor(tensor_make(at_once.engine.gradients, DTYPE_F32, 1,
+                                                   table->elements));
+    const float unscaled = 1.0f;
+    const struct gpt_gradient_request request = {.gradient_scale = 1.0f / (BATCH * LENGTH),
+                                                 .loss_scale = &unscaled};
+    EXPECT_OK(gpt_forward_backward(&at_once.engine.training, &request));
+    assert_memory_equal(at_once.engine.gradients, kept.data, bytes);
+    free(kept.data);
+    small_run_close(&in_parts);
+    small_run_close(&at_once);
+}
+
+/* A scale far beyond what FP16 holds: step by step it halves, nothing else changes, until the
+ * gradients fit; then three good steps double it again, and so on. */
 static void overflow_skips_and_scales(void **state) {
     (void)state;
     struct small_run run;
@@ -51,7 +99,8 @@ static void overflow_skips_and_scales(void **state) {
     assert_true(skipped > 10); /* (softmax - onehot) / tokens * 2^31 is above FP16's 65504 */
     struct snapshot after = snapshot_of(&run);
     assert_false(snapshot_equal(before, after));
-    assert_true(s.skip == SKIP_NONE && s.updates == 1 && s.good_steps == 1 && s.loss_scale == scale);
+    assert_true(s.skip == SKIP_NONE && s.updates == 1 && s.good_steps == 1 &&
+                s.loss_scale == scale);
     assert_weights_follow_masters(&run.engine);
     s = small_run_step(&run, &policy);
     assert_true(s.updates == 2 && s.good_steps == 2 && s.loss_scale == scale);
@@ -88,7 +137,8 @@ static void the_scale_has_bounds(void **state) {
     small_run_close(&run);
 }
 
-/* Loss scaling by a power of two changes nothing but exponents in FP32: the same bits after the step. */
+/* Loss scaling by a power of two changes nothing but exponents in FP32: the same bits after the
+ * step. */
 static void scaling_is_exact_in_fp32(void **state) {
     (void)state;
     struct snapshot snapshots[2];
@@ -118,7 +168,8 @@ static void clipping(void **state) {
     struct step_policy policy = step_policy(&run.config, 0);
     small_run_gradients(&run, &policy);
     const double norm = norm_of_gradients(&run);
-    const double clips[] = {0.0, norm * 1.01, norm * 0.5, norm * 1e-6}; /* off, not reached, active */
+    /* off, not reached, active, active */
+    const double clips[] = {0.0, norm * 1.01, norm * 0.5, norm * 1e-6};
     for (size_t i = 0; i < sizeof clips / sizeof clips[0]; i++) {
         policy.clip_norm = (float)clips[i];
         const struct step_state s = small_run_step(&run, &policy);
@@ -133,7 +184,8 @@ static void clipping(void **state) {
     small_run_close(&run);
 }
 
-/* The multiplier really is what AdamW uses: after one step m = (1 - beta1) g, of norm (1 - beta1) clip. */
+/* The multiplier really is what AdamW uses: after one step m = (1 - beta1) g, of norm (1 -
+ * beta1) clip. */
 static void the_clipped_gradient_is_applied(void **state) {
     (void)state;
     struct small_run run;
@@ -151,8 +203,8 @@ static void the_clipped_gradient_is_applied(void **state) {
     small_run_close(&run);
 }
 
-/* Windows of losses and norms that this step lies far above: with a threshold it is skipped, without one
- * it is not; the value enters the window in both cases. */
+/* Windows of losses and norms that this step lies far above: with a threshold it is skipped,
+ * without one it is not; the value enters the window in both cases. */
 static void outliers_change_no_weight(void **state) {
     (void)state;
     for (int which = 0; which < 3; which++) {
@@ -177,7 +229,8 @@ static void outliers_change_no_weight(void **state) {
         assert_int_equal(s.skipped_outlier, which < 2 ? 1 : 0);
         assert_int_equal(s.skipped_nonfinite, 0);
         assert_int_equal(s.losses.seen, OUTLIER_WINDOW + 1);
-        assert_true((float)s.losses.values[0] == s.loss && (float)s.norms.values[0] == s.gradient_norm);
+        assert_true((float)s.losses.values[0] == s.loss &&
+                    (float)s.norms.values[0] == s.gradient_norm);
         assert_close((double)s.loss_z, ((double)s.loss - 1e-3) / 1e-4);
         free(before.memory);
         free(after.memory);
@@ -209,6 +262,7 @@ static void policies(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(micro_batches_add_up),
         cmocka_unit_test(overflow_skips_and_scales),
         cmocka_unit_test(the_scale_has_bounds),
         cmocka_unit_test(scaling_is_exact_in_fp32),

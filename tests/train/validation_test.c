@@ -1,9 +1,11 @@
 /*
- * Validation. Oracle: a mean taken here, sequence by sequence, over losses of the evaluation itself.
+ * Validation. Oracle: a mean taken here, sequence by sequence, over losses of the evaluation
+ * itself.
  *
- * Tolerance: the batch decides how many rows a GEMM has, for which the BLAS may add products in another
- * order. As derived in tests/layers/gpt_gradient_test.c a logit errs by 1.2 sqrt(s K) 2^-23 of the largest,
- * s = 19, K = 96: a loss by at most twice that, on each side. Logits are below 1 for initial weights.
+ * Tolerance: the batch decides how many rows a GEMM has, for which the BLAS may add products in
+ * another order. As derived in tests/layers/gpt_gradient_test.c a logit errs by 1.2 sqrt(s K) 2^-23
+ * of the largest, s = 19, K = 96: a loss by at most twice that, on each side. Logits are below 1
+ * for initial weights.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -41,7 +43,8 @@ static int remove_shard(void **state) {
     return folder_remove(folder) == STATUS_OK ? 0 : -1;
 }
 
-static void open_run(struct small_run *run, struct dataset *dataset, int64_t batch, int64_t vocabulary) {
+static void open_run(struct small_run *run, struct dataset *dataset, int64_t batch,
+                     int64_t vocabulary) {
     small_config(&run->config, CONFIG_RECIPE_FP32);
     run->config.model.vocabulary = vocabulary;
     run->config.validation.micro_batch = batch;
@@ -92,7 +95,8 @@ static void batches_do_not_change_the_mean(void **state) {
         }
         close_run(&run, &dataset);
     }
-    assert_true(fabs(expected[1] - expected[2]) > 10.0 * tolerance()); /* other tokens, another mean */
+    /* other tokens, another mean */
+    assert_true(fabs(expected[1] - expected[2]) > 10.0 * tolerance());
 }
 
 /* Untrained, the model knows nothing: about log2(256) bits a byte. */
