@@ -22,8 +22,8 @@
 static const char usage[] =
     "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
     "\n"
-    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves nothing behind.\n"
-    "Tokens come from data.train; without it they are uniform random, which the report says.\n"
+    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves nothing\n"
+    "behind. Tokens come from data.train; without it they are uniform random, which the report says.\n"
     "\n"
     "  --steps N            timed steps (default 10)\n"
     "  --warmup N           steps before them (default 2)\n"
@@ -48,8 +48,8 @@ static enum status open_tokens(struct bench *b) {
         .rows = micro, .micro_batches = (size_t)c->train.batch / micro, .ranks = 1,
     };
     if (c->data.train[0] != '\0') {
-        TRY(dataset_open(&b->dataset, c->data.train, length, (size_t)c->model.vocabulary, ORDER_SHUFFLED,
-                         (uint64_t)c->train.seed));
+        TRY(dataset_open(&b->dataset, c->data.train, length, (size_t)c->model.vocabulary,
+                         ORDER_SHUFFLED, (uint64_t)c->train.seed));
         return loader_open(&b->loader, &b->dataset, &shape, 0);
     }
     b->random = calloc(micro * length + 1, sizeof *b->random);
@@ -86,7 +86,8 @@ static enum status run_step(struct bench *b, double *seconds, struct step_state 
     TRY(device_download(&b->engine.device, state, b->engine.state, sizeof *state));
     *seconds = clock_seconds() - begun;
     if (state->skip == SKIP_NONFINITE) {
-        return status_set(STATUS_NUMERICS, "step %lld is not finite: a time of it would mean nothing",
+        return status_set(STATUS_NUMERICS,
+                          "step %lld is not finite: a time of it would mean nothing",
                           (long long)b->step);
     }
     return STATUS_OK;
@@ -121,7 +122,8 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     getrusage(RUSAGE_SELF, &used);
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
            quantile(seconds, count, 0.1) * 1e3, quantile(seconds, count, 0.9) * 1e3, count);
-    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, tflops, mfu_text(text, &mfu));
+    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, tflops,
+           mfu_text(text, &mfu));
     printf("memory      %s at most in the process, %s planned\n",
            text_bytes(peak, (size_t)used.ru_maxrss * 1024), text_bytes(planned, memory));
     printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
@@ -132,14 +134,16 @@ static void print_header(const struct bench *b) {
     char tokens[TEXT_BYTES], count[TEXT_BYTES];
     const struct gpt_config *model = &b->engine.gpt.config;
     printf("device      %s\n", b->engine.device.name);
-    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n", model->layers,
-           model->heads, model->width, text_count(count, param_table_count(&b->engine.gpt.table)),
-           dtype_name(b->engine.dtype), b->engine.dtype == DTYPE_F32 ? "" : " (emulated)");
+    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n",
+           model->layers, model->heads, model->width,
+           text_count(count, param_table_count(&b->engine.gpt.table)), dtype_name(b->engine.dtype),
+           b->engine.dtype == DTYPE_F32 ? "" : " (emulated)");
     printf("step        %lld sequences of %lld, %lld at a time: %s tokens from %s\n",
            (long long)b->config->train.batch, (long long)config_sequence_length(b->config),
            (long long)config_micro_batch(b->config),
            text_count(tokens, (uint64_t)step_tokens(b->config)),
-           b->loader != NULL ? b->config->data.train : "a uniform random generator (no data.train)");
+           b->loader != NULL ? b->config->data.train
+                             : "a uniform random generator (no data.train)");
     fflush(stdout);
 }
 
@@ -159,7 +163,8 @@ static enum status bench_steps(struct bench *b, int64_t warmup, int64_t steps, b
     struct step_state state = {0};
     enum status status = STATUS_OK;
     double *seconds = calloc((size_t)steps, sizeof *seconds), ignored = 0.0;
-    if (seconds == NULL) return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)steps);
+    if (seconds == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)steps);
     for (int64_t i = 0; i < warmup; i++) TRY_GOTO(run_step(b, &ignored, &state), cleanup);
     for (int64_t i = 0; i < steps; i++) TRY_GOTO(run_step(b, &seconds[i], &state), cleanup);
     TRY_GOTO(print_times(b, seconds, (size_t)steps, &state), cleanup);
@@ -169,7 +174,8 @@ cleanup:
     return status;
 }
 
-static enum status bench_config(const struct config *config, int64_t warmup, int64_t steps, bool ops) {
+static enum status bench_config(const struct config *config, int64_t warmup, int64_t steps,
+                                bool ops) {
     struct bench bench = {.config = config};
     enum status status = STATUS_OK;
     TRY(signals_install());

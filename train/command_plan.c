@@ -13,8 +13,9 @@
 static const char usage[] =
     "usage: deepwell plan [CONFIG] [--tensors] [--section.key VALUE ...]\n"
     "\n"
-    "What a run will be, without running it: parameters, memory by lifetime, work, and the operations of a\n"
-    "step with their sizes. The operations are recorded from the code that trains, not written down twice.\n"
+    "What a run will be, without running it: parameters, memory by lifetime, work, and the operations\n"
+    "of a step with their sizes. The operations are recorded from the code that trains, not written\n"
+    "down twice.\n"
     "\n"
     "  --tensors            every tensor: shape, role, weight decay, Hugging Face's name\n"
     "\n"
@@ -29,12 +30,16 @@ static void print_model(const struct engine *engine) {
         counts[table->params[i].role] += param_count(&table->params[i]);
         if (table->params[i].decay) decayed += param_count(&table->params[i]);
     }
-    printf("model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu (padded to "
-           "%zu)\n", model->layers, model->heads, model->width, model->context, model->vocabulary,
-           gpt_padded_vocabulary(model));
-    printf("parameters  %s in %zu tensors\n", text_count(text, param_table_count(table)), table->length);
+    printf(
+        "model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu (padded "
+        "to %zu)\n",
+        model->layers, model->heads, model->width, model->context, model->vocabulary,
+        gpt_padded_vocabulary(model));
+    printf("parameters  %s in %zu tensors\n", text_count(text, param_table_count(table)),
+           table->length);
     for (int role = 0; role < ROLE_COUNT; role++) {
-        printf("  %-22s %s\n", param_role_name((enum param_role)role), text_count(text, counts[role]));
+        printf("  %-22s %s\n", param_role_name((enum param_role)role),
+               text_count(text, counts[role]));
     }
     printf("  %-22s %s\n", "with weight decay", text_count(text, decayed));
 }
@@ -94,7 +99,8 @@ static enum status plan(const struct config *config, bool tensors) {
     struct engine_memory_plan memory;
     struct flops flops;
     struct op_trace trace;
-    const unsigned parts = ENGINE_TRAIN | (config->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0) |
+    const unsigned parts = ENGINE_TRAIN |
+                           (config->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0) |
                            (config->sample.every > 0 ? ENGINE_GENERATE : 0);
     enum status status = STATUS_OK;
     TRY(engine_open(&engine, config, parts, ENGINE_RESERVED));

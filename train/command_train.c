@@ -24,9 +24,10 @@ static enum status train(const struct config *config) {
     TRY(signals_install());
     TRY(trainer_open(&trainer, config));
     if (trainer.state.step >= config->train.steps) {
-        printf("the run is complete: %lld of %lld steps are done. Raise train.steps to go on, or name "
-               "another train.out to start anew\n", (long long)trainer.state.step,
-               (long long)config->train.steps);
+        printf(
+            "the run is complete: %lld of %lld steps are done. Raise train.steps to go on, or name "
+            "another train.out to start anew\n",
+            (long long)trainer.state.step, (long long)config->train.steps);
         return trainer_close(&trainer);
     }
     const enum status status = trainer_run(&trainer);

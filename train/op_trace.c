@@ -36,8 +36,8 @@ static void add(struct op_total *total, double flops, double bytes, double secon
         return status;                                                         \
     }
 
-/* Causal: half the square, two products forward; twice that backward. What an implementation computes again
- * is not counted, as in flops.h. */
+/* Causal: half the square, two products forward; twice that backward. What an implementation
+ * computes again is not counted, as in flops.h. */
 static double attention_flops(size_t batch, size_t length, size_t width) {
     return 2.0 * (double)batch * (double)length * (double)length * (double)width;
 }
@@ -96,8 +96,8 @@ static enum status traced_convert(struct device *device, struct tensor out, stru
     return status;
 }
 
-static enum status traced_loss_sum(struct device *device, struct step_state *state, const float *losses,
-                                   size_t count) {
+static enum status traced_loss_sum(struct device *device, struct step_state *state,
+                                   const float *losses, size_t count) {
     struct op_trace *trace = device->interposed;
     RUN(trace, loss_sum(device, state, losses, count));
     add(find_total(trace, "loss_sum"), 0.0, (double)loss_sum_bytes(count), seconds);

@@ -1,7 +1,8 @@
 /*
- * A table of operations in front of another: counts calls, floating point operations, bytes and time of every
- * operation that a model asks for. Without an inner table it only records, and no memory is touched: so `plan`
- * knows the operations of a step from the code that will run them, and `bench` times the same list.
+ * A table of operations in front of another: counts calls, floating point operations, bytes and
+ * time of every operation that a model asks for. Without an inner table it only records, and no
+ * memory is touched: so `plan` knows the operations of a step from the code that will run them, and
+ * `bench` times the same list.
  */
 #ifndef DEEPWELL_TRAIN_OP_TRACE_H_
 #define DEEPWELL_TRAIN_OP_TRACE_H_
@@ -35,8 +36,8 @@ struct op_trace {
     size_t gemm_count;
 };
 
-/* Puts the trace in front of the device's operations (`record_only`: in their place). The trace must stay
- * where it is until op_trace_detach, which gives the device its own table back. */
+/* Puts the trace in front of the device's operations (`record_only`: in their place). The trace
+ * must stay where it is until op_trace_detach, which gives the device its own table back. */
 void op_trace_attach(struct op_trace *trace, struct device *device, bool record_only);
 void op_trace_detach(struct op_trace *trace, struct device *device);
 

@@ -1,6 +1,7 @@
 /*
- * SIGINT and SIGTERM ask a run to finish its step, save and leave; a second one ends the process at once.
- * The one global of the program: a signal handler can reach nothing else. Used by trainer.c and command_train.c.
+ * SIGINT and SIGTERM ask a run to finish its step, save and leave; a second one ends the process at
+ * once. The one global of the program: a signal handler can reach nothing else. Used by trainer.c
+ * and command_train.c.
  */
 #ifndef DEEPWELL_TRAIN_SIGNALS_H_
 #define DEEPWELL_TRAIN_SIGNALS_H_

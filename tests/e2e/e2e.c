@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "base/checked.h"
 #include "base/clock.h"
 #include "base/random.h"
 
@@ -146,7 +147,7 @@ struct process e2e_start(const struct unusual *unusual, const char *format, ...)
 }
 
 struct stalled e2e_stall(const char *until, const char *format, ...) {
-    enum { PIPE_BYTES = 4096 };
+    enum { PIPE_BYTES = 4096, BITE_BYTES = 64 }; /* bites, so as not to make room for more */
     char line[E2E_LINE_BYTES], text[PIPE_BYTES + 1] = "";
     int ends[2];
     FORMAT_LINE(line, format);
@@ -156,7 +157,8 @@ struct stalled e2e_stall(const char *until, const char *format, ...) {
     const struct stalled stalled = {start_line(&unusual, line), ends[0]};
     close(ends[1]);
     for (size_t used = 0; strstr(text, until) == NULL;) {
-        const ssize_t got = read(ends[0], text + used, sizeof text - 1 - used);
+        const ssize_t got = read(ends[0], text + used,
+                                 size_min(BITE_BYTES, sizeof text - 1 - used));
         if (got <= 0) fail_msg("expected \"%s\" in the first page of: %s", until, text);
         used += (size_t)got;
         text[used] = '\0';
