@@ -25,7 +25,7 @@ enum status {
     STATUS_NUMERICS = 6,    /* a loss, gradient or weight that is not finite */
     STATUS_MEMORY = 7,      /* more memory wanted than there is */
     STATUS_DEVICE = 8,      /* an accelerator or its library is missing or failed */
-    STATUS_INTERRUPTED = 9, /* SIGINT or SIGTERM; the run was saved and can be continued */
+    STATUS_INTERRUPTED = 9, /* a signal asked to leave; the run was saved */
 };
 
 /* Records the message for this thread and returns `code`, so that `return status_set(...)` reads

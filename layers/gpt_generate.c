@@ -132,10 +132,9 @@ static enum status run_blocks(struct gpt_generation *g, const int32_t *tokens, s
     const struct gpt_config *config = &g->gpt->config;
     if (count == 0 || count > g->chunk || g->past + count > config->context) {
         return status_set(STATUS_CONFIG,
-                          "expected 1 to %zu more tokens (the model's context is %zu, %zu "
-                          "are taken), found %zu",
-                          size_min(g->chunk, config->context - g->past), config->context, g->past,
-                          count);
+                          "expected at least 1 and at most %zu tokens at a time, in a context of "
+                          "%zu of which %zu are taken; found %zu",
+                          g->chunk, config->context, g->past, count);
     }
     *work = cut_rows(g, g->batch * count);
     TRY(device_upload(g->device, g->tokens, tokens, g->batch * count * sizeof *tokens));

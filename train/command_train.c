@@ -12,7 +12,7 @@ static const char usage[] =
     "\n"
     "Trains a model as the configuration file and the options say; options overrule the file.\n"
     "The same command continues an interrupted run from its newest checkpoint.\n"
-    "SIGINT and SIGTERM finish the step, save and leave; a second one ends the process at once.\n"
+    "SIGINT (Ctrl-C), SIGTERM and SIGHUP finish the step, save and leave; a second one ends it at once.\n"
     "\n"
     "  deepwell train configs/shakespeare_bytes.conf --data.train data/train.bin\n"
     "  deepwell train configs/gpt2_124m.conf --train.steps 100 --train.out runs/try\n";
@@ -25,7 +25,7 @@ static enum status train(const struct config *config) {
     TRY(trainer_open(&trainer, config));
     if (trainer.state.step >= config->train.steps) {
         printf(
-            "the run is complete: %lld of %lld steps are done. Raise train.steps to go on, or name "
+            "the run is complete: %lld steps are done, train.steps is %lld. Raise train.steps to go on, or name "
             "another train.out to start anew\n",
             (long long)trainer.state.step, (long long)config->train.steps);
         return trainer_close(&trainer);

@@ -41,9 +41,8 @@ static enum status find_in_params(struct finder *finder, float *flat, const char
         size_t index = SIZE_MAX;
         TRY(engine->device.ops->find_nonfinite(&engine->device, tensor, &index));
         if (index == SIZE_MAX) continue;
-        snprintf(finder->text, NONFINITE_TEXT_BYTES,
-                 "%s of %s (row %zu, column %zu, micro-batch %zu)", what, param->name,
-                 index / param->columns, index % param->columns, finder->micro_batch);
+        snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu)", what,
+                 param->name, index / param->columns, index % param->columns);
         finder->found = true;
     }
     return STATUS_OK;

@@ -144,8 +144,8 @@ static enum status save_and_leave(struct trainer *t) {
     snprintf(what, sizeof what, "stopped by %s", signals_received());
     TRY(trainer_event(t, what));
     return status_set(STATUS_INTERRUPTED,
-                      "stopped by %s after step %lld; saved in %s. The same command "
-                      "continues from there",
+                      "stopped by %s after step %lld; saved in %s. With train.resume = auto, the "
+                      "default, the same command continues from there",
                       signals_received(), (long long)t->state.step, t->config->train.out);
 }
 

@@ -50,7 +50,6 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
         control.loss_scale = (float)t->config->precision.loss_scale;
     t->state.control = control;
     TRY(device_upload(&t->engine.device, t->engine.state, &control, sizeof control));
-    t->saved_step = t->state.step;
     snprintf(t->continued, sizeof t->continued, "continuing %s%s%s", checkpoint->path,
              changes[0] != '\0' ? ", with changes: " : "", changes);
     return STATUS_OK;
@@ -85,7 +84,11 @@ static enum status start_or_resume(struct trainer *t) {
     char newest[PATH_BYTES] = "";
     bool found = false;
     TRY(checkpoint_newest(c->train.out, newest, &found, print_warning));
-    if (strcmp(c->train.resume, "auto") == 0 && found) return resume_from(t, newest);
+    if (strcmp(c->train.resume, "auto") == 0 && found) {
+        TRY(resume_from(t, newest));
+        t->saved_step = t->state.step;
+        return STATUS_OK;
+    }
     if (strcmp(c->train.resume, "never") == 0 && found) {
         return status_set(STATUS_CHECKPOINT,
                           "train.resume is never, but %s holds checkpoints (%s): choose "
@@ -113,9 +116,9 @@ static enum status open_all(struct trainer *t) {
     const struct config *c = t->config;
     const unsigned validation = c->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
-    TRY(run_lock_acquire(&t->lock, c->train.out));
     TRY(open_data(t));
     TRY(engine_open(&t->engine, c, ENGINE_TRAIN | validation | generation, ENGINE_REAL));
+    TRY(run_lock_acquire(&t->lock, c->train.out)); /* makes the folder: after what may refuse */
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(start_or_resume(t));

@@ -152,7 +152,7 @@ static void test_context(void **state) {
     EXPECT_OK(gpt_generation_feed(g, tokens, CONTEXT - 1));
     expect_status(STATUS_CONFIG, gpt_generation_feed(g, tokens, 2));
     assert_non_null(
-        strstr(status_message(), "expected 1 to 1 more tokens (the model's context is 9, 8"));
+        strstr(status_message(), "in a context of 9 of which 8 are taken"));
     assert_int_equal(g->past, CONTEXT - 1);
     EXPECT_OK(gpt_generation_step(g, &tokens[CONTEXT - 1], &logits));
     for (size_t v = 0; v < VOCABULARY; v++) assert_true(isfinite(value_at(logits, v)));
