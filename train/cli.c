@@ -36,6 +36,14 @@ static bool takes_next(const struct cli *cli, const char *argument) {
     return option == NULL || option->flag == NULL;
 }
 
+static void print_help(const struct cli *cli) {
+    fputs(cli->usage, stdout);
+    if (cli->takes_config) {
+        fputs("\nConfiguration keys, each of them an option (--section.key VALUE):\n", stdout);
+        config_print_help(stdout);
+    }
+}
+
 enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least,
                             size_t most, struct cli_names *names) {
     bool only_names = false;
@@ -44,6 +52,7 @@ enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, 
     for (int i = 1; i < argc; i++) {
         if (!only_names && is_help(argv[i])) {
             names->help = true;
+            print_help(cli);
             return STATUS_OK;
         }
         if (!only_names && strcmp(argv[i], "--") == 0) {
@@ -171,10 +180,10 @@ enum status cli_options(const struct cli *cli, int argc, char *const *argv, stru
     return STATUS_OK;
 }
 
-void cli_print_help(const struct cli *cli) {
-    fputs(cli->usage, stdout);
-    if (cli->takes_config) {
-        fputs("\nConfiguration keys, each of them an option (--section.key VALUE):\n", stdout);
-        config_print_help(stdout);
-    }
+enum status cli_config(const struct cli *cli, const char *path, int argc, char *const *argv,
+                       struct config *config) {
+    config_defaults(config);
+    if (path != NULL) TRY(config_load(config, path));
+    TRY(cli_options(cli, argc, argv, config));
+    return config_check(config);
 }

@@ -41,7 +41,7 @@ enum { CLI_NAMES_MAX = 4096, CLI_OPTIONS_MAX = 16 };
 struct cli_names {
     const char *names[CLI_NAMES_MAX];
     size_t count;
-    bool help; /* --help or -h stands somewhere */
+    bool help; /* --help or -h stands somewhere: it was printed, and nothing else is to be done */
 };
 
 /* argv[0] is the command; after "--" all are names. STATUS_CONFIG if there are fewer than `least`
@@ -52,6 +52,8 @@ enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, 
 /* `config` may be NULL where !takes_config. An unknown option names the nearest. */
 enum status cli_options(const struct cli *cli, int argc, char *const *argv, struct config *config);
 
-void cli_print_help(const struct cli *cli);
+/* The configuration of a run: defaults, the file (`path` NULL: none), the options, checked. */
+enum status cli_config(const struct cli *cli, const char *path, int argc, char *const *argv,
+                       struct config *config);
 
 #endif

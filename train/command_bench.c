@@ -22,8 +22,9 @@
 static const char usage[] =
     "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
     "\n"
-    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves nothing\n"
-    "behind. Tokens come from data.train; without it they are uniform random, which the report says.\n"
+    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves\n"
+    "nothing behind. Tokens come from data.train; without it they are uniform random, which the\n"
+    "report says.\n"
     "\n"
     "  --steps N            timed steps (default 10)\n"
     "  --warmup N           steps before them (default 2)\n"
@@ -207,17 +208,11 @@ enum status command_bench(int argc, char **argv) {
     struct cli_names names;
     struct config config;
     TRY(cli_positionals(&cli, argc, argv, 1, 2, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     if (strcmp(names.names[0], "step") != 0) {
         return status_set(STATUS_CONFIG, "deepwell bench: expected \"step\", found \"%s\"",
                           names.names[0]);
     }
-    config_defaults(&config);
-    if (names.count == 2) TRY(config_load(&config, names.names[1]));
-    TRY(cli_options(&cli, argc, argv, &config));
-    TRY(config_check(&config));
+    TRY(cli_config(&cli, names.count > 1 ? names.names[1] : NULL, argc, argv, &config));
     return bench_config(&config, warmup, steps, ops);
 }

@@ -85,10 +85,7 @@ static enum status prepare(int argc, char **argv) {
     };
     struct cli_names inputs;
     TRY(cli_positionals(&cli, argc, argv, 0, CLI_NAMES_MAX, &inputs));
-    if (inputs.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (inputs.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
     if (options.out_folder[0] == '\0') {
         return status_set(STATUS_CONFIG, "expected --out FOLDER, which says where the shards go");
@@ -105,10 +102,7 @@ static enum status info(int argc, char **argv) {
     static const struct cli cli = {.command = "data info", .usage = help_info};
     struct cli_names patterns;
     TRY(cli_positionals(&cli, argc, argv, 1, CLI_NAMES_MAX, &patterns));
-    if (patterns.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (patterns.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
     for (size_t i = 0; i < patterns.count; i++) {
         if (i > 0) putchar('\n');
@@ -129,10 +123,7 @@ static enum status show(int argc, char **argv) {
     };
     struct cli_names shard;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &shard));
-    if (shard.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (shard.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
     return inspect_tokens(shard.names[0], (size_t)first, (size_t)count, stdout);
 }

@@ -71,10 +71,7 @@ enum status command_eval(int argc, char **argv) {
     struct config config;
     struct checkpoint checkpoint;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     TRY(signals_install());
     TRY(run_folder_open(names.names[0], &checkpoint, &config));
     enum status status = cli_options(&cli, argc, argv, &config);

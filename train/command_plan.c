@@ -13,9 +13,9 @@
 static const char usage[] =
     "usage: deepwell plan [CONFIG] [--tensors] [--section.key VALUE ...]\n"
     "\n"
-    "What a run will be, without running it: parameters, memory by lifetime, work, and the operations\n"
-    "of a step with their sizes. The operations are recorded from the code that trains, not written\n"
-    "down twice.\n"
+    "What a run will be, without running it: parameters, memory by lifetime, work, and the\n"
+    "operations of a step with their sizes. The operations are recorded from the code that trains,\n"
+    "not written down twice.\n"
     "\n"
     "  --tensors            every tensor: shape, role, weight decay, Hugging Face's name\n"
     "\n"
@@ -129,13 +129,7 @@ enum status command_plan(int argc, char **argv) {
     struct cli_names names;
     struct config config;
     TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
-    config_defaults(&config);
-    if (names.count == 1) TRY(config_load(&config, names.names[0]));
-    TRY(cli_options(&cli, argc, argv, &config));
-    TRY(config_check(&config));
+    if (names.help) return STATUS_OK;
+    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
     return plan(&config, tensors);
 }

@@ -20,8 +20,8 @@ static const char usage[] =
     "usage: deepwell probe [--threads N]\n"
     "\n"
     "What this machine can do: processor and memory, what the program was built with, the GPUs it\n"
-    "sees, the rate of a matrix product and of a copy (measured now, about two seconds), and how each\n"
-    "precision recipe would run.\n";
+    "sees, the rate of a matrix product and of a copy (measured now, about two seconds), and how\n"
+    "each precision recipe would run.\n";
 
 enum { GEMM_SIZE = 1536, COPY_BYTES = 256 << 20 };
 
@@ -161,10 +161,7 @@ enum status command_probe(int argc, char **argv) {
     struct device device;
     char memory[TEXT_BYTES];
     TRY(cli_positionals(&cli, argc, argv, 0, 0, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
     TRY(device_open_cpu(&device, (int)threads));
     printf("deepwell    %s\n", DEEPWELL_VERSION);

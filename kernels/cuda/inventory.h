@@ -31,7 +31,7 @@ struct cuda_device_info {
     int clock_mhz; /* the highest SM clock */
     size_t memory_total_bytes;
     size_t memory_free_bytes; /* 0 if `problem` is not empty */
-    char problem[160];        /* why the device cannot be used now (busy, exclusive mode); "" if it can */
+    char problem[160];        /* why it cannot be used now (busy, exclusive); "" if it can */
 };
 
 struct cuda_inventory {

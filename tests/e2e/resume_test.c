@@ -180,8 +180,8 @@ static void the_scaler_is_busy(void **state) {
     assert_true(skipped >= 2 && grown >= 2);
 }
 
-/* A reader of its output that goes away ends the run as a signal does: saved, and continued by the same
- * command. */
+/* A reader of its output that goes away ends the run as a signal does: saved, and continued by the
+ * same command. */
 static void a_closed_output_is_no_catastrophe(void **state) {
     (void)state;
     static const char options[] = "--checkpoint.every 0";
