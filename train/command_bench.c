@@ -180,9 +180,9 @@ static enum status bench_config(const struct config *config, int64_t warmup, int
     struct bench bench = {.config = config};
     enum status status = STATUS_OK;
     TRY(signals_install());
-    TRY(engine_open(&bench.engine, config, ENGINE_TRAIN, ENGINE_REAL));
-    TRY_GOTO(engine_initialise(&bench.engine, config), cleanup);
     TRY_GOTO(open_tokens(&bench), cleanup);
+    TRY_GOTO(engine_open(&bench.engine, config, ENGINE_TRAIN, ENGINE_REAL), cleanup);
+    TRY_GOTO(engine_initialise(&bench.engine, config), cleanup);
     print_header(&bench);
     status = bench_steps(&bench, warmup, steps, ops);
 cleanup:
