@@ -1,4 +1,5 @@
-/* Size arithmetic that cannot wrap unnoticed. Every element count and byte count goes through here. */
+/* Size arithmetic that cannot wrap unnoticed. Every element count and byte count goes through
+ * here. */
 #ifndef DEEPWELL_BASE_CHECKED_H_
 #define DEEPWELL_BASE_CHECKED_H_
 

@@ -140,7 +140,8 @@ enum status file_read(const char *path, size_t limit_bytes, char **text, size_t 
     TRY(open_regular(path, &file, &size));
     if (size > limit_bytes) {
         close(file);
-        return status_set(STATUS_IO, "%s has %zu bytes, expected at most %zu", path, size, limit_bytes);
+        return status_set(STATUS_IO, "%s has %zu bytes, expected at most %zu", path, size,
+                          limit_bytes);
     }
     char *buffer = malloc(size + 1);
     if (buffer == NULL) {
@@ -240,7 +241,8 @@ enum status file_write_durable(const char *path, const void *data, size_t bytes)
         status = status_set(STATUS_IO, "cannot close %s: %s", temporary, strerror(errno));
     }
     if (status == STATUS_OK && rename(temporary, path) != 0) {
-        status = status_set(STATUS_IO, "cannot rename %s to %s: %s", temporary, path, strerror(errno));
+        status = status_set(STATUS_IO, "cannot rename %s to %s: %s", temporary, path,
+                            strerror(errno));
     }
     if (status != STATUS_OK) {
         unlink(temporary);

@@ -1,6 +1,6 @@
 /*
- * Files as the rooms above need them: whole-file reads with a limit, read-only mappings, folders, and
- * durable writes. Every failure is STATUS_IO with the path, the reason and what to do.
+ * Files as the rooms above need them: whole-file reads with a limit, read-only mappings, folders,
+ * and durable writes. Every failure is STATUS_IO with the path, the reason and what to do.
  */
 #ifndef DEEPWELL_BASE_FILE_H_
 #define DEEPWELL_BASE_FILE_H_
@@ -29,7 +29,8 @@ void names_free(char **names, size_t count);
 /* Removes a folder and all in it (no symbolic link is followed). A missing folder is fine. */
 enum status folder_remove(const char *path);
 
-/* The whole file and a terminating NUL; release with free(). A file above `limit_bytes` is refused. */
+/* The whole file and a terminating NUL; release with free(). A file above `limit_bytes` is
+ * refused. */
 enum status file_read(const char *path, size_t limit_bytes, char **text, size_t *bytes);
 
 /* A read-only private mapping of a whole file. An empty file maps to data NULL, bytes 0. */

@@ -1,7 +1,7 @@
 /*
  * Counter-based random numbers: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as
- * 1, 2, 3", SC 2011). A value is a pure function of (seed, stream, index), so nothing has to be saved or
- * advanced, any thread computes any element, and every device gives the same numbers.
+ * 1, 2, 3", SC 2011). A value is a pure function of (seed, stream, index), so nothing has to be
+ * saved or advanced, any thread computes any element, and every device gives the same numbers.
  */
 #ifndef DEEPWELL_BASE_RANDOM_H_
 #define DEEPWELL_BASE_RANDOM_H_

@@ -27,7 +27,8 @@ enum status status_context(enum status code, const char *format, ...) {
     va_end(arguments);
     if (written >= 0 && (size_t)written < sizeof fresh) {
         const size_t room = sizeof fresh - (size_t)written;
-        const int shown = room > 3 ? (int)room - 3 : 0; /* a long message loses its end, not its start */
+        /* A long message loses its end, not its start. */
+        const int shown = room > 3 ? (int)room - 3 : 0;
         snprintf(fresh + written, room, ": %.*s", shown, message);
     }
     memcpy(message, fresh, sizeof message);

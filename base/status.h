@@ -1,10 +1,11 @@
 /*
  * What every function that can fail returns, and the message that goes with it.
  *
- * The message is set where the failure happened, by status_set(): what was expected, what was found,
- * what to do. Callers pass the code up with TRY (or TRY_GOTO where something must be released) and may
- * put context in front of the message. Only train/main.c prints it, and the code is the exit code of the
- * process. Messages are per thread; a thread hands its own over by copying the text.
+ * The message is set where the failure happened, by status_set(): what was expected, what was
+ * found, what to do. Callers pass the code up with TRY (or TRY_GOTO where something must be
+ * released) and may put context in front of the message. Only train/main.c prints it, and the code
+ * is the exit code of the process. Messages are per thread; a thread hands its own over by copying
+ * the text.
  */
 #ifndef DEEPWELL_BASE_STATUS_H_
 #define DEEPWELL_BASE_STATUS_H_
@@ -24,10 +25,11 @@ enum status {
     STATUS_NUMERICS = 6,    /* a loss, gradient or weight that is not finite */
     STATUS_MEMORY = 7,      /* more memory wanted than there is */
     STATUS_DEVICE = 8,      /* an accelerator or its library is missing or failed */
-    STATUS_INTERRUPTED = 9, /* SIGINT or SIGTERM; the run was saved and can be continued */
+    STATUS_INTERRUPTED = 9, /* a signal asked to leave; the run was saved */
 };
 
-/* Records the message for this thread and returns `code`, so that `return status_set(...)` reads well. */
+/* Records the message for this thread and returns `code`, so that `return status_set(...)` reads
+ * well. */
 enum status status_set(enum status code, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 

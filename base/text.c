@@ -69,7 +69,7 @@ const char *text_nearest(const char *name, const char *const *names, size_t coun
     const size_t length = strlen(name);
     if (length > NAME_LENGTH_MAX) return NULL;
     const char *nearest = NULL;
-    size_t nearest_distance = length / 2 + 2; /* further than this is no likely slip of the fingers */
+    size_t nearest_distance = length / 2 + 2; /* further away is no slip of the fingers */
     for (size_t i = 0; i < count; i++) {
         const size_t other = strlen(names[i]);
         if (other > NAME_LENGTH_MAX) continue;

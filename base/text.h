@@ -10,7 +10,7 @@ enum { TEXT_BYTES = 32 }; /* room for anything that the functions below write */
 /* Each writes into `text` and returns it. */
 const char *text_bytes(char text[TEXT_BYTES], size_t bytes);        /* "512 B", "1.50 MiB" */
 const char *text_count(char text[TEXT_BYTES], uint64_t count);      /* "124,439,808" */
-const char *text_duration(char text[TEXT_BYTES], double seconds);   /* "1:02:03", "4:05", "850 ms" */
+const char *text_duration(char text[TEXT_BYTES], double seconds); /* "1:02:03", "4:05", "850 ms" */
 
 /* The entry of names[0..count) nearest to `name` by edit distance, or NULL if none is near. */
 const char *text_nearest(const char *name, const char *const *names, size_t count);

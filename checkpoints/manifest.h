@@ -38,8 +38,8 @@ char *manifest_text(const struct manifest *manifest);
 enum status manifest_read(const char *path, struct manifest *manifest);
 void manifest_free(struct manifest *manifest);
 
-/* The folder holds the listed files, and each has its size and checksum; what else lies there is not
- * read. STATUS_CHECKPOINT with the first file that is missing or different; STATUS_IO
+/* The folder holds the listed files, and each has its size and checksum; what else lies there is
+ * not read. STATUS_CHECKPOINT with the first file that is missing or different; STATUS_IO
  * where a file cannot be read. Reads every byte, through a bounded buffer. */
 enum status manifest_verify(const struct manifest *manifest, const char *folder);
 

@@ -1,7 +1,7 @@
 /*
- * Memory by lifetime. An arena is laid out twice by the same code: once measuring (no memory, sizes only;
- * this is also what `plan` prints), then for real in one allocation of exactly that size. Nothing is
- * released singly, and nothing is allocated after the first step.
+ * Memory by lifetime. An arena is laid out twice by the same code: once measuring (no memory, sizes
+ * only; this is also what `plan` prints), then for real in one allocation of exactly that size.
+ * Nothing is released singly, and nothing is allocated after the first step.
  *
  * Owned by the trainer; layers receive one to lay their tensors out in.
  */
@@ -28,7 +28,8 @@ struct arena {
 /* A measuring arena: arena_take counts and returns NULL pointers. */
 struct arena arena_measure(const char *name);
 
-/* Allocates `bytes` (of zeros) on the device. STATUS_MEMORY with the numbers if they are not to be had. */
+/* Allocates `bytes` (of zeros) on the device. STATUS_MEMORY with the numbers if they are not to be
+ * had. */
 enum status arena_open(struct arena *arena, const char *name, struct device *device, size_t bytes);
 void arena_close(struct arena *arena);
 

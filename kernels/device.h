@@ -1,6 +1,6 @@
 /*
- * A device: memory, and the table of operations that work on it. Layers hold a device and know nothing
- * else about it. One process drives one device.
+ * A device: memory, and the table of operations that work on it. Layers hold a device and know
+ * nothing else about it. One process drives one device.
  */
 #ifndef DEEPWELL_KERNELS_DEVICE_H_
 #define DEEPWELL_KERNELS_DEVICE_H_
@@ -70,11 +70,12 @@ enum status device_upload(struct device *device, void *to, const void *from_host
 enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes);
 enum status device_zero(struct device *device, void *memory, size_t bytes);
 
-/* Host access to device memory, for checkpoints and initialisation. On a CPU it is the memory itself; an
- * accelerator copies to host memory, and back on unmapping if `changed`. Every map is unmapped, also after
- * a failure. */
+/* Host access to device memory, for checkpoints and initialisation. On a CPU it is the memory
+ * itself; an accelerator copies to host memory, and back on unmapping if `changed`. Every map is
+ * unmapped, also after a failure. */
 enum status device_map(struct device *device, void *memory, size_t bytes, void **host);
-enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes, bool changed);
+enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes,
+                         bool changed);
 
 /* Returns when all that was asked of the device so far is done, and reports what went wrong in it. */
 enum status device_wait(struct device *device);

@@ -1,15 +1,19 @@
 /*
- * The table of operations: all that a device can do. kernels/cpu implements it as the reference (plain C,
- * FP32 or double accumulators, no fast-math, OpenMP); layers call nothing else.
+ * The table of operations: all that a device can do. kernels/cpu implements it as the reference
+ * (plain C, FP32 or double accumulators, no fast-math, OpenMP); layers call nothing else.
  *
  * Common rules
- * - Shapes: N tokens (rows of activations), C width, T tokens a sequence, B sequences, H heads, V vocabulary.
- * - Activations and weights may be FP32, BF16 or FP16 (tensor.dtype); numbers are widened to FP32, computed,
- *   and rounded to nearest even when stored. Statistics, losses and gradients of parameters are FP32.
- * - `accumulate`: add to what the output holds; otherwise overwrite, and the old content is not read.
- * - Deterministic: the result depends on the arguments alone, and for a CPU on its number of threads.
- * - Arguments are checked once by the layers that build them; a shape that an operation cannot do is
- *   STATUS_INTERNAL with the shape, never a wrong answer.
+ * - Shapes: N tokens (rows of activations), C width, T tokens a sequence, B sequences, H heads, V
+ *   vocabulary.
+ * - Activations and weights may be FP32, BF16 or FP16 (tensor.dtype); numbers are widened to FP32,
+ *   computed, and rounded to nearest even when stored. Statistics, losses and gradients of
+ *   parameters are FP32.
+ * - `accumulate`: add to what the output holds; otherwise overwrite, and the old content is not
+ *   read.
+ * - Deterministic: the result depends on the arguments alone, and for a CPU on its number of
+ *   threads.
+ * - Arguments are checked once by the layers that build them; a shape that an operation cannot do
+ *   is STATUS_INTERNAL with the shape, never a wrong answer.
  * - <op>_bytes() in kernels/traffic.h says how many bytes each must move.
  */
 #ifndef DEEPWELL_KERNELS_OPS_H_
@@ -44,11 +48,12 @@ struct embedding_forward {
 };
 
 /* token_gradient[tokens[n]] += out_gradient[n]; position_gradient[t] (+)= sum over sequences.
- * Both FP32. The token gradient always accumulates (with a tied head the head wrote it first); equal
- * tokens are added in the order of n, so the cost does not depend on how often a token repeats. */
+ * Both FP32. The token gradient always accumulates (with a tied head the head wrote it first);
+ * equal tokens are added in the order of n, so the cost does not depend on how often a token
+ * repeats. */
 struct embedding_backward {
     struct tensor token_gradient;    /* (V, C) FP32 */
-    struct tensor position_gradient; /* (T max, C) FP32; rows beyond T are zeroed unless accumulating */
+    struct tensor position_gradient; /* (T max, C) FP32; rows beyond T: 0 unless accumulating */
     struct tensor out_gradient;      /* (N, C) */
     const int32_t *tokens;
     size_t sequence_length;
@@ -70,9 +75,10 @@ struct norm_forward {
     float *mean, *rstd;          /* (N) FP32, out */
 };
 
-/* residual_gradient += d loss / d residual through the norm; weight_gradient and bias_gradient (+)= column
- * sums; residual_gradient's column sums after the addition are delta_bias's gradient (NULL: not wanted).
- * overwrite_residual_gradient: nothing flowed past the norm (the last one), so write instead of adding. */
+/* residual_gradient += d loss / d residual through the norm; weight_gradient and bias_gradient (+)=
+ * column sums; residual_gradient's column sums after the addition are delta_bias's gradient (NULL:
+ * not wanted). overwrite_residual_gradient: nothing flowed past the norm (the last one), so write
+ * instead of adding. */
 struct norm_backward {
     struct tensor residual_gradient; /* (N, C) in and out */
     struct tensor out_gradient;      /* (N, C) */
@@ -85,9 +91,9 @@ struct norm_backward {
     bool accumulate;                 /* of the three parameter gradients */
 };
 
-/* Causal self-attention over packed rows [q | k | v], softmax(q k^T / sqrt(C / H)) v, online softmax
- * (Milakov and Gimelshein, 2018; Dao et al., 2022): no T x T matrix is ever stored. Per head and row the
- * log-sum-exp of the scaled scores is kept for the backward pass. */
+/* Causal self-attention over packed rows [q | k | v], softmax(q k^T / sqrt(C / H)) v, online
+ * softmax (Milakov and Gimelshein, 2018; Dao et al., 2022): no T x T matrix is ever stored. Per
+ * head and row the log-sum-exp of the scaled scores is kept for the backward pass. */
 struct attention_forward {
     struct tensor out;  /* (B * T, C) */
     float *log_sum_exp; /* (B, H, T) FP32, out */
@@ -103,8 +109,8 @@ struct attention_backward {
     size_t batch, sequence_length, heads;
 };
 
-/* Attention while generating: the T new tokens of each sequence stand at positions [past, past + T).
- * Their keys and values are appended to the caches, and each attends to all up to itself. */
+/* Attention while generating: the T new tokens of each sequence stand at positions [past, past +
+ * T). Their keys and values are appended to the caches, and each attends to all up to itself. */
 struct attention_cached {
     struct tensor out;         /* (B * T, C) */
     struct tensor qkv;         /* (B * T, 3 C) */
@@ -120,8 +126,8 @@ struct gelu_forward {
     struct tensor bias;   /* (F) */
 };
 
-/* x_gradient = out_gradient * gelu'(x + bias); bias_gradient (+)= its column sums. x_gradient may be
- * out_gradient. */
+/* x_gradient = out_gradient * gelu'(x + bias); bias_gradient (+)= its column sums. x_gradient may
+ * be out_gradient. */
 struct gelu_backward {
     struct tensor x_gradient, out_gradient, x; /* (N, F) */
     struct tensor bias;                        /* (F) */
@@ -136,7 +142,8 @@ struct bias_backward {
     bool accumulate;
 };
 
-/* Softmax and cross-entropy of each row over its first `vocabulary` columns, one pass where the logits lie:
+/* Softmax and cross-entropy of each row over its first `vocabulary` columns, one pass where the
+ * logits lie:
  *   losses[n] = log(sum_v exp(logits[n, v])) - logits[n, targets[n]]       (nats)
  *   logits[n, v] = (softmax - onehot) * gradient_scale * *loss_scale       if write_gradient
  * Padding columns get gradient 0. targets[n] = -1: loss 0, gradient 0. */
@@ -154,7 +161,8 @@ struct cross_entropy {
  *   g = gradient * state.gradient_multiplier
  *   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
  *   p = p - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay p)
- * Nothing is written if state.skip. `weights` receives p in its dtype where it is not the master buffer. */
+ * Nothing is written if state.skip. `weights` receives p in its dtype where it is not the master
+ * buffer. */
 struct adamw_range { /* consecutive rows of the tensor table with the same decay */
     size_t offset, count;
     float weight_decay;
@@ -162,7 +170,7 @@ struct adamw_range { /* consecutive rows of the tensor table with the same decay
 struct adamw {
     float *masters, *moments1, *moments2; /* flat, FP32 */
     const float *gradients;               /* flat, FP32 */
-    struct tensor weights;                /* flat (1, elements); data NULL: the masters are the weights */
+    struct tensor weights;                /* flat (1, elements); data NULL: masters are weights */
     const struct adamw_range *ranges;     /* host memory */
     size_t range_count;
     float beta1, beta2, epsilon;
@@ -199,9 +207,11 @@ struct ops {
     enum status (*convert)(struct device *, struct tensor out, struct tensor in);
 
     /* state->loss_sum += sum of losses[0..count), in double, fixed order. */
-    enum status (*loss_sum)(struct device *, struct step_state *state, const float *losses, size_t count);
+    enum status (*loss_sum)(struct device *, struct step_state *state, const float *losses,
+                            size_t count);
 
-    /* state->gradient_sumsq = sum of squares in double, fixed order; NaN and infinity carry through. */
+    /* state->gradient_sumsq = sum of squares in double, fixed order; NaN and infinity carry
+     * through. */
     enum status (*gradient_sumsq)(struct device *, struct step_state *state, const float *gradients,
                                   size_t count);
 
@@ -209,11 +219,13 @@ struct ops {
     enum status (*step_begin)(struct device *, struct step_state *state);
 
     /* step_control_decide() where the state lies. */
-    enum status (*step_decide)(struct device *, struct step_state *state, const struct step_policy *);
+    enum status (*step_decide)(struct device *, struct step_state *state,
+                               const struct step_policy *);
 
     enum status (*adamw)(struct device *, const struct adamw *);
 
-    /* *index = the first element of in that is NaN or infinite, or SIZE_MAX. Host result; for diagnosis. */
+    /* *index = the first element of in that is NaN or infinite, or SIZE_MAX. Host result; for
+     * diagnosis. */
     enum status (*find_nonfinite)(struct device *, struct tensor in, size_t *index);
 };
 

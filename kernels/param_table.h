@@ -1,8 +1,9 @@
 /*
- * The tensor table: one row for every parameter. Allocation, initialisation, optimizer groups, weight
- * decay, checkpoints, Hugging Face names, parameter and FLOP counts and gradient tests all read it;
- * there is no other list of parameters. A model (layers/gpt.c) adds the rows, the order is the order of
- * the flat buffers (master weights, gradients, moments), each row aligned to PARAM_ALIGNMENT numbers.
+ * The tensor table: one row for every parameter. Allocation, initialisation, optimizer groups,
+ * weight decay, checkpoints, Hugging Face names, parameter and FLOP counts and gradient tests all
+ * read it; there is no other list of parameters. A model (layers/gpt.c) adds the rows, the order is
+ * the order of the flat buffers (master weights, gradients, moments), each row aligned to
+ * PARAM_ALIGNMENT numbers.
  */
 #ifndef DEEPWELL_KERNELS_PARAM_TABLE_H_
 #define DEEPWELL_KERNELS_PARAM_TABLE_H_

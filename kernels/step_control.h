@@ -1,13 +1,14 @@
 /*
- * What decides about one optimizer step, next to the numbers it decides from. `struct step_state` lives in
- * device memory so that the host need not wait: kernels read learning rate, gradient multiplier and skip
- * from it, and it is saved in checkpoints whole. step_control_decide() is plain C that the CPU and a
- * one-thread CUDA kernel both compile.
+ * What decides about one optimizer step, next to the numbers it decides from. `struct step_state`
+ * lives in device memory so that the host need not wait: kernels read learning rate, gradient
+ * multiplier and skip from it, and it is saved in checkpoints whole. step_control_decide() is plain
+ * C that the CPU and a one-thread CUDA kernel both compile.
  *
- * Loss scaling: on overflow the step is skipped, the scale halves; after `interval` good steps it doubles
- * (Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2). Outliers: a step whose loss or
- * gradient norm lies more than z standard deviations above the mean of the last OUTLIER_WINDOW steps is
- * skipped; the value still enters the window, so a lasting change is accepted in time.
+ * Loss scaling: on overflow the step is skipped, the scale halves; after `interval` good steps it
+ * doubles (Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2). Outliers: a
+ * step whose loss or gradient norm lies more than z standard deviations above the mean of the last
+ * OUTLIER_WINDOW steps is skipped; the value still enters the window, so a lasting change is
+ * accepted in time.
  */
 #ifndef DEEPWELL_KERNELS_STEP_CONTROL_H_
 #define DEEPWELL_KERNELS_STEP_CONTROL_H_

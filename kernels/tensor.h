@@ -1,7 +1,7 @@
 /*
  * A tensor: where its numbers lie, their type and its shape. It owns nothing; arenas own memory.
- * Always row-major and contiguous. On the CPU a BF16 or FP16 tensor is stored in two bytes a number too:
- * operations widen to FP32, compute, and round to nearest even when they store.
+ * Always row-major and contiguous. On the CPU a BF16 or FP16 tensor is stored in two bytes a number
+ * too: operations widen to FP32, compute, and round to nearest even when they store.
  */
 #ifndef DEEPWELL_KERNELS_TENSOR_H_
 #define DEEPWELL_KERNELS_TENSOR_H_
@@ -31,13 +31,15 @@ static inline struct tensor tensor_make(void *data, enum dtype dtype, size_t row
     return t;
 }
 static inline size_t tensor_count(struct tensor t) { return t.rows * t.columns; }
-static inline size_t tensor_bytes(struct tensor t) { return tensor_count(t) * dtype_bytes(t.dtype); }
+static inline size_t tensor_bytes(struct tensor t) {
+    return tensor_count(t) * dtype_bytes(t.dtype);
+}
 
 /* Rows [first, first + rows) of t, a view. */
 static inline struct tensor tensor_rows(struct tensor t, size_t first, size_t rows) {
     char *base = (char *)t.data;
-    return tensor_make(base == NULL ? NULL : base + first * t.columns * dtype_bytes(t.dtype), t.dtype,
-                       rows, t.columns);
+    return tensor_make(base == NULL ? NULL : base + first * t.columns * dtype_bytes(t.dtype),
+                       t.dtype, rows, t.columns);
 }
 
 /* One number, round to nearest even; NaN stays NaN. */

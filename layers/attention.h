@@ -1,6 +1,6 @@
 /*
- * Causal multi-head self-attention: packed query-key-value linear, attention, projection. The projection's
- * bias is added by the norm behind it (norm.h, struct branch). Called by gpt_block.c.
+ * Causal multi-head self-attention: packed query-key-value linear, attention, projection. The
+ * projection's bias is added by the norm behind it (norm.h, struct branch). Called by gpt_block.c.
  */
 #ifndef DEEPWELL_LAYERS_ATTENTION_H_
 #define DEEPWELL_LAYERS_ATTENTION_H_
@@ -25,8 +25,8 @@ enum status attention_layer_forward(struct device *device, const struct attentio
                                     struct tensor out, struct tensor in, size_t batch,
                                     size_t sequence_length);
 
-/* in_gradient (N, C) from out_gradient (N, C). `wide` (N, >= 3 C) is overwritten; in_gradient is also used
- * as working memory before it is filled. */
+/* in_gradient (N, C) from out_gradient (N, C). `wide` (N, >= 3 C) is overwritten; in_gradient is
+ * also used as working memory before it is filled. */
 enum status attention_layer_backward(struct device *device, const struct attention *layer,
                                      const struct attention_activations *activations,
                                      struct tensor in_gradient, struct tensor wide,

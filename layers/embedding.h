@@ -15,8 +15,8 @@ enum status embedding_layer_forward(struct device *device, const struct embeddin
                                     struct tensor out, const int32_t *tokens,
                                     size_t sequence_length, size_t first_position);
 
-/* Parameter gradients from out_gradient (N, C). The token gradient is always added to: the tied head has
- * written it before. */
+/* Parameter gradients from out_gradient (N, C). The token gradient is always added to: the tied
+ * head has written it before. */
 enum status embedding_layer_backward(struct device *device, const struct embedding *layer,
                                      struct tensor out_gradient, const int32_t *tokens,
                                      size_t sequence_length, bool accumulate);

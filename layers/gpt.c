@@ -8,8 +8,8 @@
 
 #include "base/checked.h"
 
-/* What a block's parameters are called, here and in Hugging Face's GPT2LMHeadModel. The order is that of
- * the tensor table, and of enum block_param. */
+/* What a block's parameters are called, here and in Hugging Face's GPT2LMHeadModel. The order is
+ * that of the tensor table, and of enum block_param. */
 struct block_row {
     const char *name, *hf_name;
     enum param_role role;
@@ -26,7 +26,8 @@ enum block_param {
 static const struct block_row block_rows[BLOCK_PARAMS] = {
     [NORM1_WEIGHT] = {"norm1.weight", "ln_1.weight", ROLE_NORM, 0, 1, INIT_ONE, false},
     [NORM1_BIAS] = {"norm1.bias", "ln_1.bias", ROLE_NORM, 0, 1, INIT_ZERO, false},
-    [QKV_WEIGHT] = {"attention.qkv.weight", "attn.c_attn.weight", ROLE_LINEAR, 3, 1, INIT_NORMAL, false},
+    [QKV_WEIGHT] = {"attention.qkv.weight", "attn.c_attn.weight", ROLE_LINEAR, 3, 1, INIT_NORMAL,
+                    false},
     [QKV_BIAS] = {"attention.qkv.bias", "attn.c_attn.bias", ROLE_BIAS, 0, 3, INIT_ZERO, false},
     [ATTENTION_WEIGHT] = {"attention.projection.weight", "attn.c_proj.weight", ROLE_LINEAR, 1, 1,
                           INIT_NORMAL, true},
@@ -36,7 +37,8 @@ static const struct block_row block_rows[BLOCK_PARAMS] = {
     [NORM2_BIAS] = {"norm2.bias", "ln_2.bias", ROLE_NORM, 0, 1, INIT_ZERO, false},
     [FC_WEIGHT] = {"mlp.fc.weight", "mlp.c_fc.weight", ROLE_LINEAR, 4, 1, INIT_NORMAL, false},
     [FC_BIAS] = {"mlp.fc.bias", "mlp.c_fc.bias", ROLE_BIAS, 0, 4, INIT_ZERO, false},
-    [MLP_WEIGHT] = {"mlp.projection.weight", "mlp.c_proj.weight", ROLE_LINEAR, 1, 4, INIT_NORMAL, true},
+    [MLP_WEIGHT] = {"mlp.projection.weight", "mlp.c_proj.weight", ROLE_LINEAR, 1, 4, INIT_NORMAL,
+                    true},
     [MLP_BIAS] = {"mlp.projection.bias", "mlp.c_proj.bias", ROLE_BIAS, 0, 1, INIT_ZERO, false},
 };
 
@@ -69,7 +71,8 @@ static enum status add_block(struct gpt *gpt, size_t layer, unsigned decay_roles
             .columns = row->columns * width,
             .hf_transposed = row->role == ROLE_LINEAR, /* transformers' Conv1D */
             .init = row->init,
-            .init_std = row->residual ? init_std / sqrtf(2.0f * (float)gpt->config.layers) : init_std,
+            .init_std = row->residual ? init_std / sqrtf(2.0f * (float)gpt->config.layers)
+                                      : init_std,
         };
         snprintf(param.name, sizeof param.name, "block.%zu.%s", layer, row->name);
         snprintf(param.hf_name, sizeof param.hf_name, "transformer.h.%zu.%s", layer, row->hf_name);
@@ -111,14 +114,19 @@ static enum status check_config(const struct gpt_config *c) {
     if (c->layers == 0 || c->heads == 0 || c->width == 0 || c->context == 0 || c->vocabulary == 0 ||
         c->layers > 4096 || c->width > dimension_max / 4 || c->context > dimension_max ||
         c->vocabulary > dimension_max) {
-        return status_set(STATUS_CONFIG, "expected a model of 1 to 4096 layers, width 1 to %zu, context "
-                          "and vocabulary 1 to %zu; found %zu layers, %zu heads, width %zu, context %zu, "
-                          "vocabulary %zu", dimension_max / 4, dimension_max, c->layers, c->heads,
-                          c->width, c->context, c->vocabulary);
+        return status_set(
+            STATUS_CONFIG,
+            "expected a model of 1 to 4096 layers, width 1 to %zu, context "
+            "and vocabulary 1 to %zu; found %zu layers, %zu heads, width %zu, context %zu, "
+            "vocabulary %zu",
+            dimension_max / 4, dimension_max, c->layers, c->heads, c->width, c->context,
+            c->vocabulary);
     }
     if (c->width % c->heads != 0) {
-        return status_set(STATUS_CONFIG, "expected model.width to be a multiple of model.heads, found %zu "
-                          "and %zu", c->width, c->heads);
+        return status_set(STATUS_CONFIG,
+                          "expected model.width to be a multiple of model.heads, found %zu "
+                          "and %zu",
+                          c->width, c->heads);
     }
     return STATUS_OK;
 }
@@ -130,7 +138,8 @@ enum status gpt_open(struct gpt *gpt, const struct gpt_config *config, unsigned 
     if (status == STATUS_OK) {
         gpt->blocks = calloc(config->layers, sizeof *gpt->blocks);
         if (gpt->blocks == NULL) {
-            status = status_set(STATUS_MEMORY, "out of memory for a model of %zu layers", config->layers);
+            status = status_set(STATUS_MEMORY, "out of memory for a model of %zu layers",
+                                config->layers);
         }
     }
     if (status != STATUS_OK) gpt_close(gpt);

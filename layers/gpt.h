@@ -1,10 +1,12 @@
 /*
- * GPT-2 (Radford et al., 2019): its shape, its tensor table, and its layers as views into flat buffers.
+ * GPT-2 (Radford et al., 2019): its shape, its tensor table, and its layers as views into flat
+ * buffers.
  *
- * Data structures, in the order to read them: struct gpt_config (the shape) -> struct param_table (every
- * parameter, kernels/param_table.h) -> struct gpt (layers bound to a flat weight and a flat gradient buffer)
- * -> struct gpt_training (gpt_train.h: activations, forward, backward) or struct gpt_generation
- * (gpt_generate.h: key-value cache). The trainer owns the flat buffers; a gpt only points into them.
+ * Data structures, in the order to read them: struct gpt_config (the shape) -> struct param_table
+ * (every parameter, kernels/param_table.h) -> struct gpt (layers bound to a flat weight and a flat
+ * gradient buffer) -> struct gpt_training (gpt_train.h: activations, forward, backward) or struct
+ * gpt_generation (gpt_generate.h: key-value cache). The trainer owns the flat buffers; a gpt only
+ * points into them.
  */
 #ifndef DEEPWELL_LAYERS_GPT_H_
 #define DEEPWELL_LAYERS_GPT_H_
@@ -16,7 +18,9 @@
 #include "layers/mlp.h"
 #include "layers/norm.h"
 
-enum { VOCABULARY_PADDING = 128 }; /* the head's rows are padded to it: aligned GEMMs on every device */
+enum {
+    VOCABULARY_PADDING = 128
+}; /* the head's rows are padded to it: aligned GEMMs on every device */
 
 struct gpt_config {
     size_t layers, heads, width, context, vocabulary;
@@ -47,13 +51,13 @@ struct gpt {
     struct linear head;       /* tied: the token embedding */
 };
 
-/* Builds the table and the unbound layers. decay_roles: bit r set means weight decay for enum param_role r.
- * STATUS_CONFIG for a shape that makes no model. */
+/* Builds the table and the unbound layers. decay_roles: bit r set means weight decay for enum
+ * param_role r. STATUS_CONFIG for a shape that makes no model. */
 enum status gpt_open(struct gpt *gpt, const struct gpt_config *config, unsigned decay_roles);
 void gpt_close(struct gpt *gpt);
 
-/* Points the layers into `weights` (flat, table.elements numbers of any dtype) and `gradients` (flat FP32,
- * or NULL for a model that only runs forward). */
+/* Points the layers into `weights` (flat, table.elements numbers of any dtype) and `gradients`
+ * (flat FP32, or NULL for a model that only runs forward). */
 void gpt_bind(struct gpt *gpt, struct tensor weights, float *gradients);
 
 #endif

@@ -18,7 +18,8 @@ static enum status take_caches(struct gpt_generation *g, enum dtype dtype, struc
     return STATUS_OK;
 }
 
-static enum status take_activations(struct gpt_generation *g, enum dtype dtype, struct arena *arena) {
+static enum status take_activations(struct gpt_generation *g, enum dtype dtype,
+                                    struct arena *arena) {
     const size_t rows = g->batch * g->chunk, width = g->gpt->config.width;
     void *mean = NULL, *rstd = NULL, *tokens = NULL;
     TRY(arena_tensor(arena, dtype, rows, width, &g->residual[0]));
@@ -29,7 +30,8 @@ static enum status take_activations(struct gpt_generation *g, enum dtype dtype, 
     TRY(arena_tensor(arena, dtype, rows, 3 * width, &g->qkv));
     TRY(arena_tensor(arena, dtype, rows, 4 * width, &g->fc));
     TRY(arena_tensor(arena, dtype, rows, 4 * width, &g->gelu));
-    TRY(arena_tensor(arena, DTYPE_F32, g->batch, gpt_padded_vocabulary(&g->gpt->config), &g->logits));
+    TRY(arena_tensor(arena, DTYPE_F32, g->batch, gpt_padded_vocabulary(&g->gpt->config),
+                     &g->logits));
     TRY(arena_take(arena, rows, sizeof(float), &mean));
     TRY(arena_take(arena, rows, sizeof(float), &rstd));
     TRY(arena_take(arena, rows, sizeof(int32_t), &tokens));
@@ -85,8 +87,10 @@ static struct gpt_generation cut_rows(const struct gpt_generation *g, size_t row
     return cut;
 }
 
-/* The norm's input is residual[0] plus the branch; the sum lands in residual[1], and the two swap. */
-static enum status norm_step(struct gpt_generation *g, const struct norm *norm, struct tensor bias) {
+/* The norm's input is residual[0] plus the branch; the sum lands in residual[1], and the two
+ * swap. */
+static enum status norm_step(struct gpt_generation *g, const struct norm *norm,
+                             struct tensor bias) {
     const bool add = bias.data != NULL;
     const struct norm_activations out = {
         .out = g->normed, .residual = g->residual[1], .mean = g->mean, .rstd = g->rstd,
@@ -121,15 +125,16 @@ static enum status block_step(struct gpt_generation *g, size_t layer, size_t cou
     return mlp_layer_contract(g->device, &block->mlp, &mlp, g->branch);
 }
 
-/* Runs the blocks and the final norm over `count` tokens of each sequence; `work` receives the cut buffers,
- * whose .normed is the final norm's output. */
+/* Runs the blocks and the final norm over `count` tokens of each sequence; `work` receives the cut
+ * buffers, whose .normed is the final norm's output. */
 static enum status run_blocks(struct gpt_generation *g, const int32_t *tokens, size_t count,
                               struct gpt_generation *work) {
     const struct gpt_config *config = &g->gpt->config;
     if (count == 0 || count > g->chunk || g->past + count > config->context) {
-        return status_set(STATUS_CONFIG, "expected 1 to %zu more tokens (the model's context is %zu, %zu "
-                          "are taken), found %zu", size_min(g->chunk, config->context - g->past),
-                          config->context, g->past, count);
+        return status_set(STATUS_CONFIG,
+                          "expected at least 1 and at most %zu tokens at a time, in a context of "
+                          "%zu of which %zu are taken; found %zu",
+                          g->chunk, config->context, g->past, count);
     }
     *work = cut_rows(g, g->batch * count);
     TRY(device_upload(g->device, g->tokens, tokens, g->batch * count * sizeof *tokens));
@@ -146,7 +151,8 @@ enum status gpt_generation_feed(struct gpt_generation *g, const int32_t *tokens,
     return run_blocks(g, tokens, count, &work);
 }
 
-enum status gpt_generation_step(struct gpt_generation *g, const int32_t *tokens, struct tensor *logits) {
+enum status gpt_generation_step(struct gpt_generation *g, const int32_t *tokens,
+                                struct tensor *logits) {
     struct gpt_generation work;
     TRY(run_blocks(g, tokens, 1, &work));
     TRY(linear_forward(g->device, &g->gpt->head, g->logits, work.normed));

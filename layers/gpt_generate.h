@@ -1,6 +1,6 @@
 /*
- * A GPT that continues texts: forward only, a few tokens at a time, keys and values of the past cached.
- * Called by train/sample.c.
+ * A GPT that continues texts: forward only, a few tokens at a time, keys and values of the past
+ * cached. Called by train/sample.c.
  */
 #ifndef DEEPWELL_LAYERS_GPT_GENERATE_H_
 #define DEEPWELL_LAYERS_GPT_GENERATE_H_
@@ -24,7 +24,8 @@ struct gpt_generation {
     int32_t *tokens;              /* (batch * chunk), device memory */
 };
 
-/* Lays out in `arena` (measuring or real). `dtype`: of activations and caches. The gpt must be bound. */
+/* Lays out in `arena` (measuring or real). `dtype`: of activations and caches. The gpt must be
+ * bound. */
 enum status gpt_generation_open(struct gpt_generation *generation, struct gpt *gpt,
                                 struct device *device, enum dtype dtype, size_t batch, size_t chunk,
                                 struct arena *arena);
@@ -35,10 +36,11 @@ struct op_limits gpt_generation_limits(const struct gpt *gpt, enum dtype dtype, 
 
 /* Appends `count` tokens (1 to chunk) of each sequence: tokens (batch, count) in host memory.
  * STATUS_CONFIG when the context is full; gpt_generation_reset starts anew. */
-enum status gpt_generation_feed(struct gpt_generation *generation, const int32_t *tokens, size_t count);
+enum status gpt_generation_feed(struct gpt_generation *generation, const int32_t *tokens,
+                                size_t count);
 
-/* Appends one token of each sequence and gives the logits (batch, padded V) of the next in device memory,
- * FP32; columns beyond the vocabulary mean nothing. */
+/* Appends one token of each sequence and gives the logits (batch, padded V) of the next in device
+ * memory, FP32; columns beyond the vocabulary mean nothing. */
 enum status gpt_generation_step(struct gpt_generation *generation, const int32_t *tokens,
                                 struct tensor *logits);
 

@@ -102,15 +102,20 @@ enum status gpt_training_open(struct gpt_training *t, struct gpt *gpt, struct de
     size_t tokens = 0;
     *t = (struct gpt_training){.gpt = gpt, .device = device, .shape = *shape};
     if (shape->sequence_length == 0 || shape->sequence_length > config->context) {
-        return status_set(STATUS_CONFIG, "expected a sequence length of 1 to %zu (model.context), found "
-                          "%zu", config->context, shape->sequence_length);
+        return status_set(STATUS_CONFIG,
+                          "expected a sequence length of 1 to %zu (model.context), found "
+                          "%zu",
+                          config->context, shape->sequence_length);
     }
     if (shape->batch == 0 || !size_mul(shape->batch, shape->sequence_length, &tokens)) {
-        return status_set(STATUS_CONFIG, "expected at least one sequence in a micro-batch, and fewer than "
-                          "2^64 tokens; found %zu sequences", shape->batch);
+        return status_set(STATUS_CONFIG,
+                          "expected at least one sequence in a micro-batch, and fewer than "
+                          "2^64 tokens; found %zu sequences",
+                          shape->batch);
     }
     t->blocks = calloc(config->layers, sizeof *t->blocks);
-    if (t->blocks == NULL) return status_set(STATUS_MEMORY, "out of memory for the table of activations");
+    if (t->blocks == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for the table of activations");
     const struct layout layout = {
         .arena = arena, .dtype = shape->dtype, .tokens = tokens, .width = config->width,
         .batch = shape->batch, .heads = config->heads, .sequence_length = shape->sequence_length,
@@ -125,7 +130,8 @@ void gpt_training_close(struct gpt_training *t) {
     *t = (struct gpt_training){0};
 }
 
-struct op_limits gpt_training_limits(const struct gpt *gpt, const struct gpt_training_shape *shape) {
+struct op_limits gpt_training_limits(const struct gpt *gpt,
+                                     const struct gpt_training_shape *shape) {
     return (struct op_limits){
         .tokens = shape->batch * shape->sequence_length,
         .width = 4 * gpt->config.width,

@@ -6,8 +6,8 @@ static enum status observe(const struct gpt_training *t, const char *what, int l
     return t->observer == NULL ? STATUS_OK : t->observer->see(t->observer, what, layer, tensor);
 }
 
-/* What stands before block `layer` (or the final norm, layer = layers): the embedding, or the MLP branch of
- * the block before. */
+/* What stands before block `layer` (or the final norm, layer = layers): the embedding, or the MLP
+ * branch of the block before. */
 static struct branch branch_before(const struct gpt_training *t, size_t layer) {
     if (layer == 0) return (struct branch){.residual_in = t->embedded};
     return (struct branch){
@@ -25,8 +25,8 @@ static enum status block_forward(struct gpt_training *t, size_t layer, const str
     const int l = (int)layer;
     TRY(norm_layer_forward(t->device, &block->norm1, &a->norm1, in));
     TRY(observe(t, "norm1 output", l, a->norm1.out));
-    TRY(attention_layer_forward(t->device, &block->attention, &a->attention, t->branch, a->norm1.out,
-                                t->shape.batch, t->shape.sequence_length));
+    TRY(attention_layer_forward(t->device, &block->attention, &a->attention, t->branch,
+                                a->norm1.out, t->shape.batch, t->shape.sequence_length));
     TRY(observe(t, "query, key and value", l, a->attention.qkv));
     TRY(observe(t, "attention output", l, a->attention.out));
     TRY(observe(t, "attention projection", l, t->branch));
@@ -49,7 +49,8 @@ static enum status forward(struct gpt_training *t) {
     for (size_t layer = 0; layer < gpt->config.layers; layer++) {
         const struct branch in = branch_before(t, layer);
         TRY(block_forward(t, layer, &in));
-        TRY(mlp_layer_contract(t->device, &gpt->blocks[layer].mlp, &t->blocks[layer].mlp, t->branch));
+        TRY(mlp_layer_contract(t->device, &gpt->blocks[layer].mlp, &t->blocks[layer].mlp,
+                               t->branch));
         TRY(observe(t, "MLP projection", (int)layer, t->branch));
     }
     const struct branch last = branch_before(t, gpt->config.layers);
@@ -76,8 +77,8 @@ static enum status block_backward(struct gpt_training *t, size_t layer, bool acc
     const struct block_activations *a = &t->blocks[layer];
     const struct branch before = branch_before(t, layer);
     TRY(block_recompute(t, layer));
-    TRY(mlp_layer_backward(t->device, &block->mlp, &a->mlp, t->branch, t->wide, t->residual_gradient,
-                           a->norm2.out, accumulate));
+    TRY(mlp_layer_backward(t->device, &block->mlp, &a->mlp, t->branch, t->wide,
+                           t->residual_gradient, a->norm2.out, accumulate));
     TRY(norm_layer_backward(t->device, &block->norm2, &a->norm2, t->residual_gradient, t->branch,
                             block->attention_bias_gradient, false, accumulate));
     TRY(attention_layer_backward(t->device, &block->attention, &a->attention, t->branch, t->wide,
@@ -99,7 +100,8 @@ enum status gpt_evaluate(struct gpt_training *t) {
     return loss_layer_run(t->device, &t->loss, &request);
 }
 
-enum status gpt_forward_backward(struct gpt_training *t, const struct gpt_gradient_request *request) {
+enum status gpt_forward_backward(struct gpt_training *t,
+                                 const struct gpt_gradient_request *request) {
     struct gpt *gpt = t->gpt;
     struct loss_request loss = loss_request(t);
     loss.in_gradient = t->branch;
@@ -110,8 +112,8 @@ enum status gpt_forward_backward(struct gpt_training *t, const struct gpt_gradie
     TRY(forward(t));
     TRY(loss_layer_run(t->device, &t->loss, &loss));
     const struct branch last = branch_before(t, gpt->config.layers);
-    TRY(norm_layer_backward(t->device, &gpt->final_norm, &t->final_norm, t->residual_gradient, t->branch,
-                            last.bias_gradient, true, request->accumulate));
+    TRY(norm_layer_backward(t->device, &gpt->final_norm, &t->final_norm, t->residual_gradient,
+                            t->branch, last.bias_gradient, true, request->accumulate));
     for (size_t layer = gpt->config.layers; layer-- > 0;) {
         TRY(block_backward(t, layer, request->accumulate));
     }

@@ -1,6 +1,6 @@
 /*
- * Forward and backward of a GPT over one micro-batch, and the activations between them. Called by the
- * trainer, by evaluation (forward only) and by tests.
+ * Forward and backward of a GPT over one micro-batch, and the activations between them. Called by
+ * the trainer, by evaluation (forward only) and by tests.
  *
  * Activation memory a block, in numbers a token (C width):
  *   RECOMPUTE_NONE   16 C + statistics: everything that backward reads is kept
@@ -35,7 +35,8 @@ struct block_activations {
 
 /* Sees every activation tensor as forward makes it; layer -1 outside the blocks. For diagnosis. */
 struct gpt_observer {
-    enum status (*see)(struct gpt_observer *self, const char *what, int layer, struct tensor tensor);
+    enum status (*see)(struct gpt_observer *self, const char *what, int layer,
+                       struct tensor tensor);
 };
 
 struct gpt_training {
@@ -44,7 +45,7 @@ struct gpt_training {
     struct gpt_training_shape shape;
     struct gpt_observer *observer;       /* usually NULL */
     struct tensor embedded;              /* (N, C): the residual stream's first value */
-    struct block_activations *blocks;    /* (layers); memory shared between them as recompute allows */
+    struct block_activations *blocks; /* (layers); memory shared between them as recompute allows */
     struct norm_activations final_norm;
     struct tensor branch;                /* (N, C): branch output, and gradients on the way back */
     struct tensor wide;                  /* (N, 4 C): gradient inside attention and MLP */

@@ -15,8 +15,12 @@ enum status linear_backward(struct device *device, const struct linear *layer,
                             bool accumulate) {
     const struct gemm dgrad = {.c = in_gradient, .a = out_gradient, .b = layer->weight};
     const struct gemm wgrad = {
-        .c = tensor_make(layer->weight_gradient, DTYPE_F32, layer->weight.rows, layer->weight.columns),
-        .a = out_gradient, .transpose_a = true, .b = in, .accumulate = accumulate,
+        .c = tensor_make(layer->weight_gradient, DTYPE_F32, layer->weight.rows,
+                         layer->weight.columns),
+        .a = out_gradient,
+        .transpose_a = true,
+        .b = in,
+        .accumulate = accumulate,
     };
     TRY(device->ops->gemm(device, &dgrad));
     TRY(device->ops->gemm(device, &wgrad));

@@ -20,8 +20,8 @@ struct linear {
 enum status linear_forward(struct device *device, const struct linear *layer, struct tensor out,
                            struct tensor in);
 
-/* in_gradient (N, in) from out_gradient (N, out); parameter gradients (+)= theirs. `in` is what forward
- * read. in_gradient must not overlap out_gradient. */
+/* in_gradient (N, in) from out_gradient (N, out); parameter gradients (+)= theirs. `in` is what
+ * forward read. in_gradient must not overlap out_gradient. */
 enum status linear_backward(struct device *device, const struct linear *layer,
                             struct tensor in_gradient, struct tensor out_gradient, struct tensor in,
                             bool accumulate);

@@ -23,8 +23,9 @@ enum status loss_layer_run(struct device *device, const struct loss_layer *layer
         TRY(linear_forward(device, &layer->head, logits, in));
         TRY(device->ops->cross_entropy(device, &op));
         if (backward) {
-            TRY(linear_backward(device, &layer->head, tensor_rows(request->in_gradient, first, rows),
-                                logits, in, request->accumulate || first > 0));
+            TRY(linear_backward(device, &layer->head,
+                                tensor_rows(request->in_gradient, first, rows), logits, in,
+                                request->accumulate || first > 0));
         }
     }
     return STATUS_OK;

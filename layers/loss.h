@@ -1,7 +1,7 @@
 /*
- * The head and the loss. Logits are made for `logits.rows` tokens at a time, turned into losses and their
- * own gradient where they lie, and multiplied on at once, so that their memory does not grow with the batch
- * and nothing of them is kept. Called by gpt_train.c.
+ * The head and the loss. Logits are made for `logits.rows` tokens at a time, turned into losses and
+ * their own gradient where they lie, and multiplied on at once, so that their memory does not grow
+ * with the batch and nothing of them is kept. Called by gpt_train.c.
  */
 #ifndef DEEPWELL_LAYERS_LOSS_H_
 #define DEEPWELL_LAYERS_LOSS_H_

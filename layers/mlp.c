@@ -32,7 +32,8 @@ enum status mlp_layer_backward(struct device *device, const struct mlp *layer,
         .bias_gradient = layer->fc_bias_gradient,
         .accumulate = accumulate,
     };
-    TRY(linear_backward(device, &layer->projection, wide, out_gradient, activations->gelu, accumulate));
+    TRY(linear_backward(device, &layer->projection, wide, out_gradient, activations->gelu,
+                        accumulate));
     TRY(device->ops->gelu_backward(device, &gelu));
     return linear_backward(device, &layer->fc, in_gradient, wide, in, accumulate);
 }

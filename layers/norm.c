@@ -2,7 +2,8 @@
 #include "layers/norm.h"
 
 enum status norm_layer_forward(struct device *device, const struct norm *layer,
-                               const struct norm_activations *activations, const struct branch *in) {
+                               const struct norm_activations *activations,
+                               const struct branch *in) {
     const bool add = in->delta.data != NULL;
     const struct norm_forward op = {
         .out = activations->out,

@@ -1,8 +1,8 @@
 /*
  * Layer norm with the residual addition that precedes it. Called by gpt_block.c and gpt_train.c.
  *
- * The residual stream is only ever written here: residual = residual_in + delta + delta_bias, where delta is
- * the branch (attention or MLP) just computed and delta_bias its projection's bias.
+ * The residual stream is only ever written here: residual = residual_in + delta + delta_bias, where
+ * delta is the branch (attention or MLP) just computed and delta_bias its projection's bias.
  */
 #ifndef DEEPWELL_LAYERS_NORM_H_
 #define DEEPWELL_LAYERS_NORM_H_
@@ -31,8 +31,9 @@ struct branch {
 enum status norm_layer_forward(struct device *device, const struct norm *layer,
                                const struct norm_activations *activations, const struct branch *in);
 
-/* residual_gradient (N, C) += what flows through the norm, or = where nothing flowed past it (`first`: the
- * norm before the head, where backward starts). `bias_gradient`: the preceding branch's, or NULL. */
+/* residual_gradient (N, C) += what flows through the norm, or = where nothing flowed past it
+ * (`first`: the norm before the head, where backward starts). `bias_gradient`: the preceding
+ * branch's, or NULL. */
 enum status norm_layer_backward(struct device *device, const struct norm *layer,
                                 const struct norm_activations *activations,
                                 struct tensor residual_gradient, struct tensor out_gradient,

@@ -36,26 +36,43 @@ static bool takes_next(const struct cli *cli, const char *argument) {
     return option == NULL || option->flag == NULL;
 }
 
-enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least, size_t most,
-                            struct cli_names *names) {
-    *names = (struct cli_names){0};
+static void print_help(const struct cli *cli) {
+    fputs(cli->usage, stdout);
+    if (cli->takes_config) {
+        fputs("\nConfiguration keys, each of them an option (--section.key VALUE):\n", stdout);
+        config_print_help(stdout);
+    }
+}
+
+enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least,
+                            size_t most, struct cli_names *names) {
+    bool only_names = false;
+    names->count = 0;
+    names->help = false;
     for (int i = 1; i < argc; i++) {
-        if (is_help(argv[i])) {
+        if (!only_names && is_help(argv[i])) {
             names->help = true;
+            print_help(cli);
             return STATUS_OK;
         }
-        if (is_option(argv[i])) {
+        if (!only_names && strcmp(argv[i], "--") == 0) {
+            only_names = true;
+        } else if (!only_names && is_option(argv[i])) {
             if (takes_next(cli, argv[i])) i++;
         } else if (names->count == most) {
-            return status_set(STATUS_CONFIG, "deepwell %s: one name too many: \"%s\" (`deepwell %s --help` "
-                              "shows the form)", cli->command, argv[i], cli->command);
+            return status_set(STATUS_CONFIG,
+                              "deepwell %s: one name too many: \"%s\" (`deepwell %s --help` "
+                              "shows the form)",
+                              cli->command, argv[i], cli->command);
         } else {
             names->names[names->count++] = argv[i];
         }
     }
     if (names->count < least) {
-        return status_set(STATUS_CONFIG, "deepwell %s: a name is missing (`deepwell %s --help` shows the "
-                          "form)", cli->command, cli->command);
+        return status_set(STATUS_CONFIG,
+                          "deepwell %s: a name is missing (`deepwell %s --help` shows the "
+                          "form)",
+                          cli->command, cli->command);
     }
     return STATUS_OK;
 }
@@ -64,21 +81,38 @@ static enum status set_whole(const struct cli_option *option, const char *value)
     char *end = NULL;
     errno = 0;
     const long long number = strtoll(value, &end, 10);
-    if (end == value || *end != '\0' || errno != 0 || number < option->least || number > option->most) {
-        return status_set(STATUS_CONFIG, "%s: expected a whole number from %lld to %lld, found \"%s\"",
+    const bool digits = value[strspn(value, "-0123456789")] == '\0';
+    if (!digits || end == value || *end != '\0' || errno != 0 || number < option->least ||
+        number > option->most) {
+        return status_set(STATUS_CONFIG,
+                          "%s: expected a whole number from %lld to %lld, found \"%s\"",
                           option->name, (long long)option->least, (long long)option->most, value);
     }
     *option->whole = number;
     return STATUS_OK;
 }
 
-static enum status apply_option(const struct cli_option *option, int argc, char *const *argv, int *index,
-                                struct config *config) {
+/* In decimal digits: no hexadecimal, no names of numbers. */
+static enum status set_fraction(const struct cli_option *option, const char *value) {
+    char *end = NULL;
+    const double number = strtod(value, &end);
+    const bool decimal = value[strspn(value, "0123456789.eE-")] == '\0';
+    if (!decimal || end == value || *end != '\0' || !(number > 0.0 && number < 1.0)) {
+        return status_set(STATUS_CONFIG, "%s: expected a number above 0 and below 1, found \"%s\"",
+                          option->name, value);
+    }
+    *option->fraction = number;
+    return STATUS_OK;
+}
+
+static enum status apply_option(const struct cli_option *option, int argc, char *const *argv,
+                                int *index, struct config *config) {
     const char *argument = argv[(*index)++];
     const char *equals = strchr(argument, '=');
     if (option->flag != NULL) {
         if (equals != NULL) {
-            return status_set(STATUS_CONFIG, "%s takes no value, found \"%s\"", option->name, argument);
+            return status_set(STATUS_CONFIG, "%s takes no value, found \"%s\"", option->name,
+                              argument);
         }
         *option->flag = true;
         return STATUS_OK;
@@ -88,11 +122,17 @@ static enum status apply_option(const struct cli_option *option, int argc, char 
     }
     const char *value = equals != NULL ? equals + 1 : argv[(*index)++];
     if (option->whole != NULL) return set_whole(option, value);
+    if (option->fraction != NULL) return set_fraction(option, value);
+    if (option->text != NULL) {
+        *option->text = value;
+        return STATUS_OK;
+    }
     const enum status status = config_set(config, option->config_key, value);
     return status == STATUS_OK ? STATUS_OK : status_context(status, "%s", option->name);
 }
 
-/* The command's own option that is nearest to the argument, nearer than any configuration key; or NULL. */
+/* The command's own option that is nearest to the argument, nearer than any configuration key; or
+ * NULL. */
 static const struct cli_option *nearest_option(const struct cli *cli, const char *argument) {
     const char *names[CLI_OPTIONS_MAX + CONFIG_KEYS_MAX];
     char name[OPTION_NAME_BYTES];
@@ -110,10 +150,11 @@ static const struct cli_option *nearest_option(const struct cli *cli, const char
 
 static enum status unknown_option(const struct cli *cli, const char *argument) {
     const struct cli_option *nearest = nearest_option(cli, argument);
-    return status_set(STATUS_CONFIG, "deepwell %s: unknown option %.*s%s%s (`deepwell %s --help` lists them)",
+    return status_set(STATUS_CONFIG,
+                      "deepwell %s: unknown option %.*s%s%s (`deepwell %s --help` lists them)",
                       cli->command, (int)strcspn(argument, "="), argument,
-                      nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest->name : "",
-                      cli->command);
+                      nearest != NULL ? "; did you mean " : "",
+                      nearest != NULL ? nearest->name : "", cli->command);
 }
 
 static bool is_config_key(const char *argument) {
@@ -123,7 +164,7 @@ static bool is_config_key(const char *argument) {
 }
 
 enum status cli_options(const struct cli *cli, int argc, char *const *argv, struct config *config) {
-    for (int i = 1; i < argc;) {
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0;) {
         const struct cli_option *option = find_option(cli, argv[i]);
         if (!is_option(argv[i])) {
             i++;
@@ -139,10 +180,10 @@ enum status cli_options(const struct cli *cli, int argc, char *const *argv, stru
     return STATUS_OK;
 }
 
-void cli_print_help(const struct cli *cli) {
-    fputs(cli->usage, stdout);
-    if (cli->takes_config) {
-        fputs("\nConfiguration keys, each of them an option (--section.key VALUE):\n", stdout);
-        config_print_help(stdout);
-    }
+enum status cli_config(const struct cli *cli, const char *path, int argc, char *const *argv,
+                       struct config *config) {
+    config_defaults(config);
+    if (path != NULL) TRY(config_load(config, path));
+    TRY(cli_options(cli, argc, argv, config));
+    return config_check(config);
 }

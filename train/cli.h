@@ -1,9 +1,10 @@
 /*
- * Command lines: `deepwell COMMAND [NAME...] [--option VALUE...]`. Besides the options that a command lists,
- * every configuration key is an option (config.h). Used by the command_*.c files.
+ * Command lines: `deepwell COMMAND [NAME...] [--option VALUE...]`. Besides the options that a
+ * command lists, every configuration key is an option (config.h). Used by the command_*.c files.
  *
  * Two passes, because the configuration file must be read before the options that overrule it:
- * cli_positionals finds the names, the command loads what they mean, cli_options applies the options.
+ * cli_positionals finds the names, the command loads what they mean, cli_options applies the
+ * options.
  */
 #ifndef DEEPWELL_TRAIN_CLI_H_
 #define DEEPWELL_TRAIN_CLI_H_
@@ -15,38 +16,44 @@
 #include "base/status.h"
 #include "train/config.h"
 
-/* One of flag, whole and config_key is set. */
+/* One of flag, whole, fraction, text and config_key is set: where the value goes. The last one
+ * wins. */
 struct cli_option {
     const char *name;       /* "--prompt" */
     bool *flag;             /* set to true; takes no value */
     int64_t *whole;         /* a whole number from `least` to `most` */
     int64_t least, most;
+    double *fraction;       /* a number above 0 and below 1 */
+    const char **text;      /* as it stands */
     const char *config_key; /* a short name for a configuration key */
 };
 
 struct cli {
-    const char *command; /* "sample" */
+    const char *command; /* "sample", "data prepare" */
     const char *usage;   /* the first lines of --help */
     const struct cli_option *options;
     size_t option_count; /* at most CLI_OPTIONS_MAX */
     bool takes_config;   /* configuration keys are options too */
 };
 
-enum { CLI_POSITIONALS_MAX = 8, CLI_OPTIONS_MAX = 16 };
+enum { CLI_NAMES_MAX = 4096, CLI_OPTIONS_MAX = 16 };
 
 struct cli_names {
-    const char *names[CLI_POSITIONALS_MAX];
+    const char *names[CLI_NAMES_MAX];
     size_t count;
-    bool help; /* --help or -h stands somewhere */
+    bool help; /* --help or -h stands somewhere: it was printed, and nothing else is to be done */
 };
 
-/* argv[0] is the command. STATUS_CONFIG if there are fewer than `least` or more than `most` names. */
-enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least, size_t most,
-                            struct cli_names *names);
+/* argv[0] is the command; after "--" all are names. STATUS_CONFIG if there are fewer than `least`
+ * or more than `most` (at most CLI_NAMES_MAX) names. */
+enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least,
+                            size_t most, struct cli_names *names);
 
 /* `config` may be NULL where !takes_config. An unknown option names the nearest. */
 enum status cli_options(const struct cli *cli, int argc, char *const *argv, struct config *config);
 
-void cli_print_help(const struct cli *cli);
+/* The configuration of a run: defaults, the file (`path` NULL: none), the options, checked. */
+enum status cli_config(const struct cli *cli, const char *path, int argc, char *const *argv,
+                       struct config *config);
 
 #endif

@@ -23,8 +23,9 @@
 static const char usage[] =
     "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
     "\n"
-    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves nothing behind.\n"
-    "Tokens come from data.train; without it they are uniform random, which the report says.\n"
+    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves\n"
+    "nothing behind. Tokens come from data.train; without it they are uniform random, which the\n"
+    "report says.\n"
     "\n"
     "  --steps N            timed steps (default 10)\n"
     "  --warmup N           steps before them (default 2)\n"
@@ -51,8 +52,8 @@ static enum status open_tokens(struct bench *b) {
         .rows = micro, .micro_batches = (size_t)c->train.batch / micro, .ranks = 1,
     };
     if (c->data.train[0] != '\0') {
-        TRY(dataset_open(&b->dataset, c->data.train, length, (size_t)c->model.vocabulary, ORDER_SHUFFLED,
-                         (uint64_t)c->train.seed));
+        TRY(dataset_open(&b->dataset, c->data.train, length, (size_t)c->model.vocabulary,
+                         ORDER_SHUFFLED, (uint64_t)c->train.seed));
         return loader_open(&b->loader, &b->dataset, &shape, 0);
     }
     b->random = calloc(micro * length + 1, sizeof *b->random);
@@ -116,7 +117,8 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     getrusage(RUSAGE_SELF, &used);
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
            quantile(seconds, count, 0.1) * 1e3, quantile(seconds, count, 0.9) * 1e3, count);
-    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, tflops, mfu_text(text, &mfu));
+    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, tflops,
+           mfu_text(text, &mfu));
     printf("memory      %s at most in the process, %s planned\n",
            text_bytes(peak, (size_t)used.ru_maxrss * 1024), text_bytes(planned, memory));
     printf("warm-up     %s with the search for algorithms\n", text_duration(peak, b->warmup_seconds));
@@ -133,14 +135,17 @@ static void print_header(const struct bench *b) {
     const struct gpt_config *model = &b->engine.gpt.config;
     printf("device      %s\n", b->engine.device.name);
     if (b->engine.device.note[0] != '\0') printf("            %s\n", b->engine.device.note);
-    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n", model->layers,
-           model->heads, model->width, text_count(count, param_table_count(&b->engine.gpt.table)),
-           dtype_name(b->engine.dtype), b->engine.dtype != DTYPE_F32 && b->engine.device.kind == DEVICE_CPU ? " (emulated)" : "");
+    const bool emulated = b->engine.dtype != DTYPE_F32 && b->engine.device.kind == DEVICE_CPU;
+    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n",
+           model->layers, model->heads, model->width,
+           text_count(count, param_table_count(&b->engine.gpt.table)), dtype_name(b->engine.dtype),
+           emulated ? " (emulated)" : "");
     printf("step        %lld sequences of %lld, %lld at a time: %s tokens from %s\n",
            (long long)b->config->train.batch, (long long)config_sequence_length(b->config),
            (long long)config_micro_batch(b->config),
            text_count(tokens, (uint64_t)step_tokens(b->config)),
-           b->loader != NULL ? b->config->data.train : "a uniform random generator (no data.train)");
+           b->loader != NULL ? b->config->data.train
+                             : "a uniform random generator (no data.train)");
     fflush(stdout);
 }
 
@@ -204,13 +209,14 @@ cleanup:
     return status;
 }
 
-static enum status bench_config(const struct config *config, int64_t warmup, int64_t steps, bool ops) {
+static enum status bench_config(const struct config *config, int64_t warmup, int64_t steps,
+                                bool ops) {
     struct bench bench = {.config = config};
     enum status status = STATUS_OK;
     TRY(signals_install());
-    TRY(engine_open(&bench.engine, config, ENGINE_TRAIN, ENGINE_REAL));
-    TRY_GOTO(engine_initialise(&bench.engine, config), cleanup);
     TRY_GOTO(open_tokens(&bench), cleanup);
+    TRY_GOTO(engine_open(&bench.engine, config, ENGINE_TRAIN, ENGINE_REAL), cleanup);
+    TRY_GOTO(engine_initialise(&bench.engine, config), cleanup);
     gpu_power_open(&bench.power);
     print_header(&bench);
     status = bench_steps(&bench, warmup, steps, ops);
@@ -238,17 +244,11 @@ enum status command_bench(int argc, char **argv) {
     struct cli_names names;
     struct config config;
     TRY(cli_positionals(&cli, argc, argv, 1, 2, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     if (strcmp(names.names[0], "step") != 0) {
         return status_set(STATUS_CONFIG, "deepwell bench: expected \"step\", found \"%s\"",
                           names.names[0]);
     }
-    config_defaults(&config);
-    if (names.count == 2) TRY(config_load(&config, names.names[1]));
-    TRY(cli_options(&cli, argc, argv, &config));
-    TRY(config_check(&config));
+    TRY(cli_config(&cli, names.count > 1 ? names.names[1] : NULL, argc, argv, &config));
     return bench_config(&config, warmup, steps, ops);
 }

@@ -13,7 +13,8 @@
 static const char usage[] =
     "usage: deepwell eval CHECKPOINT|RUN [options]\n"
     "\n"
-    "The mean loss of a trained model over a validation set: the one that it was trained with, or another.\n"
+    "The mean loss of a trained model over a validation set: the one that it was trained with, or\n"
+    "another.\n"
     "\n"
     "  --data PATTERN       token shards (default: data.validation of the run)\n"
     "  --sequences N        only the first N sequences (0: all)\n"
@@ -39,7 +40,8 @@ static enum status evaluate(const struct checkpoint *checkpoint, const struct co
     enum status status = STATUS_OK;
     TRY(config_check(config));
     if (config->data.validation[0] == '\0') {
-        return status_set(STATUS_CONFIG, "the run has no validation data: name token shards with --data");
+        return status_set(STATUS_CONFIG,
+                          "the run has no validation data: name token shards with --data");
     }
     TRY(dataset_open(&dataset, config->data.validation, (size_t)config_sequence_length(config),
                      (size_t)config->model.vocabulary, ORDER_SEQUENTIAL, 0));
@@ -69,10 +71,7 @@ enum status command_eval(int argc, char **argv) {
     struct config config;
     struct checkpoint checkpoint;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     TRY(signals_install());
     TRY(run_folder_open(names.names[0], &checkpoint, &config));
     enum status status = cli_options(&cli, argc, argv, &config);

@@ -13,8 +13,9 @@
 static const char usage[] =
     "usage: deepwell plan [CONFIG] [--tensors] [--section.key VALUE ...]\n"
     "\n"
-    "What a run will be, without running it: parameters, memory by lifetime, work, and the operations of a\n"
-    "step with their sizes. The operations are recorded from the code that trains, not written down twice.\n"
+    "What a run will be, without running it: parameters, memory by lifetime, work, and the\n"
+    "operations of a step with their sizes. The operations are recorded from the code that trains,\n"
+    "not written down twice.\n"
     "\n"
     "  --tensors            every tensor: shape, role, weight decay, Hugging Face's name\n"
     "\n"
@@ -29,12 +30,16 @@ static void print_model(const struct engine *engine) {
         counts[table->params[i].role] += param_count(&table->params[i]);
         if (table->params[i].decay) decayed += param_count(&table->params[i]);
     }
-    printf("model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu (padded to "
-           "%zu)\n", model->layers, model->heads, model->width, model->context, model->vocabulary,
-           gpt_padded_vocabulary(model));
-    printf("parameters  %s in %zu tensors\n", text_count(text, param_table_count(table)), table->length);
+    printf(
+        "model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu (padded "
+        "to %zu)\n",
+        model->layers, model->heads, model->width, model->context, model->vocabulary,
+        gpt_padded_vocabulary(model));
+    printf("parameters  %s in %zu tensors\n", text_count(text, param_table_count(table)),
+           table->length);
     for (int role = 0; role < ROLE_COUNT; role++) {
-        printf("  %-22s %s\n", param_role_name((enum param_role)role), text_count(text, counts[role]));
+        printf("  %-22s %s\n", param_role_name((enum param_role)role),
+               text_count(text, counts[role]));
     }
     printf("  %-22s %s\n", "with weight decay", text_count(text, decayed));
 }
@@ -94,7 +99,8 @@ static enum status plan(const struct config *config, bool tensors) {
     struct engine_memory_plan memory;
     struct flops flops;
     struct op_trace trace;
-    const unsigned parts = ENGINE_TRAIN | (config->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0) |
+    const unsigned parts = ENGINE_TRAIN |
+                           (config->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0) |
                            (config->sample.every > 0 ? ENGINE_GENERATE : 0);
     enum status status = STATUS_OK;
     TRY(engine_open(&engine, config, parts, ENGINE_RESERVED));
@@ -124,13 +130,7 @@ enum status command_plan(int argc, char **argv) {
     struct cli_names names;
     struct config config;
     TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
-    config_defaults(&config);
-    if (names.count == 1) TRY(config_load(&config, names.names[0]));
-    TRY(cli_options(&cli, argc, argv, &config));
-    TRY(config_check(&config));
+    if (names.help) return STATUS_OK;
+    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
     return plan(&config, tensors);
 }

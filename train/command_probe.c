@@ -19,9 +19,9 @@
 static const char usage[] =
     "usage: deepwell probe [--threads N]\n"
     "\n"
-    "What this machine can do: processor and memory, what the program was built with, the GPUs it sees, the\n"
-    "rate of a matrix product and of a copy (measured now, about two seconds), and how each precision recipe\n"
-    "would run.\n";
+    "What this machine can do: processor and memory, what the program was built with, the GPUs it\n"
+    "sees, the rate of a matrix product and of a copy (measured now, about two seconds), and how\n"
+    "each precision recipe would run.\n";
 
 enum { GEMM_SIZE = 1536, COPY_BYTES = 256 << 20 };
 
@@ -31,8 +31,8 @@ struct rate {
 };
 
 /* Repeats `run` for about a second, after one run to warm up. */
-static enum status measure(struct device *device, enum status (*run)(struct device *, void *), void *data,
-                           struct rate *rate) {
+static enum status measure(struct device *device, enum status (*run)(struct device *, void *),
+                           void *data, struct rate *rate) {
     double best = 0.0, total = 0.0;
     size_t runs = 0;
     TRY(run(device, data));
@@ -59,7 +59,8 @@ static enum status run_convert(struct device *device, void *data) {
 
 static void fill_random(struct tensor tensor, uint64_t seed) {
     float *numbers = tensor.data;
-    for (size_t i = 0; i < tensor_count(tensor); i++) numbers[i] = random_normal(seed, RANDOM_TEST, i);
+    for (size_t i = 0; i < tensor_count(tensor); i++)
+        numbers[i] = random_normal(seed, RANDOM_TEST, i);
 }
 
 static enum status measure_gemm(struct device *device) {
@@ -104,9 +105,12 @@ cleanup:
 
 static void print_built_with(void) {
     static const char *const parts[][2] = {
-        {"OpenBLAS", DEEPWELL_OPENBLAS_VERSION}, {"CUDA", DEEPWELL_CUDA_VERSION},
-        {"cuDNN", DEEPWELL_CUDNN_VERSION},       {"cudnn-frontend", DEEPWELL_CUDNN_FRONTEND_VERSION},
-        {"NCCL", DEEPWELL_NCCL_VERSION},         {"MPI", DEEPWELL_MPI_VERSION},
+        {"OpenBLAS", DEEPWELL_OPENBLAS_VERSION},
+        {"CUDA", DEEPWELL_CUDA_VERSION},
+        {"cuDNN", DEEPWELL_CUDNN_VERSION},
+        {"cudnn-frontend", DEEPWELL_CUDNN_FRONTEND_VERSION},
+        {"NCCL", DEEPWELL_NCCL_VERSION},
+        {"MPI", DEEPWELL_MPI_VERSION},
     };
     printf("built with  ");
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
@@ -126,7 +130,8 @@ static void print_gpus(void) {
     }
     for (int i = 0; i < inventory.count; i++) {
         const struct cuda_device_info *gpu = &inventory.devices[i];
-        const struct peak *peak = peak_find(gpu->name, gpu->capability_major * 10 + gpu->capability_minor);
+        const struct peak *peak = peak_find(gpu->name,
+                                            gpu->capability_major * 10 + gpu->capability_minor);
         printf("gpu %d       %s, compute capability %d.%d, %d SMs, %s, peak BF16 ", i, gpu->name,
                gpu->capability_major, gpu->capability_minor, gpu->multiprocessors,
                text_bytes(memory, gpu->memory_total_bytes));
@@ -134,7 +139,7 @@ static void print_gpus(void) {
         else printf("n/a");
         printf("%s%s\n", gpu->problem[0] != '\0' ? "; " : "", gpu->problem);
     }
-    printf("            this version trains on the CPU only\n");
+    printf("            runs take the first (device = auto or cuda); all recipes are native there\n");
 }
 
 static void print_recipes(void) {
@@ -156,10 +161,7 @@ enum status command_probe(int argc, char **argv) {
     struct device device;
     char memory[TEXT_BYTES];
     TRY(cli_positionals(&cli, argc, argv, 0, 0, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
     TRY(device_open_cpu(&device, (int)threads));
     printf("deepwell    %s\n", DEEPWELL_VERSION);

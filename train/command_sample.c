@@ -15,12 +15,12 @@ static const char usage[] =
     "\n"
     "Continues a prompt with a trained model (a run's newest checkpoint, or the one named).\n"
     "\n"
-    "  --prompt TEXT        what to continue (default: the start of a new document); for a model whose\n"
-    "                       tokens are not bytes: token numbers separated by spaces\n"
+    "  --prompt TEXT        what to continue (default: the start of a new document); for a model\n"
+    "                       whose tokens are not bytes: token numbers separated by spaces\n"
     "  --tokens N           new tokens at most\n"
     "  --temperature T      0: always the most likely token; 1: the model's own distribution\n"
     "  --top_k K            only the K most likely tokens (0: all)\n"
-    "  --top_p P            only the most likely tokens that together reach probability P (1: all)\n"
+    "  --top_p P            only the most likely tokens that together reach P (1: all)\n"
     "  --seed S             the same seed gives the same text\n"
     "  --count N            so many texts, with seeds S, S+1, ... (default 1)\n"
     "\n"
@@ -92,10 +92,7 @@ enum status command_sample(int argc, char **argv) {
     struct config config;
     struct checkpoint checkpoint;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
+    if (names.help) return STATUS_OK;
     TRY(signals_install());
     TRY(run_folder_open(names.names[0], &checkpoint, &config));
     enum status status = cli_options(&cli, argc, argv, &config);

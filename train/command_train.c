@@ -12,7 +12,8 @@ static const char usage[] =
     "\n"
     "Trains a model as the configuration file and the options say; options overrule the file.\n"
     "The same command continues an interrupted run from its newest checkpoint.\n"
-    "SIGINT and SIGTERM finish the step, save and leave; a second one ends the process at once.\n"
+    "SIGINT (Ctrl-C), SIGTERM and SIGHUP finish the step, save and leave; a second one ends it at\n"
+    "once.\n"
     "\n"
     "  deepwell train configs/shakespeare_bytes.conf --data.train data/train.bin\n"
     "  deepwell train configs/gpt2_124m.conf --train.steps 100 --train.out runs/try\n";
@@ -24,9 +25,11 @@ static enum status train(const struct config *config) {
     TRY(signals_install());
     TRY(trainer_open(&trainer, config));
     if (trainer.state.step >= config->train.steps) {
-        printf("the run is complete: %lld of %lld steps are done. Raise train.steps to go on, or name "
-               "another train.out to start anew\n", (long long)trainer.state.step,
-               (long long)config->train.steps);
+        printf(
+            "the run is complete: %lld steps are done, train.steps is %lld. Raise train.steps to "
+            "go on, or name "
+            "another train.out to start anew\n",
+            (long long)trainer.state.step, (long long)config->train.steps);
         return trainer_close(&trainer);
     }
     const enum status status = trainer_run(&trainer);
@@ -38,13 +41,7 @@ enum status command_train(int argc, char **argv) {
     struct cli_names names;
     struct config config;
     TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
-    if (names.help) {
-        cli_print_help(&cli);
-        return STATUS_OK;
-    }
-    config_defaults(&config);
-    if (names.count == 1) TRY(config_load(&config, names.names[0]));
-    TRY(cli_options(&cli, argc, argv, &config));
-    TRY(config_check(&config));
+    if (names.help) return STATUS_OK;
+    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
     return train(&config);
 }

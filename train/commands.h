@@ -1,6 +1,7 @@
 /*
- * The commands of the program. Each takes its own arguments (argv[0] is its name), prints what it has to
- * say on stdout, and returns a status; main.c prints the message of a failure and exits with its code.
+ * The commands of the program. Each takes its own arguments (argv[0] is its name), prints what it
+ * has to say on stdout, and returns a status; main.c prints the message of a failure and exits with
+ * its code.
  */
 #ifndef DEEPWELL_TRAIN_COMMANDS_H_
 #define DEEPWELL_TRAIN_COMMANDS_H_

@@ -48,7 +48,8 @@ const struct config_key config_keys[] = {
     INTEGER(model.vocabulary, "50257", 2, VOCABULARY_MAX,
             "tokens; padded to a multiple of 128 in memory only"),
 
-    TEXT(data.train, "data/train.bin", "token shards to train on: a file or a glob; empty: none (bench)"),
+    TEXT(data.train, "data/train.bin",
+         "token shards to train on: a file or a glob; empty: none (bench)"),
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
 
@@ -93,8 +94,7 @@ const struct config_key config_keys[] = {
          "largest global gradient norm; 0: no clipping"),
     REAL(optimizer.loss_z_max, "0", 0, 1e9, false, false,
          "skip a step whose loss lies more standard deviations above the recent mean; 0: off"),
-    REAL(optimizer.norm_z_max, "0", 0, 1e9, false, false,
-         "the same for the gradient norm; 0: off"),
+    REAL(optimizer.norm_z_max, "0", 0, 1e9, false, false, "the same for the gradient norm; 0: off"),
 
     CHOICE(precision.recipe, "bf16", recipe_choices,
            "compute type; master weights and optimizer state are FP32 in all"),
@@ -114,8 +114,7 @@ const struct config_key config_keys[] = {
 
     INTEGER(validation.every, "250", 0, STEPS_MAX, "steps between validations; 0: at the end only"),
     INTEGER(validation.sequences, "0", 0, STEPS_MAX, "sequences validated on, at most; 0: all"),
-    INTEGER(validation.micro_batch, "0", 0, COUNT_MAX,
-            "sequences at a time; 0: as in training"),
+    INTEGER(validation.micro_batch, "0", 0, COUNT_MAX, "sequences at a time; 0: as in training"),
 
     INTEGER(sample.every, "0", 0, STEPS_MAX, "steps between samples; 0: none during the run"),
     INTEGER(sample.tokens, "256", 1, TOKENS_MAX, "tokens to generate"),

@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/text.h"
+#include "train/token_text.h"
 
 enum { PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SCRATCH };
 
@@ -43,8 +44,7 @@ void engine_model_from_checkpoint(struct config *config, const struct hf_config 
 }
 
 struct hf_config engine_hf_config(const struct config *config) {
-    const bool bytes = config->model.vocabulary == 256;
-    const int end_of_text = bytes ? 0 : (int)config->model.vocabulary - 1; /* GPT-2's is its last token */
+    const int end_of_text = end_of_text_token((size_t)config->model.vocabulary);
     return (struct hf_config){
         .vocab_size = (size_t)config->model.vocabulary,
         .n_positions = (size_t)config->model.context,
@@ -130,19 +130,21 @@ static enum status lay_out_activations(struct engine *engine, const struct confi
     if (engine->parts & ENGINE_TRAIN) {
         const struct gpt_training_shape shape = training_shape(config);
         *activations = empty;
-        TRY(gpt_training_open(&engine->training, &engine->gpt, &engine->device, &shape, activations));
+        TRY(gpt_training_open(&engine->training, &engine->gpt, &engine->device, &shape,
+                              activations));
         most = size_max(most, activations->used_bytes);
     }
     if (engine->parts & ENGINE_EVALUATE) {
         const struct gpt_training_shape shape = evaluation_shape(config);
         *activations = empty;
-        TRY(gpt_training_open(&engine->evaluation, &engine->gpt, &engine->device, &shape, activations));
+        TRY(gpt_training_open(&engine->evaluation, &engine->gpt, &engine->device, &shape,
+                              activations));
         most = size_max(most, activations->used_bytes);
     }
     if (engine->parts & ENGINE_GENERATE) {
         *activations = empty;
-        TRY(gpt_generation_open(&engine->generation, &engine->gpt, &engine->device, engine->dtype, 1,
-                                GENERATION_CHUNK, activations));
+        TRY(gpt_generation_open(&engine->generation, &engine->gpt, &engine->device, engine->dtype,
+                                1, GENERATION_CHUNK, activations));
         most = size_max(most, activations->used_bytes);
     }
     activations->used_bytes = most;
@@ -160,7 +162,8 @@ static size_t scratch_bytes(const struct engine *engine, const struct config *co
     };
     size_t most = 0;
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        if (engine->parts & (1u << i)) most = size_max(most, device->ops->scratch_bytes(device, &limits[i]));
+        if (engine->parts & (1u << i))
+            most = size_max(most, device->ops->scratch_bytes(device, &limits[i]));
     }
     return most;
 }
@@ -185,7 +188,8 @@ static enum status measure(struct engine *engine, const struct config *config,
         plan->names[i] = arena_names[i];
         plan->bytes[i] = arenas[i].used_bytes;
         if (!size_add(plan->total_bytes, plan->bytes[i], &plan->total_bytes)) {
-            return status_set(STATUS_MEMORY, "this run needs more than 2^64 bytes: make the model or "
+            return status_set(STATUS_MEMORY,
+                              "this run needs more than 2^64 bytes: make the model or "
                               "train.micro_batch smaller");
         }
     }
@@ -208,7 +212,8 @@ static enum status build_ranges(struct engine *engine, const struct config *conf
     const struct param_table *table = &engine->gpt.table;
     const float decay = (float)config->optimizer.weight_decay;
     engine->ranges = calloc(table->length, sizeof *engine->ranges);
-    if (engine->ranges == NULL) return status_set(STATUS_MEMORY, "out of memory for the optimizer's ranges");
+    if (engine->ranges == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for the optimizer's ranges");
     for (size_t i = 0; i < table->length; i++) {
         const struct param *param = &table->params[i];
         const size_t end = i + 1 < table->length ? table->params[i + 1].offset : table->elements;
@@ -225,23 +230,27 @@ static enum status build_ranges(struct engine *engine, const struct config *conf
     return STATUS_OK;
 }
 
-static enum status refuse_memory(const struct engine *engine, const struct engine_memory_plan *plan) {
+static enum status refuse_memory(const struct engine *engine,
+                                 const struct engine_memory_plan *plan) {
     char wanted[TEXT_BYTES], found[TEXT_BYTES], parts[ENGINE_ARENAS][TEXT_BYTES];
     for (size_t i = 0; i < ENGINE_ARENAS; i++) text_bytes(parts[i], plan->bytes[i]);
-    return status_set(STATUS_MEMORY, "this run needs %s (parameters %s, gradients %s, optimizer %s, "
-                      "activations %s, scratch %s), found %s free on %s: lower train.micro_batch, set "
-                      "train.recompute = block, or choose a smaller model (`deepwell plan` shows each "
-                      "part)", text_bytes(wanted, plan->total_bytes), parts[0], parts[1], parts[2],
-                      parts[3], parts[4], text_bytes(found, engine->device.memory_bytes),
-                      engine->device.name);
+    return status_set(
+        STATUS_MEMORY,
+        "this run needs %s (parameters %s, gradients %s, optimizer %s, "
+        "activations %s, scratch %s), found %s free on %s: lower train.micro_batch, set "
+        "train.recompute = block, or choose a smaller model (`deepwell plan` shows each "
+        "part)",
+        text_bytes(wanted, plan->total_bytes), parts[0], parts[1], parts[2], parts[3], parts[4],
+        text_bytes(found, engine->device.memory_bytes), engine->device.name);
 }
 
 /* Address space without memory behind it: reading or writing it would fault. */
 static enum status reserve(struct arena *arena, const char *name, size_t bytes) {
-    void *base = mmap(NULL, size_max(bytes, 1), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+    void *base = mmap(NULL, size_max(bytes, 1), PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
-        return status_set(STATUS_MEMORY, "cannot reserve %zu bytes of address space for %s", bytes, name);
+        return status_set(STATUS_MEMORY, "cannot reserve %zu bytes of address space for %s", bytes,
+                          name);
     }
     *arena = (struct arena){.name = name, .base = base, .capacity_bytes = bytes};
     return STATUS_OK;
@@ -291,7 +300,8 @@ void engine_close(struct engine *engine) {
     for (size_t i = ENGINE_ARENAS; i-- > 0;) {
         struct arena *arena = &engine->arenas[i];
         if (arena->base == NULL) continue;
-        if (engine->memory == ENGINE_RESERVED) munmap(arena->base, size_max(arena->capacity_bytes, 1));
+        if (engine->memory == ENGINE_RESERVED)
+            munmap(arena->base, size_max(arena->capacity_bytes, 1));
         else arena_close(arena);
     }
     gpt_close(&engine->gpt);
@@ -302,7 +312,8 @@ void engine_close(struct engine *engine) {
 /* The compute-type weights follow the masters. */
 static enum status refresh_weights(struct engine *engine) {
     if (engine->weights.data == engine->masters) return STATUS_OK;
-    const struct tensor masters = tensor_make(engine->masters, DTYPE_F32, 1, engine->gpt.table.elements);
+    const struct tensor masters = tensor_make(engine->masters, DTYPE_F32, 1,
+                                              engine->gpt.table.elements);
     return engine->device.ops->convert(&engine->device, engine->weights, masters);
 }
 
@@ -327,7 +338,8 @@ static enum status load_weights(struct engine *engine, const struct checkpoint *
     void *masters = NULL;
     TRY(device_map(&engine->device, engine->masters, bytes, &masters));
     const enum status status = checkpoint_load_weights(checkpoint, &engine->gpt.table, masters);
-    const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes, true);
+    const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,
+                                              true);
     TRY(status);
     TRY(unmapped);
     return refresh_weights(engine);

@@ -1,5 +1,6 @@
 /*
- * Everything a command needs to run a model on a device: the device, the model, and the arenas by lifetime.
+ * Everything a command needs to run a model on a device: the device, the model, and the arenas by
+ * lifetime.
  *
  *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute type
  *   gradients    FP32
@@ -7,8 +8,9 @@
  *   activations  of training, validation or generation: they take turns in the same memory
  *   scratch      working memory of single operations
  *
- * Opened once, sized from the tensor table before the first operation; nothing is allocated afterwards.
- * Owned by the commands (command_*.c); trainer.c, validation.c and sampler.c work on it.
+ * Opened once, sized from the tensor table before the first operation; nothing is allocated
+ * afterwards. Owned by the commands (command_*.c); trainer.c, validation.c and sampler.c work on
+ * it.
  */
 #ifndef DEEPWELL_TRAIN_ENGINE_H_
 #define DEEPWELL_TRAIN_ENGINE_H_
@@ -62,8 +64,8 @@ struct engine {
     struct engine_recording micro_batches[2]; /* the first of a step, and those that add to it */
 };
 
-/* Bytes of each arena for this configuration; nothing is allocated. `device` gives the operations whose
- * scratch is counted. */
+/* Bytes of each arena for this configuration; nothing is allocated. `device` gives the operations
+ * whose scratch is counted. */
 struct engine_memory_plan {
     const char *names[ENGINE_ARENAS];
     size_t bytes[ENGINE_ARENAS];
@@ -72,8 +74,8 @@ struct engine_memory_plan {
 enum status engine_plan(const struct config *config, unsigned parts, const struct device *device,
                         struct engine_memory_plan *plan);
 
-/* Opens the device and lays everything out; weights, moments and state are zero. STATUS_MEMORY with the
- * plan's numbers if the device has less memory. */
+/* Opens the device and lays everything out; weights, moments and state are zero. STATUS_MEMORY with
+ * the plan's numbers if the device has less memory. */
 enum status engine_open(struct engine *engine, const struct config *config, unsigned parts,
                         enum engine_memory memory);
 void engine_close(struct engine *engine);
@@ -81,8 +83,8 @@ void engine_close(struct engine *engine);
 /* New weights from the seed, and the starting step state. */
 enum status engine_initialise(struct engine *engine, const struct config *config);
 
-/* Weights from a checkpoint (STATUS_CHECKPOINT if it is of another model); with ENGINE_TRAIN the moments
- * too. The step state is the trainer's (resume.h). */
+/* Weights from a checkpoint (STATUS_CHECKPOINT if it is of another model); with ENGINE_TRAIN the
+ * moments too. The step state is the trainer's (resume.h). */
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint);
 
 /* The device that the configuration asks for. */
@@ -94,7 +96,8 @@ double engine_peak_tflops(const struct engine *engine, const struct config *conf
 struct gpt_config engine_model(const struct config *config);
 enum dtype engine_dtype(const struct config *config);
 
-/* A model's shape in a configuration, from a checkpoint: eval and sample need no configuration file. */
+/* A model's shape in a configuration, from a checkpoint: eval and sample need no configuration
+ * file. */
 void engine_model_from_checkpoint(struct config *config, const struct hf_config *model);
 struct hf_config engine_hf_config(const struct config *config);
 

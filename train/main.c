@@ -36,9 +36,9 @@ static enum status unknown_command(const char *name) {
     const char *names[COMMANDS];
     for (size_t i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
     const char *nearest = text_nearest(name, names, COMMANDS);
-    return status_set(STATUS_CONFIG, "unknown command \"%s\"%s%s%s (`deepwell --help` lists them)", name,
-                      nearest != NULL ? "; did you mean \"" : "", nearest != NULL ? nearest : "",
-                      nearest != NULL ? "\"?" : "");
+    return status_set(STATUS_CONFIG, "unknown command \"%s\"%s%s%s (`deepwell --help` lists them)",
+                      name, nearest != NULL ? "; did you mean \"" : "",
+                      nearest != NULL ? nearest : "", nearest != NULL ? "\"?" : "");
 }
 
 static enum status run(int argc, char **argv) {

@@ -12,7 +12,8 @@ struct finder {
     char *text;
 };
 
-static enum status see(struct gpt_observer *self, const char *what, int layer, struct tensor tensor) {
+static enum status see(struct gpt_observer *self, const char *what, int layer,
+                       struct tensor tensor) {
     struct finder *finder = (struct finder *)self;
     struct device *device = &finder->engine->device;
     size_t index = SIZE_MAX;
@@ -21,26 +22,27 @@ static enum status see(struct gpt_observer *self, const char *what, int layer, s
     if (index == SIZE_MAX) return STATUS_OK;
     char where[32] = "";
     if (layer >= 0) snprintf(where, sizeof where, " of block %d", layer);
-    snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s%s (micro-batch %zu, token %zu, column %zu)", what,
-             where, finder->micro_batch, index / tensor.columns, index % tensor.columns);
+    snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s%s (micro-batch %zu, token %zu, column %zu)",
+             what, where, finder->micro_batch, index / tensor.columns, index % tensor.columns);
     finder->found = true;
     return STATUS_OK;
 }
 
-/* The first parameter, in the order of the table (or backward), whose numbers in `flat` are not all finite. */
-static enum status find_in_params(struct finder *finder, float *flat, const char *what, bool backward) {
+/* The first parameter, in the order of the table (or backward), whose numbers in `flat` are not all
+ * finite. */
+static enum status find_in_params(struct finder *finder, float *flat, const char *what,
+                                  bool backward) {
     struct engine *engine = finder->engine;
     const struct param_table *table = &engine->gpt.table;
     for (size_t i = 0; i < table->length && !finder->found; i++) {
         const struct param *param = &table->params[backward ? table->length - 1 - i : i];
-        const struct tensor tensor = tensor_make(flat + param->offset, DTYPE_F32, param->padded_rows,
-                                                 param->columns);
+        const struct tensor tensor = tensor_make(flat + param->offset, DTYPE_F32,
+                                                 param->padded_rows, param->columns);
         size_t index = SIZE_MAX;
         TRY(engine->device.ops->find_nonfinite(&engine->device, tensor, &index));
         if (index == SIZE_MAX) continue;
-        snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu, micro-batch %zu)",
-                 what, param->name, index / param->columns, index % param->columns,
-                 finder->micro_batch);
+        snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu)", what,
+                 param->name, index / param->columns, index % param->columns);
         finder->found = true;
     }
     return STATUS_OK;
@@ -55,7 +57,8 @@ static enum status run_micro_batch(struct finder *finder, const struct nonfinite
     const uint64_t first = request->step * shape->micro_batches * shape->ranks * shape->rows +
                            (finder->micro_batch * shape->ranks + shape->rank) * shape->rows;
     for (size_t row = 0; row < shape->rows; row++) {
-        dataset_sample(request->dataset, first + row, inputs + row * length, targets + row * length);
+        dataset_sample(request->dataset, first + row, inputs + row * length,
+                       targets + row * length);
     }
     TRY(device_upload(&engine->device, training->inputs, inputs, tokens * sizeof *inputs));
     TRY(device_upload(&engine->device, training->targets, targets, tokens * sizeof *targets));
@@ -75,15 +78,18 @@ enum status nonfinite_find(struct engine *engine, const struct nonfinite_request
     enum status status = STATUS_OK;
     int32_t *inputs = calloc(tokens, sizeof *inputs), *targets = calloc(tokens, sizeof *targets);
     if (inputs == NULL || targets == NULL) {
-        status = status_set(STATUS_MEMORY, "out of memory looking for the first number that is not finite");
+        status = status_set(STATUS_MEMORY,
+                            "out of memory looking for the first number that is not finite");
         goto cleanup;
     }
     *result = (struct nonfinite){0};
-    snprintf(result->text, sizeof result->text, "a sum over finite gradients (their squares overflow)");
+    snprintf(result->text, sizeof result->text,
+             "a sum over finite gradients (their squares overflow)");
     TRY_GOTO(find_in_params(&finder, engine->masters, "weight", false), cleanup);
     result->weights = finder.found;
     engine->training.observer = &finder.observer;
-    for (; finder.micro_batch < request->shape->micro_batches && !finder.found; finder.micro_batch++) {
+    for (; finder.micro_batch < request->shape->micro_batches && !finder.found;
+         finder.micro_batch++) {
         TRY_GOTO(run_micro_batch(&finder, request, inputs, targets), cleanup);
     }
 cleanup:

@@ -1,6 +1,6 @@
 /*
- * Where a number that is not finite came from. Called by trainer.c when a step is not finite: the step is a
- * pure function of weights and data, so it is run again with every tensor looked at.
+ * Where a number that is not finite came from. Called by trainer.c when a step is not finite: the
+ * step is a pure function of weights and data, so it is run again with every tensor looked at.
  */
 #ifndef DEEPWELL_TRAIN_NONFINITE_H_
 #define DEEPWELL_TRAIN_NONFINITE_H_
@@ -21,8 +21,8 @@ struct nonfinite_request {
 enum { NONFINITE_TEXT_BYTES = 256 };
 
 struct nonfinite {
-    /* What was found first, in the order weights, activations, loss, gradients: "MLP fc output of block 3
-     * (micro-batch 0, token 17, column 5)". */
+    /* What was found first, in the order weights, activations, loss, gradients: "MLP fc output of
+     * block 3 (micro-batch 0, token 17, column 5)". */
     char text[NONFINITE_TEXT_BYTES];
     bool weights; /* it is a weight: the model itself is lost, and not worth saving */
 };

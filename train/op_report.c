@@ -3,13 +3,16 @@
 
 #include <stdio.h>
 
-static void print_row(const struct op_total *total, const char *name, double steps, double step_seconds) {
+static void print_row(const struct op_total *total, const char *name, double steps,
+                      double step_seconds) {
     const double flops = total->flops / steps, bytes = total->bytes / steps;
     const double seconds = total->seconds / steps;
-    printf("  %-44s %7.0f %11.3f %11.2f", name, (double)total->calls / steps, flops / 1e9, bytes / 1e6);
+    printf("  %-44s %7.0f %11.3f %11.2f", name, (double)total->calls / steps, flops / 1e9,
+           bytes / 1e6);
     if (step_seconds > 0.0) {
         printf(" %9.2f %6.1f%% %8.1f %8.2f", seconds * 1e3, 100.0 * seconds / step_seconds,
-               seconds > 0.0 ? flops / seconds / 1e9 : 0.0, seconds > 0.0 ? bytes / seconds / 1e9 : 0.0);
+               seconds > 0.0 ? flops / seconds / 1e9 : 0.0,
+               seconds > 0.0 ? bytes / seconds / 1e9 : 0.0);
     }
     printf("\n");
 }

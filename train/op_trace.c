@@ -44,8 +44,8 @@ static enum status end_interval(struct op_trace *trace, struct device *device, s
         TRACE_CALL(#op, op(device, a), flops, op##_bytes(a));                                  \
     }
 
-/* Causal: half the square, two products forward; twice that backward. What an implementation computes again
- * is not counted, as in flops.h. */
+/* Causal: half the square, two products forward; twice that backward. What an implementation
+ * computes again is not counted, as in flops.h. */
 static double attention_flops(size_t batch, size_t length, size_t width) {
     return 2.0 * (double)batch * (double)length * (double)length * (double)width;
 }
@@ -103,8 +103,8 @@ static enum status traced_convert(struct device *device, struct tensor out, stru
     TRACE_CALL("convert", convert(device, out, in), 0.0, convert_bytes(out, in));
 }
 
-static enum status traced_loss_sum(struct device *device, struct step_state *state, const float *losses,
-                                   size_t count) {
+static enum status traced_loss_sum(struct device *device, struct step_state *state,
+                                   const float *losses, size_t count) {
     struct op_trace *trace = device->interposed;
     TRACE_CALL("loss_sum", loss_sum(device, state, losses, count), 0.0, loss_sum_bytes(count));
 }

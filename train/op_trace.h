@@ -1,7 +1,8 @@
 /*
- * A table of operations in front of another: counts calls, floating point operations, bytes and time of every
- * operation that a model asks for. Without an inner table it only records, and no memory is touched: so `plan`
- * knows the operations of a step from the code that will run them, and `bench` times the same list.
+ * A table of operations in front of another: counts calls, floating point operations, bytes and
+ * time of every operation that a model asks for. Without an inner table it only records, and no
+ * memory is touched: so `plan` knows the operations of a step from the code that will run them, and
+ * `bench` times the same list.
  */
 #ifndef DEEPWELL_TRAIN_OP_TRACE_H_
 #define DEEPWELL_TRAIN_OP_TRACE_H_

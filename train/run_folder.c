@@ -29,7 +29,8 @@ static enum status locate(const char *path, char found_path[PATH_BYTES]) {
     return STATUS_OK;
 }
 
-enum status run_folder_open(const char *path, struct checkpoint *checkpoint, struct config *config) {
+enum status run_folder_open(const char *path, struct checkpoint *checkpoint,
+                            struct config *config) {
     char located[PATH_BYTES] = "";
     TRY(locate(path, located));
     TRY(checkpoint_open(checkpoint, located));

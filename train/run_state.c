@@ -1,4 +1,5 @@
-/* state.json: to and from JSON, and what may differ between a checkpoint and the run that continues it. */
+/* state.json: to and from JSON, and what may differ between a checkpoint and the run that continues
+ * it. */
 #include "train/run_state.h"
 
 #include <math.h>
@@ -72,7 +73,8 @@ cJSON *run_state_to_json(const struct run_state *state, const struct config *con
     cJSON *configuration = config_to_json(config);
     const bool fine = json != NULL && configuration != NULL &&
                       cJSON_AddNumberToObject(json, "step", (double)state->step) != NULL &&
-                      cJSON_AddStringToObject(json, "data_fingerprint", state->fingerprint) != NULL &&
+                      cJSON_AddStringToObject(json, "data_fingerprint", state->fingerprint) !=
+                          NULL &&
                       cJSON_AddStringToObject(json, "deepwell_version", DEEPWELL_VERSION) != NULL &&
                       add_control(json, &state->control);
     if (!fine) {
@@ -89,15 +91,18 @@ static enum status read_number(const cJSON *object, const char *name, enum numbe
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
     if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0.0 && item->valuedouble <= 0x1p53) ||
         (type == NUMBER_INT64 && item->valuedouble != floor(item->valuedouble))) {
-        return status_set(STATUS_CHECKPOINT, "state.json: expected a %s from 0 to 2^53 under \"%s\", "
-                          "found %s", type == NUMBER_INT64 ? "whole number" : "number", name,
+        return status_set(STATUS_CHECKPOINT,
+                          "state.json: expected a %s from 0 to 2^53 under \"%s\", "
+                          "found %s",
+                          type == NUMBER_INT64 ? "whole number" : "number", name,
                           item == NULL ? "nothing" : "something else");
     }
     *value = item->valuedouble;
     return STATUS_OK;
 }
 
-static enum status read_window(const cJSON *object, const char *name, struct outlier_window *window) {
+static enum status read_window(const cJSON *object, const char *name,
+                               struct outlier_window *window) {
     const cJSON *array = cJSON_GetObjectItemCaseSensitive(object, name);
     if (!cJSON_IsArray(array) || cJSON_GetArraySize(array) != OUTLIER_WINDOW) {
         return status_set(STATUS_CHECKPOINT, "state.json: expected %d numbers under \"%s\"",
@@ -107,7 +112,8 @@ static enum status read_window(const cJSON *object, const char *name, struct out
     const cJSON *item;
     cJSON_ArrayForEach(item, array) {
         if (!cJSON_IsNumber(item) || !isfinite(item->valuedouble)) {
-            return status_set(STATUS_CHECKPOINT, "state.json: \"%s\"[%zu] is no finite number", name, i);
+            return status_set(STATUS_CHECKPOINT, "state.json: \"%s\"[%zu] is no finite number",
+                              name, i);
         }
         window->values[i++] = item->valuedouble;
     }
@@ -139,7 +145,8 @@ enum status run_state_from_json(const cJSON *json, struct run_state *state) {
 enum status run_state_config(const cJSON *json, struct config *config) {
     const cJSON *configuration = cJSON_GetObjectItemCaseSensitive(json, "configuration");
     if (!cJSON_IsObject(configuration)) {
-        return status_set(STATUS_CHECKPOINT, "state.json: expected an object under \"configuration\"");
+        return status_set(STATUS_CHECKPOINT,
+                          "state.json: expected an object under \"configuration\"");
     }
     config_defaults(config);
     const enum status status = config_from_json(config, configuration);
@@ -165,7 +172,8 @@ static bool listed(const char *key, const char *const *keys, size_t count) {
     return false;
 }
 
-static enum status compare_json(const cJSON *saved, const cJSON *now, char changes[RUN_CHANGES_BYTES]) {
+static enum status compare_json(const cJSON *saved, const cJSON *now,
+                                char changes[RUN_CHANGES_BYTES]) {
     size_t used = 0;
     const cJSON *item;
     changes[0] = '\0';
@@ -175,9 +183,11 @@ static enum status compare_json(const cJSON *saved, const cJSON *now, char chang
         const char *old_value = cJSON_GetStringValue(old), *new_value = cJSON_GetStringValue(item);
         if (old_value == NULL || new_value == NULL || strcmp(old_value, new_value) == 0) continue;
         if (listed(key, fixed_keys, sizeof fixed_keys / sizeof fixed_keys[0])) {
-            return status_set(STATUS_CHECKPOINT, "%s is %s, but the checkpoint was made with %s: it cannot "
-                              "be continued so; set it back, or start a new run with another train.out",
-                              key, new_value, old_value);
+            return status_set(
+                STATUS_CHECKPOINT,
+                "%s is %s, but the checkpoint was made with %s: it cannot "
+                "be continued so; set it back, or start a new run with another train.out",
+                key, new_value, old_value);
         }
         if (listed(key, silent_keys, sizeof silent_keys / sizeof silent_keys[0])) continue;
         const int written = snprintf(changes + used, RUN_CHANGES_BYTES - used, "%s%s %s -> %s",
@@ -197,7 +207,8 @@ enum status run_state_compare(const struct config *saved, const struct config *n
     cJSON *old = config_to_json(&a);
     cJSON *new = config_to_json(&b);
     const enum status status = old == NULL || new == NULL
-                                   ? status_set(STATUS_MEMORY, "out of memory comparing configurations")
+                                   ? status_set(STATUS_MEMORY,
+                                                "out of memory comparing configurations")
                                    : compare_json(old, new, changes);
     cJSON_Delete(old);
     cJSON_Delete(new);

@@ -39,7 +39,8 @@ int32_t sampler_pick(const struct sampling *sampling, const float *logits, size_
     const float best = candidates[0].logit;
     size_t kept = sampling->top_k == 0 ? vocabulary : size_min(sampling->top_k, vocabulary);
     double total = 0.0;
-    for (size_t i = 0; i < kept; i++) total += weight_of(&candidates[i], best, sampling->temperature);
+    for (size_t i = 0; i < kept; i++)
+        total += weight_of(&candidates[i], best, sampling->temperature);
     if (sampling->top_p < 1.0) {
         double reached = 0.0;
         size_t nucleus = 0;
@@ -90,7 +91,8 @@ static void work_close(struct work *work) {
 }
 
 /* Brings the caches up to the last token but one, from the start if the context is full. */
-static enum status catch_up(struct gpt_generation *generation, const struct work *work, size_t *fed) {
+static enum status catch_up(struct gpt_generation *generation, const struct work *work,
+                            size_t *fed) {
     const size_t context = generation->gpt->config.context;
     if (generation->past == context || *fed == 0) {
         const size_t keep = work->length <= context ? work->length : size_max(1, context / 2);
@@ -113,8 +115,10 @@ static enum status next_logits(struct engine *engine, const struct work *work, s
     TRY(device_download(&engine->device, work->logits, logits.data, vocabulary * sizeof(float)));
     for (size_t i = 0; i < vocabulary; i++) {
         if (!isfinite(work->logits[i])) {
-            return status_set(STATUS_NUMERICS, "the logit of token %zu is %g: the weights are no usable "
-                              "model; use an earlier checkpoint", i, (double)work->logits[i]);
+            return status_set(STATUS_NUMERICS,
+                              "the logit of token %zu is %g: the weights are no usable "
+                              "model; use an earlier checkpoint",
+                              i, (double)work->logits[i]);
         }
     }
     return STATUS_OK;

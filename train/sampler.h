@@ -1,6 +1,7 @@
 /*
- * Text generation: the next token from logits, and whole continuations. Called by command_sample.c and by
- * trainer.c for samples inside a run. The same seed, prompt and weights give the same tokens.
+ * Text generation: the next token from logits, and whole continuations. Called by command_sample.c
+ * and by trainer.c for samples inside a run. The same seed, prompt and weights give the same
+ * tokens.
  */
 #ifndef DEEPWELL_TRAIN_SAMPLER_H_
 #define DEEPWELL_TRAIN_SAMPLER_H_
@@ -14,7 +15,7 @@ struct sampling {
     double temperature; /* 0: the most likely token, always */
     size_t top_k;       /* only the k most likely; 0: all */
     double top_p;       /* only the most likely that together reach this probability; 1: all
-                           (Holtzman et al., "The curious case of neural text degeneration", 2020) */
+                           (Holtzman et al., "The curious case of neural text degeneration") */
     uint64_t seed;
 };
 
@@ -26,8 +27,8 @@ struct candidate {
     int32_t token;
 };
 
-/* A token drawn from softmax(logits / temperature), cut by top_k and then top_p. `index` counts the draws of
- * a seed. Equal logits are taken in the order of their tokens. */
+/* A token drawn from softmax(logits / temperature), cut by top_k and then top_p. `index` counts the
+ * draws of a seed. Equal logits are taken in the order of their tokens. */
 int32_t sampler_pick(const struct sampling *sampling, const float *logits, size_t vocabulary,
                      uint64_t index, struct candidate *candidates);
 

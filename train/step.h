@@ -1,6 +1,6 @@
 /*
- * One optimizer step as operations on the device, without data, logs or files: what the trainer runs, bench
- * times and plan records.
+ * One optimizer step as operations on the device, without data, logs or files: what the trainer
+ * runs, bench times and plan records.
  *
  *   step_begin -> step_micro_batch (inputs and targets uploaded before each) ... -> step_update
  */
@@ -9,8 +9,8 @@
 
 #include "train/engine.h"
 
-/* Bounds of dynamic loss scaling. Below 1 a scale would only lose gradients; 2^24 is far beyond what FP16's
- * largest number leaves for any gradient worth scaling. */
+/* Bounds of dynamic loss scaling. Below 1 a scale would only lose gradients; 2^24 is far beyond
+ * what FP16's largest number leaves for any gradient worth scaling. */
 #define LOSS_SCALE_MIN 1.0f
 #define LOSS_SCALE_MAX 16777216.0f
 
@@ -22,7 +22,8 @@ int64_t step_tokens(const struct config *config);
 
 enum status step_begin(struct engine *engine);
 
-/* Forward and backward of the uploaded micro-batch; the first overwrites the gradients, the others add. */
+/* Forward and backward of the uploaded micro-batch; the first overwrites the gradients, the others
+ * add. */
 enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first);
 
 /* Gradient norm, decision, AdamW. */

@@ -18,8 +18,10 @@ int32_t end_of_text_token(size_t vocabulary) {
     return is_bytes(vocabulary) ? BYTE_END_OF_TEXT : (int32_t)vocabulary - 1;
 }
 
-/* Numbers separated by white space; there are at most as many as half the characters, rounded up. */
-static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t *tokens, size_t *count) {
+/* Numbers separated by white space; there are at most as many as half the characters, rounded
+ * up. */
+static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t *tokens,
+                                 size_t *count) {
     const char *at = prompt + strspn(prompt, " \t\n");
     *count = 0;
     while (*at != '\0') {
@@ -29,7 +31,8 @@ static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t 
         const bool separated = *end == '\0' || strchr(" \t\n", *end) != NULL;
         if (end == at || !separated || errno != 0 || value < 0 ||
             (unsigned long long)value >= vocabulary) {
-            return status_set(STATUS_CONFIG, "prompt: expected token numbers from 0 to %zu separated by "
+            return status_set(STATUS_CONFIG,
+                              "prompt: expected token numbers from 0 to %zu separated by "
                               "spaces (the model's vocabulary is not bytes), found \"%.20s\"",
                               vocabulary - 1, at);
         }
@@ -43,7 +46,8 @@ enum status prompt_tokens(const char *prompt, size_t vocabulary, int32_t **token
     const size_t bytes = strlen(prompt);
     int32_t *list = calloc(bytes + 1, sizeof *list);
     enum status status = STATUS_OK;
-    if (list == NULL) return status_set(STATUS_MEMORY, "out of memory for a prompt of %zu bytes", bytes);
+    if (list == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for a prompt of %zu bytes", bytes);
     if (is_bytes(vocabulary)) {
         byte_encode((const unsigned char *)prompt, bytes, list);
         *count = bytes;

@@ -30,12 +30,14 @@ static enum status train_step(struct trainer *t) {
         TRY(step_micro_batch(engine, &policy, micro == 0));
     }
     TRY(step_update(engine, t->config, &policy));
-    TRY(device_download(&engine->device, &t->state.control, engine->state, sizeof t->state.control));
+    TRY(device_download(&engine->device, &t->state.control, engine->state,
+                        sizeof t->state.control));
     t->state.step++;
     return STATUS_OK;
 }
 
-static struct step_record step_record(const struct trainer *t, double seconds, double waited_seconds) {
+static struct step_record step_record(const struct trainer *t, double seconds,
+                                      double waited_seconds) {
     const struct step_state *state = &t->state.control;
     const int64_t tokens = step_tokens(t->config);
     const double tflops = flops_tera_per_second(t->flops.total, (double)tokens, seconds);
@@ -57,9 +59,9 @@ static struct step_record step_record(const struct trainer *t, double seconds, d
     };
 }
 
-/* The step was not finite and not applied: goes on or stops, as train.nonfinite says. With dynamic loss
- * scaling an overflow of gradients above the smallest scale is the scaler's business; no scale mends a
- * loss that is not finite. */
+/* The step was not finite and not applied: goes on or stops, as train.nonfinite says. With dynamic
+ * loss scaling an overflow of gradients above the smallest scale is the scaler's business; no scale
+ * mends a loss that is not finite. */
 static enum status handle_nonfinite(struct trainer *t) {
     const struct step_state control = t->state.control;
     const struct config *c = t->config;
@@ -83,23 +85,27 @@ static enum status handle_nonfinite(struct trainer *t) {
     char what[EVENT_BYTES];
     snprintf(what, sizeof what, "the step after this is not finite: found first in %s", found.text);
     TRY(trainer_event(t, what));
-    return status_set(STATUS_NUMERICS, "step %lld on rank 0 is not finite (loss %g, gradient norm %g%s): "
-                      "found first in %s. %s Lower optimizer.learning_rate or optimizer.clip_norm, or set "
-                      "train.nonfinite = skip", (long long)step, (double)control.loss,
-                      (double)control.gradient_norm,
-                      too_many ? ", too many in a row (train.nonfinite_max)" : "", found.text,
-                      found.weights ? "The run can go on from its newest checkpoint only."
-                                    : "It was not applied, and the run is saved as it was before.");
+    return status_set(
+        STATUS_NUMERICS,
+        "step %lld on rank 0 is not finite (loss %g, gradient norm %g%s): "
+        "found first in %s. %s Lower optimizer.learning_rate or optimizer.clip_norm, or set "
+        "train.nonfinite = skip",
+        (long long)step, (double)control.loss, (double)control.gradient_norm,
+        too_many ? ", too many in a row (train.nonfinite_max)" : "", found.text,
+        found.weights ? "The run can go on from its newest checkpoint only."
+                      : "It was not applied, and the run is saved as it was before.");
 }
 
 /* Says and records that a step was not applied. */
 static enum status report_skip(struct trainer *t, const struct step_record *record) {
     char what[EVENT_BYTES];
     if (record->skip == SKIP_NONFINITE) {
-        snprintf(what, sizeof what, "step skipped: not finite (loss scale now %g)", record->loss_scale);
+        snprintf(what, sizeof what, "step skipped: not finite (loss scale now %g)",
+                 record->loss_scale);
     } else {
         const bool loss = record->skip == SKIP_LOSS_OUTLIER;
-        snprintf(what, sizeof what, "step skipped: its %s lies %.1f standard deviations above the last %d",
+        snprintf(what, sizeof what,
+                 "step skipped: its %s lies %.1f standard deviations above the last %d",
                  loss ? "loss" : "gradient norm", loss ? record->loss_z : record->norm_z,
                  OUTLIER_WINDOW);
     }
@@ -137,9 +143,10 @@ static enum status save_and_leave(struct trainer *t) {
     TRY(trainer_save(t));
     snprintf(what, sizeof what, "stopped by %s", signals_received());
     TRY(trainer_event(t, what));
-    return status_set(STATUS_INTERRUPTED, "stopped by %s after step %lld; saved in %s. The same command "
-                      "continues from there", signals_received(), (long long)t->state.step,
-                      t->config->train.out);
+    return status_set(STATUS_INTERRUPTED,
+                      "stopped by %s after step %lld; saved in %s. With train.resume = auto, the "
+                      "default, the same command continues from there",
+                      signals_received(), (long long)t->state.step, t->config->train.out);
 }
 
 /* The steps; whatever ends them, the caller closes the progress line. */

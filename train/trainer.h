@@ -1,9 +1,9 @@
 /*
  * A training run: the step, and the loop around it.
  *
- * Order of a step (train_step in trainer.c, step.h): batch -> forward, loss and backward of each micro-batch
- * -> gradient norm -> decide (overflow, clip, outlier) -> AdamW. Around it (trainer_run): log, validation,
- * sample, checkpoint, signals. Called by command_train.c.
+ * Order of a step (train_step in trainer.c, step.h): batch -> forward, loss and backward of each
+ * micro-batch -> gradient norm -> decide (overflow, clip, outlier) -> AdamW. Around it
+ * (trainer_run): log, validation, sample, checkpoint, signals. Called by command_train.c.
  */
 #ifndef DEEPWELL_TRAIN_TRAINER_H_
 #define DEEPWELL_TRAIN_TRAINER_H_
@@ -32,12 +32,13 @@ struct trainer {
     int64_t saved_step;            /* of the newest checkpoint; -1: none */
     int64_t validated_step;        /* -1: none */
     int64_t nonfinite_in_a_row;
-    char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
+    char
+        continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
     double finished_seconds;       /* clock when the last step ended */
 };
 
-/* Opens everything for `config` (checked before), continues from a checkpoint where train.resume says so,
- * and prints the header. `config` must outlive the trainer. */
+/* Opens everything for `config` (checked before), continues from a checkpoint where train.resume
+ * says so, and prints the header. `config` must outlive the trainer. */
 enum status trainer_open(struct trainer *trainer, const struct config *config);
 
 /* Steps until train.steps or a signal. STATUS_INTERRUPTED after a signal, with everything saved. */

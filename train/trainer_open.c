@@ -11,16 +11,19 @@ static void print_warning(const char *message) { printf("warning: %s\n", message
 
 static enum status open_data(struct trainer *t) {
     const struct config *c = t->config;
-    const size_t length = (size_t)config_sequence_length(c), vocabulary = (size_t)c->model.vocabulary;
+    const size_t length = (size_t)config_sequence_length(c),
+                 vocabulary = (size_t)c->model.vocabulary;
     if (c->data.train[0] == '\0') {
-        return status_set(STATUS_CONFIG, "data.train is not set: expected token shards, for example "
-                          "--data.train 'data/train*.bin' (`deepwell data prepare` makes them from text)");
+        return status_set(
+            STATUS_CONFIG,
+            "data.train is not set: expected token shards, for example "
+            "--data.train 'data/train*.bin' (`deepwell data prepare` makes them from text)");
     }
     TRY(dataset_open(&t->train_data, c->data.train, length, vocabulary, ORDER_SHUFFLED,
                      (uint64_t)c->train.seed));
     if (c->data.validation[0] == '\0') return STATUS_OK;
-    return dataset_open(&t->validation_data, c->data.validation, length, vocabulary, ORDER_SEQUENTIAL,
-                        (uint64_t)c->train.seed);
+    return dataset_open(&t->validation_data, c->data.validation, length, vocabulary,
+                        ORDER_SEQUENTIAL, (uint64_t)c->train.seed);
 }
 
 /* The state and the weights of a checkpoint, after comparing its configuration with this run's. */
@@ -31,20 +34,22 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
     TRY(run_state_compare(&saved, t->config, changes));
     TRY(run_state_from_json(checkpoint->state, &t->state));
     if (strcmp(t->state.fingerprint, t->train_data.fingerprint) != 0) {
-        return status_set(STATUS_CHECKPOINT, "data.train (%s) is not what the checkpoint was trained on: "
-                          "expected shards with fingerprint %s, found %s; give the same shards, or start "
-                          "a new run with another train.out", t->config->data.train,
-                          t->state.fingerprint, t->train_data.fingerprint);
+        return status_set(
+            STATUS_CHECKPOINT,
+            "data.train (%s) is not what the checkpoint was trained on: "
+            "expected shards with fingerprint %s, found %s; give the same shards, or start "
+            "a new run with another train.out",
+            t->config->data.train, t->state.fingerprint, t->train_data.fingerprint);
     }
     TRY(engine_load(&t->engine, checkpoint));
     struct step_state control = t->state.control;
     /* The scaler goes on where it was, unless the recipe that it served changed. */
     const bool scaling = config_loss_scaling(t->config);
     if (!scaling) control.loss_scale = 1.0f;
-    else if (!config_loss_scaling(&saved)) control.loss_scale = (float)t->config->precision.loss_scale;
+    else if (!config_loss_scaling(&saved))
+        control.loss_scale = (float)t->config->precision.loss_scale;
     t->state.control = control;
     TRY(device_upload(&t->engine.device, t->engine.state, &control, sizeof control));
-    t->saved_step = t->state.step;
     snprintf(t->continued, sizeof t->continued, "continuing %s%s%s", checkpoint->path,
              changes[0] != '\0' ? ", with changes: " : "", changes);
     return STATUS_OK;
@@ -58,16 +63,18 @@ static enum status resume_from(struct trainer *t, const char *path) {
     return status == STATUS_OK ? STATUS_OK : status_context(status, "%s", path);
 }
 
-/* A checkpoint given by name continues in train.out, which must hold nothing newer: its own checkpoints
- * would be mixed with those of another history. */
+/* A checkpoint given by name continues in train.out, which must hold nothing newer: its own
+ * checkpoints would be mixed with those of another history. */
 static enum status check_history(const struct trainer *t, const char *newest, bool found) {
     int64_t step = -1;
     const char *name = found ? strrchr(newest, '/') : NULL;
     if (name != NULL && sscanf(name, "/step_%ld", &step) == 1 && step > t->state.step) {
-        return status_set(STATUS_CHECKPOINT, "train.resume is a checkpoint of step %lld, but %s is newer: "
-                          "continue that one with --train.resume auto, choose another train.out, or "
-                          "remove what is newer",
-                          (long long)t->state.step, newest);
+        return status_set(
+            STATUS_CHECKPOINT,
+            "train.resume is a checkpoint of step %lld, but %s is newer: "
+            "continue that one with --train.resume auto, choose another train.out, or "
+            "remove what is newer",
+            (long long)t->state.step, newest);
     }
     return STATUS_OK;
 }
@@ -77,13 +84,20 @@ static enum status start_or_resume(struct trainer *t) {
     char newest[PATH_BYTES] = "";
     bool found = false;
     TRY(checkpoint_newest(c->train.out, newest, &found, print_warning));
-    if (strcmp(c->train.resume, "auto") == 0 && found) return resume_from(t, newest);
+    if (strcmp(c->train.resume, "auto") == 0 && found) {
+        TRY(resume_from(t, newest));
+        t->saved_step = t->state.step;
+        return STATUS_OK;
+    }
     if (strcmp(c->train.resume, "never") == 0 && found) {
-        return status_set(STATUS_CHECKPOINT, "train.resume is never, but %s holds checkpoints (%s): choose "
-                          "another train.out, or continue with --train.resume auto", c->train.out, newest);
+        return status_set(STATUS_CHECKPOINT,
+                          "train.resume is never, but %s holds checkpoints (%s): choose "
+                          "another train.out, or continue with --train.resume auto",
+                          c->train.out, newest);
     }
     if (strcmp(c->train.resume, "auto") == 0 || strcmp(c->train.resume, "never") == 0) {
-        snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s", t->train_data.fingerprint);
+        snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s",
+                 t->train_data.fingerprint);
         TRY(engine_initialise(&t->engine, c));
         return device_download(&t->engine.device, &t->state.control, t->engine.state,
                                sizeof t->state.control);
@@ -102,9 +116,9 @@ static enum status open_all(struct trainer *t) {
     const struct config *c = t->config;
     const unsigned validation = c->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
-    TRY(run_lock_acquire(&t->lock, c->train.out));
     TRY(open_data(t));
     TRY(engine_open(&t->engine, c, ENGINE_TRAIN | validation | generation, ENGINE_REAL));
+    TRY(run_lock_acquire(&t->lock, c->train.out)); /* makes the folder: after what may refuse */
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(start_or_resume(t));

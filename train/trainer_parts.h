@@ -9,7 +9,8 @@ enum { EVENT_BYTES = 512 };
 /* Something worth a line and an event record, at the present step. */
 enum status trainer_event(struct trainer *trainer, const char *what);
 
-/* Validation now: line and metrics record. Nothing without validation data, or if done for this step. */
+/* Validation now: line and metrics record. Nothing without validation data, or if done for this
+ * step. */
 enum status trainer_validate(struct trainer *trainer);
 
 /* A text sample now: lines and metrics record. */

@@ -29,14 +29,15 @@ enum status trainer_event(struct trainer *t, const char *what) {
 enum status trainer_validate(struct trainer *t) {
     struct validation result;
     if (t->validation_data.shards == NULL || t->validated_step == t->state.step) return STATUS_OK;
-    TRY(validation_run(&t->engine, &t->validation_data, (size_t)t->config->validation.sequences, &result));
+    TRY(validation_run(&t->engine, &t->validation_data, (size_t)t->config->validation.sequences,
+                       &result));
     t->validated_step = t->state.step;
     char bits[TEXT_BYTES] = "";
     if (isfinite(result.bits_per_byte)) {
         snprintf(bits, sizeof bits, ", %.4f bits a byte", result.bits_per_byte);
     }
-    progress_message(&t->progress, "step %lld  validation loss %.4f nats%s", (long long)t->state.step,
-                     result.loss, bits);
+    progress_message(&t->progress, "step %lld  validation loss %.4f nats%s",
+                     (long long)t->state.step, result.loss, bits);
     return metrics_validation(t->metrics, t->state.step, result.loss, result.bits_per_byte,
                               (int64_t)result.tokens);
 }
@@ -74,12 +75,14 @@ enum status trainer_sample(struct trainer *t) {
     TRY(prompt_tokens(c->prompt, vocabulary, &prompt, &request.prompt_count));
     request.prompt = prompt;
     sample.text = calloc(tokens + 1, TOKEN_TEXT_BYTES);
-    enum status status = sample.text == NULL ? status_set(STATUS_MEMORY, "out of memory for a sample")
-                                             : sampler_generate(&t->engine, &request);
+    enum status status = sample.text == NULL
+                             ? status_set(STATUS_MEMORY, "out of memory for a sample")
+                             : sampler_generate(&t->engine, &request);
     if (status == STATUS_OK) {
-        memcpy(sample.text + sample.used, token_printer_end(&sample.printer, rest), strlen(rest) + 1);
-        progress_message(&t->progress, "step %lld  sample: %s%s", (long long)t->state.step, c->prompt,
-                         sample.text);
+        memcpy(sample.text + sample.used, token_printer_end(&sample.printer, rest),
+               strlen(rest) + 1);
+        progress_message(&t->progress, "step %lld  sample: %s%s", (long long)t->state.step,
+                         c->prompt, sample.text);
         status = metrics_sample(t->metrics, t->state.step, c->prompt, sample.text);
     }
     free(sample.text);
@@ -123,7 +126,8 @@ enum status trainer_save(struct trainer *t) {
     if (status == STATUS_OK) status = save_mapped(t, host);
     for (size_t i = 0; i < 3; i++) {
         if (host[i] == NULL) continue;
-        const enum status unmapped = device_unmap(&engine->device, buffers[i], host[i], bytes, false);
+        const enum status unmapped = device_unmap(&engine->device, buffers[i], host[i], bytes,
+                                                  false);
         if (status == STATUS_OK) status = unmapped;
     }
     TRY(status);
@@ -166,9 +170,11 @@ void trainer_print_header(const struct trainer *t) {
     printf("deepwell %s\n", DEEPWELL_VERSION);
     printf("device      %s\n", t->engine.device.name);
     if (t->engine.device.note[0] != '\0') printf("            %s\n", t->engine.device.note);
-    printf("model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu: %s parameters\n",
-           model->layers, model->heads, model->width, model->context, model->vocabulary,
-           text_count(count, param_table_count(&t->engine.gpt.table)));
+    printf(
+        "model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu: "
+        "%s parameters\n",
+        model->layers, model->heads, model->width, model->context, model->vocabulary,
+        text_count(count, param_table_count(&t->engine.gpt.table)));
     const bool emulated = t->engine.dtype != DTYPE_F32 && t->engine.device.kind == DEVICE_CPU;
     printf("precision   %s%s\n", dtype_name(t->engine.dtype),
            emulated ? " (emulated: rounded on the CPU)" : "");
@@ -180,8 +186,9 @@ void trainer_print_header(const struct trainer *t) {
                text_count(tokens, t->validation_data.tokens));
     }
     printf("step        %lld sequences in %zu micro-batch%s of %zu: %s tokens; %lld steps\n",
-           (long long)c->train.batch, t->shape.micro_batches, t->shape.micro_batches == 1 ? "" : "es",
-           shape->batch, text_count(tokens, step_tokens), (long long)c->train.steps);
+           (long long)c->train.batch, t->shape.micro_batches,
+           t->shape.micro_batches == 1 ? "" : "es", shape->batch, text_count(tokens, step_tokens),
+           (long long)c->train.steps);
     printf("work        %s\n", flops_text(flops, &t->flops));
     printf("memory      %s (`deepwell plan` shows the parts)\n", text_bytes(bytes, memory));
     printf("run         %s, from step %lld\n", c->train.out, (long long)t->state.step);

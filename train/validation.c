@@ -15,11 +15,12 @@ struct buffers {
 };
 
 /* Fills rows [0, rows) with sequences from `first`; rows beyond are ignored by the loss. */
-static void fill(const struct dataset *dataset, const struct buffers *buffers, size_t first, size_t rows,
-                 size_t batch) {
+static void fill(const struct dataset *dataset, const struct buffers *buffers, size_t first,
+                 size_t rows, size_t batch) {
     const size_t length = dataset->sequence_length;
     for (size_t row = 0; row < batch; row++) {
-        int32_t *inputs = buffers->inputs + row * length, *targets = buffers->targets + row * length;
+        int32_t *inputs = buffers->inputs + row * length,
+                *targets = buffers->targets + row * length;
         if (row < rows) {
             dataset_sample(dataset, first + row, inputs, targets);
             continue;
@@ -47,7 +48,8 @@ static enum status run_batch(struct engine *engine, const struct buffers *buffer
 enum status validation_run(struct engine *engine, const struct dataset *dataset, size_t sequences,
                            struct validation *result) {
     const size_t batch = engine->evaluation.shape.batch, length = dataset->sequence_length;
-    const size_t wanted = sequences == 0 ? dataset->sequences : size_min(sequences, dataset->sequences);
+    const size_t wanted = sequences == 0 ? dataset->sequences
+                                         : size_min(sequences, dataset->sequences);
     enum status status = STATUS_OK;
     double sum = 0.0;
     const struct buffers buffers = {
@@ -56,7 +58,8 @@ enum status validation_run(struct engine *engine, const struct dataset *dataset,
         .losses = calloc(batch * length, sizeof(float)),
     };
     if (buffers.inputs == NULL || buffers.targets == NULL || buffers.losses == NULL) {
-        status = status_set(STATUS_MEMORY, "out of memory for a validation batch of %zu sequences", batch);
+        status = status_set(STATUS_MEMORY, "out of memory for a validation batch of %zu sequences",
+                            batch);
         goto cleanup;
     }
     for (size_t first = 0; first < wanted; first += batch) {

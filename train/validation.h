@@ -11,8 +11,9 @@ struct validation {
     size_t tokens;
 };
 
-/* The first `sequences` (0: all) of the dataset in file order, engine->evaluation.shape.batch at a time; the
- * same tokens every time. Fails with STATUS_INTERRUPTED between batches once a signal has come. */
+/* The first `sequences` (0: all) of the dataset in file order, engine->evaluation.shape.batch at a
+ * time; the same tokens every time. Fails with STATUS_INTERRUPTED between batches once a signal has
+ * come. */
 enum status validation_run(struct engine *engine, const struct dataset *dataset, size_t sequences,
                            struct validation *result);
 

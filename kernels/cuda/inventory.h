@@ -1,6 +1,6 @@
 /*
- * The CUDA devices of this machine, for `deepwell probe`: what is there, or why nothing is. The same
- * header serves a build with CUDA (inventory.cu) and one without (inventory_absent.c).
+ * The CUDA devices of this machine, for `deepwell probe`: what is there, or why nothing is. The
+ * same header serves a build with CUDA (inventory.cu) and one without (inventory_absent.c).
  */
 #ifndef DEEPWELL_KERNELS_CUDA_INVENTORY_H_
 #define DEEPWELL_KERNELS_CUDA_INVENTORY_H_
@@ -31,7 +31,7 @@ struct cuda_device_info {
     int clock_mhz; /* the highest SM clock */
     size_t memory_total_bytes;
     size_t memory_free_bytes; /* 0 if `problem` is not empty */
-    char problem[160];        /* why the device cannot be used now (busy, exclusive mode); "" if it can */
+    char problem[160];        /* why it cannot be used now (busy, exclusive); "" if it can */
 };
 
 struct cuda_inventory {

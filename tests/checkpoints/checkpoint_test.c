@@ -132,7 +132,7 @@ static void every_other_length_is_found(void **unused) {
     assert_int_equal(fixture_expect_newest(&fixture), 2);
     fixture_path(&fixture, 2, "extra.txt", path);
     test_write_file(path, "x", 1);
-    /* What somebody laid beside the files (a tokenizer, a note) is nobody's loss and is not read. */
+    /* What somebody laid beside the files (a tokenizer, a note) is not read. */
     assert_int_equal(fixture_expect_newest(&fixture), 2);
     fixture_close(&fixture);
 }

@@ -15,11 +15,13 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "base/checked.h"
 #include "base/clock.h"
 #include "base/random.h"
 
 enum { FILE_BYTES_MAX = 1 << 26, SENTENCES = 160, WORDS = 12 };
-#define DEADLINE_SECONDS 60.0 /* a run takes a tenth of a second; sanitized, on a busy machine, more */
+#define DEADLINE_SECONDS \
+    60.0 /* a run takes a tenth of a second; sanitized, on a busy machine, more */
 
 static char binary[PATH_MAX], root[PATH_MAX - 64];
 static int processes, tests_entered;
@@ -29,7 +31,7 @@ static const char tiny_config[] =
     "device = cpu\nthreads = 2\n"
     "[model]\nlayers = 2\nheads = 2\nwidth = 16\ncontext = 16\nvocabulary = 256\n"
     "[data]\ntrain = ../data/train.bin\nvalidation = ../data/validation.bin\n"
-    "[train]\nout = run\nsteps = 16\nbatch = 4\nmicro_batch = 4\n"
+    "[train]\nout = run\nsteps = 16\nbatch = 4\nmicro_batch = 4\nlog_every = 1\n"
     "[optimizer]\nlearning_rate = 3e-3\nwarmup_steps = 4\n"
     "[precision]\nrecipe = fp32\n"
     "[checkpoint]\nevery = 5\n"
@@ -37,9 +39,10 @@ static const char tiny_config[] =
 
 /* Sentences of random words, some of which are not ASCII. */
 static void write_text(const char *path) {
-    static const char *const words[] = {"the", "step", "and", "loss", "of", "small", "model", "falls",
-                                        "when", "weights", "move", "along", "caf\xC3\xA9",
-                                        "\xCE\xB1\xCE\xB2", "gradient", "\xE2\x82\xAC"};
+    static const char *const words[] =
+        {"the",      "step",        "and",     "loss", "of",    "small",       "model",
+         "falls",    "when",        "weights", "move", "along", "caf\xC3\xA9", "\xCE\xB1\xCE\xB2",
+         "gradient", "\xE2\x82\xAC"};
     FILE *file = fopen(path, "w");
     assert_non_null(file);
     for (uint64_t i = 0; i < SENTENCES * WORDS; i++) {
@@ -103,7 +106,8 @@ static void become(const struct unusual *unusual, int number, char **argv) {
     const int out = unusual->out_file != 0 ? unusual->out_file : open(path, flags, 0666);
     output_path(path, "err", number);
     const int err = open(path, flags, 0666);
-    if (out < 0 || err < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0) _exit(127);
+    if (out < 0 || err < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
+        _exit(127);
     if (unusual->file_bytes_max > 0) {
         const struct rlimit limit = {unusual->file_bytes_max, unusual->file_bytes_max};
         if (setrlimit(RLIMIT_FSIZE, &limit) != 0 || signal(SIGXFSZ, SIG_IGN) == SIG_ERR) _exit(127);
@@ -127,19 +131,46 @@ static struct process start_line(const struct unusual *unusual, char *line) {
     return process;
 }
 
-#define FORMAT_LINE(line, format)                                             \
-    do {                                                                      \
-        va_list arguments_;                                                   \
-        va_start(arguments_, format);                                         \
-        const int bytes_ = vsnprintf(line, sizeof line, format, arguments_);  \
-        va_end(arguments_);                                                   \
-        assert_in_range(bytes_, 0, (int)sizeof line - 1);                     \
+#define FORMAT_LINE(line, format)                                            \
+    do {                                                                     \
+        va_list arguments_;                                                  \
+        va_start(arguments_, format);                                        \
+        const int bytes_ = vsnprintf(line, sizeof line, format, arguments_); \
+        va_end(arguments_);                                                  \
+        assert_in_range(bytes_, 0, (int)sizeof line - 1);                    \
     } while (0)
 
 struct process e2e_start(const struct unusual *unusual, const char *format, ...) {
     char line[E2E_LINE_BYTES];
     FORMAT_LINE(line, format);
     return start_line(unusual, line);
+}
+
+struct stalled e2e_stall(const char *until, const char *format, ...) {
+    enum { PIPE_BYTES = 4096, BITE_BYTES = 64 }; /* bites, so as not to make room for more */
+    char line[E2E_LINE_BYTES], text[PIPE_BYTES + 1] = "";
+    int ends[2];
+    FORMAT_LINE(line, format);
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    assert_true(fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES) >= 0);
+    const struct unusual unusual = {.out_file = ends[1]};
+    const struct stalled stalled = {start_line(&unusual, line), ends[0]};
+    close(ends[1]);
+    for (size_t used = 0; strstr(text, until) == NULL;) {
+        const ssize_t got = read(ends[0], text + used,
+                                 size_min(BITE_BYTES, sizeof text - 1 - used));
+        if (got <= 0) fail_msg("expected \"%s\" in the first page of: %s", until, text);
+        used += (size_t)got;
+        text[used] = '\0';
+    }
+    return stalled;
+}
+
+const struct outcome *e2e_release(const struct stalled *stalled) {
+    char text[4096];
+    while (read(stalled->output, text, sizeof text) > 0) continue;
+    close(stalled->output);
+    return e2e_wait(&stalled->process);
 }
 
 /* Waits for the end; kills what is not over in time. */
@@ -278,7 +309,8 @@ void e2e_assert_same_tree(const char *folder, const char *expected) {
 
 char *e2e_read(const char *path, size_t *bytes) {
     char *text = NULL;
-    if (file_read(path, FILE_BYTES_MAX, &text, bytes) != STATUS_OK) fail_msg("%s", status_message());
+    if (file_read(path, FILE_BYTES_MAX, &text, bytes) != STATUS_OK)
+        fail_msg("%s", status_message());
     return text;
 }
 
@@ -294,8 +326,9 @@ void e2e_assert_same_file(const char *a, const char *b) {
     char *a_data = e2e_read(a, &a_bytes), *b_data = e2e_read(b, &b_bytes);
     while (same < a_bytes && same < b_bytes && a_data[same] == b_data[same]) same++;
     if (a_bytes != b_bytes || same != a_bytes) {
-        fail_msg("%s (%zu bytes) and %s (%zu bytes) differ from byte %zu on: \"%.40s\" and \"%.40s\"", a,
-                 a_bytes, b, b_bytes, same, a_data + same, b_data + same);
+        fail_msg(
+            "%s (%zu bytes) and %s (%zu bytes) differ from byte %zu on: \"%.40s\" and \"%.40s\"", a,
+            a_bytes, b, b_bytes, same, a_data + same, b_data + same);
     }
     free(a_data);
     free(b_data);
@@ -321,7 +354,8 @@ cJSON *e2e_metrics(const char *run) {
 const cJSON *e2e_record(const cJSON *metrics, const char *kind, size_t i) {
     const cJSON *record = NULL;
     cJSON_ArrayForEach(record, metrics) {
-        const char *found = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(record, "record"));
+        const char *found = cJSON_GetStringValue(
+            cJSON_GetObjectItemCaseSensitive(record, "record"));
         assert_non_null(found);
         if (strcmp(found, kind) == 0 && i-- == 0) return record;
     }
@@ -337,9 +371,11 @@ double e2e_number(const cJSON *record, const char *name) {
 void e2e_assert_steps(const char *run, int64_t steps) {
     cJSON *metrics = e2e_metrics(run);
     int64_t seen = 0;
-    for (const cJSON *record; (record = e2e_record(metrics, "step", (size_t)seen)) != NULL; seen++) {
+    for (const cJSON *record; (record = e2e_record(metrics, "step", (size_t)seen)) != NULL;
+         seen++) {
         const double step = e2e_number(record, "step");
-        if (step != (double)(seen + 1)) fail_msg("line %lld has step %g", (long long)seen + 1, step);
+        if (step != (double)(seen + 1))
+            fail_msg("line %lld has step %g", (long long)seen + 1, step);
     }
     assert_int_equal(seen, steps);
     cJSON_Delete(metrics);

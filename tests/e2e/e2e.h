@@ -33,9 +33,9 @@ enum { E2E_STEPS = 16, E2E_ARGUMENTS_MAX = 40, E2E_LINE_BYTES = 2048 };
 
 /* How a run ended. The texts stay until the next e2e_wait(). */
 struct outcome {
-    int code;         /* the exit code, or 128 + the signal that ended it, as a shell counts */
-    const char *out;  /* standard output; may hold any bytes, and a NUL ends it */
-    const char *err;  /* standard error */
+    int code;        /* the exit code, or 128 + the signal that ended it, as a shell counts */
+    const char *out; /* standard output; may hold any bytes, and a NUL ends it */
+    const char *err; /* standard error */
     size_t out_bytes;
     double seconds;
 };
@@ -55,7 +55,7 @@ struct unusual {
 
 /* The main program's: takes the path of deepwell from the command line, runs the tests, tidies up.
  * Returns what main() should. */
-#define E2E_MAIN(argc, argv, tests)                                               \
+#define E2E_MAIN(argc, argv, tests) \
     (e2e_open(argc, argv) ? e2e_close(cmocka_run_group_tests(tests, NULL, NULL)) : 1)
 #define E2E_TEST(name) cmocka_unit_test_setup_teardown(name, e2e_enter, e2e_leave)
 bool e2e_open(int argc, char **argv);
@@ -67,14 +67,24 @@ int e2e_leave(void **state);
 
 /* `deepwell LINE`, cut at its spaces. Fails the test if it does not end in time. */
 const struct outcome *e2e_run(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* The same, and it must end with this code; its standard error must hold each of the words, which '|'
- * separates. */
+/* The same, and it must end with this code; its standard error must hold each of the words, which
+ * '|' separates. */
 const struct outcome *e2e_expect(int code, const char *words, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 struct process e2e_start(const struct unusual *unusual, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 const struct outcome *e2e_wait(const struct process *process);
+
+/* A run that stands still in its midst, whatever the machine's speed: it prints more lines than fit
+ * into a pipe of one page, and nobody reads on once `until` was seen, up to e2e_release(). */
+struct stalled {
+    struct process process;
+    int output;
+};
+struct stalled e2e_stall(const char *until, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+const struct outcome *e2e_release(const struct stalled *stalled);
 
 void e2e_sleep(double seconds);
 

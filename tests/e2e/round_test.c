@@ -1,8 +1,9 @@
 /*
- * From text to a trained model and back to text, as a user goes: prepare, train, eval, sample, plan.
+ * From text to a trained model and back to text, as a user goes: prepare, train, eval, sample,
+ * plan.
  *
- * Oracles: the program's own numbers said twice (validation line and eval, header and plan, shard and
- * text); bit equality of two identical runs, of recomputation on and off; the closed forms of
+ * Oracles: the program's own numbers said twice (validation line and eval, header and plan, shard
+ * and text); bit equality of two identical runs, of recomputation on and off; the closed forms of
  * train/schedule.h; UTF-8's definition (RFC 3629) by train/encode.h; the kernel's count of resident
  * memory against the plan.
  */
@@ -39,7 +40,8 @@ static void eval_repeats_the_last_validation(void **state) {
 
 /* The text of a sample; release with free(). */
 static char *sample(const char *options) {
-    const struct outcome *outcome = e2e_expect(0, "", "sample run --prompt the --tokens 120 %s", options);
+    const struct outcome *outcome = e2e_expect(0, "", "sample run --prompt the --tokens 120 %s",
+                                               options);
     assert_int_equal(strlen(outcome->out), outcome->out_bytes); /* no NUL among them */
     for (size_t i = 0; i < outcome->out_bytes;) {
         const size_t length = utf8_sequence(outcome->out + i, outcome->out_bytes - i);
@@ -56,7 +58,8 @@ static void samples_depend_on_their_seed(void **state) {
     char *first = sample("--seed 7"), *again = sample("--seed 7"), *other = sample("--seed 8");
     assert_string_equal(first, again);
     assert_string_not_equal(first, other);
-    char *likely = sample("--temperature 0 --seed 7"), *likely_too = sample("--temperature 0 --seed 8");
+    char *likely = sample("--temperature 0 --seed 7"),
+         *likely_too = sample("--temperature 0 --seed 8");
     assert_string_equal(likely, likely_too);
     assert_string_not_equal(likely, first);
     char *const texts[] = {first, again, other, likely, likely_too};
@@ -106,21 +109,27 @@ static void recomputation_changes_no_bit(void **state) {
     e2e_expect(0, "", "train ../tiny.conf --train.out none --precision.recipe bf16");
     for (size_t i = 0; i < 2; i++) {
         char path[PATH_BYTES];
-        e2e_expect(0, "", "train ../tiny.conf --train.out %s --train.recompute %s "
-                          "--precision.recipe bf16", kinds[i], kinds[i]);
+        e2e_expect(0, "",
+                   "train ../tiny.conf --train.out %s --train.recompute %s "
+                   "--precision.recipe bf16",
+                   kinds[i], kinds[i]);
         snprintf(path, sizeof path, "%s/step_00000016/model.safetensors", kinds[i]);
         e2e_assert_same_file("none/step_00000016/model.safetensors", path);
     }
 }
 
 /*
- * The same sequences in other micro-batches: the same sums in another order. Adam's update of a weight
- * with gradient g that is off by d is off by at most lr d / |g|, which moves the loss by |g| times
- * that, lr d; over N weights, lr N d. A gradient is a sum over 64 tokens, so d is about
+ * The same sequences in other micro-batches: the same sums in another order. Adam's update of a
+ * weight with gradient g that is off by d is off by at most lr d / |g|, which moves the loss by |g|
+ * times that, lr d; over N weights, lr N d. A gradient is a sum over 64 tokens, so d is about
  * sqrt(64) 2^-24 of its size, and sizes are about norm / sqrt(N). With N = 10,944, lr <= 3e-3 and
  * norms <= 2: 3e-3 sqrt(10,944) 2 * 8 * 2^-24 = 3e-7 a step, and a step inherits the differences of
- * those before it, whose gradients differ too: 16^2 / 2 * 3e-7 = 4e-5. A mean loss itself is rounded
- * to 2^-22 (it lies below 8), which is less.
+ * those before it, whose gradients differ too: 16^2 / 2 * 3e-7 = 4e-5. A mean loss itself is
+ * rounded to 2^-22 (it lies below 8), which is less.
+ *
+ * Losses alone would hide a wrong scale of the gradients, to which clipping and Adam are blind: in
+ * the first step, where the weights are still the same, the norm is that sum's, off by 8 * 2^-24 of
+ * itself.
  */
 static void accumulation_is_the_same_sum(void **state) {
     (void)state;
@@ -129,10 +138,12 @@ static void accumulation_is_the_same_sum(void **state) {
     for (int micro = 1; micro <= 2; micro++) {
         char run[32];
         snprintf(run, sizeof run, "micro%d", micro);
-        const struct outcome *outcome = e2e_expect(0, "", "train ../tiny.conf --train.out %s "
-                                                   "--train.micro_batch %d --checkpoint.every 0", run,
-                                                   micro);
-        e2e_assert_words(run, outcome->out, micro == 1 ? "4 micro-batches of 1" : "2 micro-batches of 2");
+        const struct outcome *outcome = e2e_expect(0, "",
+                                                   "train ../tiny.conf --train.out %s "
+                                                   "--train.micro_batch %d --checkpoint.every 0",
+                                                   run, micro);
+        e2e_assert_words(run, outcome->out,
+                         micro == 1 ? "4 micro-batches of 1" : "2 micro-batches of 2");
         cJSON *whole = e2e_metrics("whole"), *parts = e2e_metrics(run);
         double worst = 0.0;
         for (size_t i = 0; i < E2E_STEPS; i++) {
@@ -143,6 +154,9 @@ static void accumulation_is_the_same_sum(void **state) {
         print_message("  micro-batch %d: losses differ by at most %.2g, bound %.2g\n", micro, worst,
                       bound);
         assert_true(worst <= bound);
+        const double ratio = e2e_number(e2e_record(parts, "step", 0), "gradient_norm") /
+                             e2e_number(e2e_record(whole, "step", 0), "gradient_norm");
+        assert_true(fabs(ratio - 1.0) <= 8 * 0x1p-24);
         cJSON_Delete(whole);
         cJSON_Delete(parts);
     }
@@ -159,9 +173,10 @@ static void metrics_follow_the_schedule(void **state) {
     };
     for (size_t i = 0; i < 2; i++) {
         const struct schedule *schedule = &cases[i].schedule;
-        e2e_expect(0, "", "train ../tiny.conf --train.out %s --optimizer.schedule %s "
-                          "--optimizer.decay_steps %lld --optimizer.final_fraction 0.1", cases[i].name,
-                   cases[i].name, (long long)schedule->decay_steps);
+        e2e_expect(0, "",
+                   "train ../tiny.conf --train.out %s --optimizer.schedule %s "
+                   "--optimizer.decay_steps %lld --optimizer.final_fraction 0.1",
+                   cases[i].name, cases[i].name, (long long)schedule->decay_steps);
         cJSON *metrics = e2e_metrics(cases[i].name);
         for (int64_t step = 0; step < E2E_STEPS; step++) {
             const cJSON *record = e2e_record(metrics, "step", (size_t)step);
@@ -212,10 +227,11 @@ static void plan_counts_what_the_run_counts(void **state) {
  */
 static void plan_tells_the_memory(void **state) {
     (void)state;
-    static const char model[] = "--device cpu --threads 2 --model.layers 3 --model.heads 4 --model.width "
-                                "384 --model.context 64 --model.vocabulary 512 --train.batch 8 "
-                                "--train.micro_batch 8 --precision.recipe fp32 --data.train= "
-                                "--data.validation= --train.steps 9 --optimizer.warmup_steps 0";
+    static const char model[] =
+        "--device cpu --threads 2 --model.layers 3 --model.heads 4 --model.width "
+        "384 --model.context 64 --model.vocabulary 512 --train.batch 8 "
+        "--train.micro_batch 8 --precision.recipe fp32 --data.train= "
+        "--data.validation= --train.steps 9 --optimizer.warmup_steps 0";
     if (E2E_SANITIZED) skip(); /* its shadow memory is in the count */
     const struct outcome *plan = e2e_expect(0, "", "plan %s", model);
     const double planned = bytes_of(e2e_value(plan->out, "\n  together"));
@@ -223,8 +239,8 @@ static void plan_tells_the_memory(void **state) {
     const double beside = bytes_of(e2e_value(empty->out, "\nmemory"));
     const struct outcome *bench = e2e_expect(0, "", "bench step %s --steps 1 --warmup 1", model);
     const double peak = bytes_of(e2e_value(bench->out, "\nmemory")) - beside;
-    print_message("  planned %.1f MB, measured %.1f MB beside %.1f MB of a tiny model\n", planned * 1e-6,
-                  peak * 1e-6, beside * 1e-6);
+    print_message("  planned %.1f MB, measured %.1f MB beside %.1f MB of a tiny model\n",
+                  planned * 1e-6, peak * 1e-6, beside * 1e-6);
     assert_true(planned > 100e6);
     assert_true(fabs(peak / planned - 1.0) < 0.1);
 }

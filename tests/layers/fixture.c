@@ -3,8 +3,8 @@
 
 enum { THREADS = 2 };
 
-/* Norm scales around 1; embeddings large enough that positions and tokens differ clearly; the rest such
- * that a sum of 24 products of normed numbers is of order 1. */
+/* Norm scales around 1; embeddings large enough that positions and tokens differ clearly; the
+ * rest such that a sum of 24 products of normed numbers is of order 1. */
 static void fill_param(const struct param *param, size_t row, float *values) {
     const bool scale = param->role == ROLE_NORM && strstr(param->name, ".weight") != NULL;
     const bool embedding = param->role == ROLE_EMBEDDING || param->role == ROLE_POSITION;
@@ -22,7 +22,9 @@ static void fill_weights(struct model *model, enum dtype dtype) {
         fill_param(&table->params[i], i, model->masters + table->params[i].offset);
     }
     model->weights = filled_tensor(dtype, 1, table->elements, 0.0);
-    for (size_t i = 0; i < table->elements; i++) value_set(model->weights, i, (double)model->masters[i]);
+    for (size_t i = 0; i < table->elements; i++) {
+        value_set(model->weights, i, (double)model->masters[i]);
+    }
 }
 
 void model_open(struct model *model, const struct gpt_training_shape *shape) {
@@ -38,7 +40,8 @@ void model_open(struct model *model, const struct gpt_training_shape *shape) {
     EXPECT_OK(gpt_training_open(&model->training, &model->gpt, &model->device, shape, &measured));
     gpt_training_close(&model->training);
     EXPECT_OK(arena_open(&model->arena, "activations", &model->device, measured.used_bytes));
-    EXPECT_OK(gpt_training_open(&model->training, &model->gpt, &model->device, shape, &model->arena));
+    EXPECT_OK(
+        gpt_training_open(&model->training, &model->gpt, &model->device, shape, &model->arena));
     model_upload(model, 0);
 }
 
@@ -53,8 +56,9 @@ void model_close(struct model *model) {
 }
 
 int32_t stream_token(size_t n) {
-    return n < VOCABULARY ? (int32_t)(n * 5 % VOCABULARY) /* 5 and 37 have no common factor: all of them */
-                          : (int32_t)(random_uniform(99, RANDOM_TEST, n) * VOCABULARY);
+    /* 5 and 37 have no common factor: all of them */
+    if (n < VOCABULARY) return (int32_t)(n * 5 % VOCABULARY);
+    return (int32_t)(random_uniform(99, RANDOM_TEST, n) * VOCABULARY);
 }
 
 void stream_sequence(size_t s, int32_t *inputs, int32_t *targets) {
@@ -73,7 +77,9 @@ void model_upload(struct model *model, size_t first) {
 
 void model_run(struct model *model, float scale, bool accumulate) {
     const struct gpt_gradient_request request = {
-        .gradient_scale = 1.0f / (float)model->tokens, .loss_scale = &scale, .accumulate = accumulate,
+        .gradient_scale = 1.0f / (float)model->tokens,
+        .loss_scale = &scale,
+        .accumulate = accumulate,
     };
     EXPECT_OK(gpt_forward_backward(&model->training, &request));
 }

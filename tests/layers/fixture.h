@@ -1,6 +1,6 @@
 /*
- * A small GPT with random weights, memory and tokens for the tests in this folder. No size is round:
- * width 24 in 3 heads, context 9, vocabulary 37 (padded to 128), sequences of 7.
+ * A small GPT with random weights, memory and tokens for the tests in this folder. No size is
+ * round: width 24 in 3 heads, context 9, vocabulary 37 (padded to 128), sequences of 7.
  */
 #ifndef DEEPWELL_TESTS_LAYERS_FIXTURE_H_
 #define DEEPWELL_TESTS_LAYERS_FIXTURE_H_

@@ -2,13 +2,13 @@
  * Losses, logits and every gradient of a GPT of two blocks in FP32.
  * Oracle: the FP64 forward pass of reference.c on the same numbers, and its central differences.
  *
- * Tolerance. A sum of K products errs by about 2^-24 sqrt(K / 3) of the size of its partial sums when
- * roundings are independent (each is uniform, so its variance is a third of the largest squared), and s
- * such results one behind the other by sqrt(s) times that. Four standard deviations of it are
- * 4 / sqrt(12) sqrt(s K) = 1.2 sqrt(s K) units of 2^-23. As `size` of a tensor's partial sums its largest
- * number is taken. Forward, a logit has s = 2 blocks * 8 results + 3 behind it, a gradient of the first
- * block twice as many; K is at most 4 C = 96 in a dot product. A directional derivative along d sums
- * errors that are independent: their root of squares.
+ * Tolerance. A sum of K products errs by about 2^-24 sqrt(K / 3) of the size of its partial sums
+ * when roundings are independent (each is uniform, so its variance is a third of the largest
+ * squared), and s such results one behind the other by sqrt(s) times that. Four standard deviations
+ * of it are 4 / sqrt(12) sqrt(s K) = 1.2 sqrt(s K) units of 2^-23. As `size` of a tensor's partial
+ * sums its largest number is taken. Forward, a logit has s = 2 blocks * 8 results + 3 behind it, a
+ * gradient of the first block twice as many; K is at most 4 C = 96 in a dot product. A directional
+ * derivative along d sums errors that are independent: their root of squares.
  */
 #include "tests/layers/fixture.h"
 #include "tests/layers/reference.h"
@@ -87,11 +87,14 @@ static void test_losses(void **state) {
     mean_loss(&problem);
 
     double size = 0.0;
-    for (size_t i = 0; i < model.tokens * VOCABULARY; i++) size = fmax(size, fabs(problem.logits[i]));
+    for (size_t i = 0; i < model.tokens * VOCABULARY; i++) {
+        size = fmax(size, fabs(problem.logits[i]));
+    }
     struct comparison logits = {.what = "logit"}, losses = {.what = "loss"};
     for (size_t n = 0; n < model.tokens; n++) {
         for (size_t v = 0; v < VOCABULARY; v++) {
-            compare(&logits, n * VOCABULARY + v, value_at(model.training.loss.logits, n * columns + v),
+            compare(&logits, n * VOCABULARY + v,
+                    value_at(model.training.loss.logits, n * columns + v),
                     problem.logits[n * VOCABULARY + v], tolerance(FORWARD_RESULTS, size));
         }
         /* log-sum-exp and the target's logit move by as much as the logits at most */
@@ -123,7 +126,8 @@ static void test_gradient_elements(void **state) {
         for (size_t i = 0; i < SAMPLES; i++) {
             const size_t at = i == 0 ? 0 : i == 1 ? count - 1
                               : (size_t)(random_uniform(row, RANDOM_TEST, i) * (float)count);
-            const double slope = reference_slope(&problem.flat[param->offset + at], mean_loss, &problem);
+            const double slope =
+                reference_slope(&problem.flat[param->offset + at], mean_loss, &problem);
             compare(&c, at, (double)gradient[at], slope, absolute);
         }
         compare_end(&c);
@@ -146,7 +150,8 @@ static void test_directional_derivative(void **state) {
         for (size_t row = 0; row < table->length; row++) {
             const struct param *param = &table->params[row];
             const float *gradient = model.gradients + param->offset;
-            const double absolute = tolerance(BACKWARD_RESULTS, largest(gradient, param_count(param)));
+            const double absolute =
+                tolerance(BACKWARD_RESULTS, largest(gradient, param_count(param)));
             for (size_t i = 0; i < param_count(param); i++) {
                 const double d = kind == 0 ? (double)random_normal(50 + row, RANDOM_TEST, i) * 0.01
                                            : (double)gradient[i];

@@ -1,6 +1,6 @@
 /*
- * GPT-2's tensor table, its shapes and its binding. Oracles: the published parameter counts; Hugging Face's
- * names of GPT2LMHeadModel written out for one layer; closed forms.
+ * GPT-2's tensor table, its shapes and its binding. Oracles: the published parameter counts;
+ * Hugging Face's names of GPT2LMHeadModel written out for one layer; closed forms.
  */
 #include "tests/layers/fixture.h"
 
@@ -33,7 +33,8 @@ static void test_published_counts(void **state) {
 static void test_names(void **state) {
     (void)state;
     struct gpt gpt;
-    const struct gpt_config config = {.layers = 12, .heads = 1, .width = 2, .context = 3, .vocabulary = 4};
+    const struct gpt_config config = {
+        .layers = 12, .heads = 1, .width = 2, .context = 3, .vocabulary = 4};
     EXPECT_OK(gpt_open(&gpt, &config, 0));
     for (size_t i = 0; i < gpt.table.length; i++) {
         for (size_t j = 0; j < i; j++) {
@@ -104,7 +105,8 @@ static void test_decay_roles(void **state) {
     }
 }
 
-/* GPT-2's: 0.02 for every matrix, 1 / sqrt(2 layers) of it where a branch joins the residual stream. */
+/* GPT-2's: 0.02 for every matrix, 1 / sqrt(2 layers) of it where a branch joins the residual
+ * stream. */
 static void test_initial_values(void **state) {
     (void)state;
     struct gpt gpt;
@@ -151,8 +153,8 @@ static void test_refused_shapes(void **state) {
     }
 }
 
-/* Padding must stay zero, or it would take part in nothing but grow: an optimizer step with weight decay
- * on everything, after a backward pass. */
+/* Padding must stay zero, or it would take part in nothing but grow: an optimizer step with
+ * weight decay on everything, after a backward pass. */
 static void test_padding_stays_zero(void **state) {
     (void)state;
     struct model model;
@@ -160,7 +162,7 @@ static void test_padding_stays_zero(void **state) {
     const size_t elements = model.gpt.table.elements;
     struct tensor moments1 = filled_tensor(DTYPE_F32, 1, elements, 0.0);
     struct tensor moments2 = filled_tensor(DTYPE_F32, 1, elements, 0.0);
-    memset(model.gradients, 0, elements * sizeof(float)); /* as the arena gives them: gaps are zero */
+    memset(model.gradients, 0, elements * sizeof(float)); /* gaps are zero, as in an arena */
     for (int step = 1; step <= 3; step++) {
         const struct step_state control = {.learning_rate = 0.1f, .gradient_multiplier = 1.0f,
                                            .updates = step};
@@ -209,10 +211,12 @@ static void test_binding(void **state) {
         {"block.1.norm1.bias", block->norm1.bias, block->norm1.bias_gradient},
         {"block.1.attention.qkv.weight", block->attention.qkv.weight,
          block->attention.qkv.weight_gradient},
-        {"block.1.attention.qkv.bias", block->attention.qkv.bias, block->attention.qkv.bias_gradient},
+        {"block.1.attention.qkv.bias", block->attention.qkv.bias,
+         block->attention.qkv.bias_gradient},
         {"block.1.attention.projection.weight", block->attention.projection.weight,
          block->attention.projection.weight_gradient},
-        {"block.1.attention.projection.bias", block->attention_bias, block->attention_bias_gradient},
+        {"block.1.attention.projection.bias", block->attention_bias,
+         block->attention_bias_gradient},
         {"block.1.norm2.weight", block->norm2.weight, block->norm2.weight_gradient},
         {"block.1.norm2.bias", block->norm2.bias, block->norm2.bias_gradient},
         {"block.1.mlp.fc.weight", block->mlp.fc.weight, block->mlp.fc.weight_gradient},

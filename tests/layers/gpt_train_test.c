@@ -1,10 +1,11 @@
 /*
- * What must not change a GPT's losses and gradients: recomputation, micro-batches, chunks of logits, and
- * leaving the backward pass out; and the activations' memory and observer.
+ * What must not change a GPT's losses and gradients: recomputation, micro-batches, chunks of
+ * logits, and leaving the backward pass out; and the activations' memory and observer.
  *
- * Oracle: bit equality where the same operations run on the same numbers. Where sums are taken in another
- * order, both sides err as derived in gpt_gradient_test.c (1.2 sqrt(s K) 2^-23 of a tensor's largest
- * number), so they differ by twice that at most; a sum over M micro-batches adds M results to s.
+ * Oracle: bit equality where the same operations run on the same numbers. Where sums are taken in
+ * another order, both sides err as derived in gpt_gradient_test.c (1.2 sqrt(s K) 2^-23 of a
+ * tensor's largest number), so they differ by twice that at most; a sum over M micro-batches adds M
+ * results to s.
  */
 #include "tests/layers/fixture.h"
 
@@ -117,8 +118,9 @@ static void test_accumulate(void **state) {
         model_run(&model, 1.0f, i > 0);
         for (size_t n = 0; n < LENGTH; n++) {
             const double expected = (double)at_once.losses[i * LENGTH + n];
+            /* the logits are no larger than the losses */
             compare(&losses, i * LENGTH + n, (double)model.training.losses[n], expected,
-                    tolerance(2 * 8 + 3, 2.0 * expected)); /* the logits are no larger than the losses */
+                    tolerance(2 * 8 + 3, 2.0 * expected));
         }
     }
     compare_end(&losses);
@@ -149,9 +151,10 @@ static void test_overwrites(void **state) {
     }
 }
 
-/* A chunk of all tokens or more is the same GEMM, so the same bits as the automatic one. Smaller chunks
- * give the BLAS fewer rows, for which it may add the same products in another order (one row is even a
- * product of matrix and vector); and the head's gradient becomes a sum over chunks. */
+/* A chunk of all tokens or more is the same GEMM, so the same bits as the automatic one. Smaller
+ * chunks give the BLAS fewer rows, for which it may add the same products in another order (one
+ * row is even a product of matrix and vector); and the head's gradient becomes a sum over
+ * chunks. */
 static void test_logits_chunk(void **state) {
     (void)state;
     static const size_t chunks[] = {1, 3, BATCH * LENGTH, 1000};
@@ -188,7 +191,8 @@ static void test_evaluate(void **state) {
             shape.backward = false;
             model_open(&model, &shape);
             EXPECT_OK(gpt_evaluate(&model.training));
-            assert_memory_equal(model.training.losses, trained.losses, model.tokens * sizeof(float));
+            assert_memory_equal(model.training.losses, trained.losses,
+                                model.tokens * sizeof(float));
             for (size_t i = 0; i < model.gpt.table.elements; i++) {
                 assert_true(isnan(model.gradients[i]));
             }
@@ -213,8 +217,9 @@ static void test_padding_gradient(void **state) {
     model_close(&model);
 }
 
-/* model_open opens the arena with what was measured and not a byte more: that it succeeds and is filled
- * is the equality. Less recomputation costs memory, by at least the tensors that are kept. */
+/* model_open opens the arena with what was measured and not a byte more: that it succeeds and is
+ * filled is the equality. Less recomputation costs memory, by at least the tensors that are
+ * kept. */
 static void test_arena(void **state) {
     (void)state;
     const size_t number = BATCH * LENGTH * WIDTH * sizeof(float); /* one (N, C) */
@@ -247,7 +252,8 @@ static void test_arena(void **state) {
     EXPECT_OK(gpt_training_open(&training, &gpt, &device, &small_shape, &measured));
     gpt_training_close(&training);
     EXPECT_OK(arena_open(&arena, "activations", &device, measured.used_bytes - 1));
-    expect_status(STATUS_INTERNAL, gpt_training_open(&training, &gpt, &device, &small_shape, &arena));
+    expect_status(STATUS_INTERNAL,
+                  gpt_training_open(&training, &gpt, &device, &small_shape, &arena));
     arena_close(&arena);
     gpt_close(&gpt);
     device_close(&device);
@@ -292,7 +298,8 @@ struct witness {
     size_t count, stop_at;
 };
 
-static enum status see(struct gpt_observer *self, const char *what, int layer, struct tensor tensor) {
+static enum status see(struct gpt_observer *self, const char *what, int layer,
+                       struct tensor tensor) {
     struct witness *witness = (struct witness *)self;
     assert_true(witness->count < sizeof witness->sights / sizeof witness->sights[0]);
     assert_int_equal(tensor.rows, BATCH * LENGTH);
@@ -301,7 +308,8 @@ static enum status see(struct gpt_observer *self, const char *what, int layer, s
     return witness->count == witness->stop_at ? STATUS_INTERRUPTED : STATUS_OK;
 }
 
-static void assert_sights(const struct witness *witness, const struct sight *expected, size_t count) {
+static void assert_sights(const struct witness *witness, const struct sight *expected,
+                          size_t count) {
     assert_true(witness->count >= count);
     for (size_t i = 0; i < count; i++) {
         assert_string_equal(witness->sights[i].what, expected[i].what);

@@ -2,9 +2,10 @@
  * Each layer alone in FP32: forward, and every gradient of sum(out * out_gradient).
  * Oracle: reference.c in FP64, and its central differences; bit equality where a layer runs again.
  *
- * Tolerance: as derived in gpt_gradient_test.c, 1.2 sqrt(s K) 2^-23 times the largest number of the tensor,
- * where s results follow each other, each a sum of at most K products. All data are of order 1.
- * Parameter gradients are checked twice: written over NaN, and added to that (twice the slope).
+ * Tolerance: as derived in gpt_gradient_test.c, 1.2 sqrt(s K) 2^-23 times the largest number of the
+ * tensor, where s results follow each other, each a sum of at most K products. All data are of
+ * order 1. Parameter gradients are checked twice: written over NaN, and added to that (twice the
+ * slope).
  */
 #include "layers/attention.h"
 #include "layers/embedding.h"
@@ -46,7 +47,8 @@ static double largest(const double *x, size_t count) {
     return most;
 }
 
-/* A tensor that the loss depends on: its numbers in FP64, and what the layer says is its gradient. */
+/* A tensor that the loss depends on: its numbers in FP64, and what the layer says is its
+ * gradient. */
 struct leaf {
     const char *what;
     double *x;
@@ -77,7 +79,8 @@ static void check_leaf(const struct leaf *leaf, double (*loss)(const void *), co
     free(slopes);
 }
 
-static void check_out(const char *what, struct tensor out, const double *expected, struct bound bound) {
+static void check_out(const char *what, struct tensor out, const double *expected,
+                      struct bound bound) {
     compare_tensor(what, out, expected,
                    tolerance(bound.results, bound.products, largest(expected, tensor_count(out))));
 }
@@ -97,7 +100,8 @@ static double linear_loss(const void *context) {
 static void check_linear(bool with_bias) {
     struct device device = open_device();
     struct tensor in = normal(TOKENS, WIDTH, 1, 1.0), weight = normal(VOCABULARY, WIDTH, 2, 0.2);
-    struct tensor bias = normal(1, VOCABULARY, 3, 1.0), out_gradient = normal(TOKENS, VOCABULARY, 4, 1.0);
+    struct tensor bias = normal(1, VOCABULARY, 3, 1.0),
+                  out_gradient = normal(TOKENS, VOCABULARY, 4, 1.0);
     struct tensor out = unwritten(TOKENS, VOCABULARY), in_gradient = unwritten(TOKENS, WIDTH);
     struct tensor weight_gradient = unwritten(VOCABULARY, WIDTH);
     struct tensor bias_gradient = unwritten(1, VOCABULARY);
@@ -115,8 +119,8 @@ static void check_linear(bool with_bias) {
         EXPECT_OK(linear_backward(&device, &layer, in_gradient, out_gradient, in, times > 1));
         check_leaf(&(struct leaf){"in gradient", p.in, in_gradient, 1.0}, linear_loss, &p,
                    (struct bound){1, VOCABULARY});
-        check_leaf(&(struct leaf){"weight gradient", p.weight, weight_gradient, times}, linear_loss, &p,
-                   (struct bound){2, TOKENS});
+        check_leaf(&(struct leaf){"weight gradient", p.weight, weight_gradient, times}, linear_loss,
+                   &p, (struct bound){2, TOKENS});
         if (!with_bias) continue;
         check_leaf(&(struct leaf){"bias gradient", p.bias, bias_gradient, times}, linear_loss, &p,
                    (struct bound){2, TOKENS});
@@ -141,7 +145,8 @@ static void test_linear(void **state) {
 /* ---- norm with the branch before it ---- */
 
 struct norm_problem {
-    double *in, *delta, *branch_bias, *weight, *bias, *out_gradient, *past_gradient, *residual, *out;
+    double *in, *delta, *branch_bias, *weight, *bias, *out_gradient, *past_gradient, *residual,
+        *out;
     bool branch;
 };
 
@@ -169,9 +174,16 @@ static void check_norm(bool branch) {
     const struct norm layer = {weight, bias, weight_gradient, bias_gradient};
     const struct norm_activations activations = {out, branch ? fresh : in, mean.data, rstd.data};
     const struct branch before = {in, branch ? delta : (struct tensor){0}, branch_bias, NULL};
-    const struct norm_problem p = {
-        doubles_of(in), doubles_of(delta), doubles_of(branch_bias), doubles_of(weight), doubles_of(bias),
-        doubles_of(out_gradient), doubles_of(past_gradient), doubles_of(in), doubles_of(in), branch};
+    const struct norm_problem p = {doubles_of(in),
+                                   doubles_of(delta),
+                                   doubles_of(branch_bias),
+                                   doubles_of(weight),
+                                   doubles_of(bias),
+                                   doubles_of(out_gradient),
+                                   doubles_of(past_gradient),
+                                   doubles_of(in),
+                                   doubles_of(in),
+                                   branch};
     const struct bound forward = {4, 4}, backward = {8, WIDTH};
 
     EXPECT_OK(norm_layer_forward(&device, &layer, &activations, &before));
@@ -181,26 +193,29 @@ static void check_norm(bool branch) {
     for (int times = 1; times <= 2; times++) {
         struct tensor residual_gradient = branch ? copied_tensor(past_gradient)
                                                  : unwritten(TOKENS, WIDTH);
-        EXPECT_OK(norm_layer_backward(&device, &layer, &activations, residual_gradient, out_gradient,
-                                      branch ? bias_gradient + WIDTH : NULL, !branch, times > 1));
-        check_leaf(&(struct leaf){"in gradient", p.in, residual_gradient, 1.0}, norm_loss, &p, backward);
+        EXPECT_OK(norm_layer_backward(&device, &layer, &activations, residual_gradient,
+                                      out_gradient, branch ? bias_gradient + WIDTH : NULL, !branch,
+                                      times > 1));
+        check_leaf(&(struct leaf){"in gradient", p.in, residual_gradient, 1.0}, norm_loss, &p,
+                   backward);
         check_leaf(&(struct leaf){"weight gradient", p.weight, tensor_rows(gradients, 0, 1), times},
                    norm_loss, &p, backward);
         check_leaf(&(struct leaf){"bias gradient", p.bias, tensor_rows(gradients, 1, 1), times},
                    norm_loss, &p, backward);
         if (branch) {
-            check_leaf(&(struct leaf){"delta gradient", p.delta, residual_gradient, 1.0}, norm_loss, &p,
-                       backward);
+            check_leaf(&(struct leaf){"delta gradient", p.delta, residual_gradient, 1.0}, norm_loss,
+                       &p, backward);
             check_leaf(&(struct leaf){"branch bias gradient", p.branch_bias,
-                                      tensor_rows(gradients, 2, 1), times}, norm_loss, &p, backward);
+                                      tensor_rows(gradients, 2, 1), times},
+                       norm_loss, &p, backward);
         }
         free(residual_gradient.data);
     }
     double *const all[] = {p.in, p.delta, p.branch_bias, p.weight, p.bias, p.out_gradient,
                            p.past_gradient, p.residual, p.out};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
-    FREE_TENSORS(&in, &delta, &branch_bias, &weight, &bias, &out_gradient, &past_gradient, &fresh, &out,
-                 &mean, &rstd, &gradients);
+    FREE_TENSORS(&in, &delta, &branch_bias, &weight, &bias, &out_gradient, &past_gradient, &fresh,
+                 &out, &mean, &rstd, &gradients);
     test_device_close(&device);
 }
 
@@ -228,12 +243,15 @@ static void test_attention(void **state) {
     (void)state;
     struct device device = open_device();
     struct tensor in = normal(TOKENS, WIDTH, 1, 1.0), qkv_weight = normal(3 * WIDTH, WIDTH, 2, 0.2);
-    struct tensor qkv_bias = normal(1, 3 * WIDTH, 3, 1.0), projection = normal(WIDTH, WIDTH, 4, 0.2);
+    struct tensor qkv_bias = normal(1, 3 * WIDTH, 3, 1.0),
+                  projection = normal(WIDTH, WIDTH, 4, 0.2);
     struct tensor out_gradient = normal(TOKENS, WIDTH, 5, 1.0), out = unwritten(TOKENS, WIDTH);
     struct tensor qkv = unwritten(TOKENS, 3 * WIDTH), heads = unwritten(TOKENS, WIDTH);
-    struct tensor log_sum_exp = unwritten(BATCH * HEADS, LENGTH), wide = unwritten(TOKENS, 4 * WIDTH);
+    struct tensor log_sum_exp = unwritten(BATCH * HEADS, LENGTH),
+                  wide = unwritten(TOKENS, 4 * WIDTH);
     struct tensor in_gradient = unwritten(TOKENS, WIDTH);
-    struct tensor qkv_gradient = unwritten(3 * WIDTH, WIDTH), bias_gradient = unwritten(1, 3 * WIDTH);
+    struct tensor qkv_gradient = unwritten(3 * WIDTH, WIDTH),
+                  bias_gradient = unwritten(1, 3 * WIDTH);
     struct tensor projection_gradient = unwritten(WIDTH, WIDTH);
     const struct attention layer = {
         .qkv = {qkv_weight, qkv_bias, qkv_gradient.data, bias_gradient.data},
@@ -260,11 +278,12 @@ static void test_attention(void **state) {
         };
         for (size_t i = 0; i < 4; i++) check_leaf(&leaves[i], attention_loss, &p, backward);
     }
-    double *const all[] = {p.in, p.qkv_weight, p.qkv_bias, p.projection, p.out_gradient, p.qkv, p.heads,
-                           p.out};
+    double *const all[] = {p.in,           p.qkv_weight, p.qkv_bias, p.projection,
+                           p.out_gradient, p.qkv,        p.heads,    p.out};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     FREE_TENSORS(&in, &qkv_weight, &qkv_bias, &projection, &out_gradient, &out, &qkv, &heads,
-                 &log_sum_exp, &wide, &in_gradient, &qkv_gradient, &bias_gradient, &projection_gradient);
+                 &log_sum_exp, &wide, &in_gradient, &qkv_gradient, &bias_gradient,
+                 &projection_gradient);
     test_device_close(&device);
 }
 
@@ -286,11 +305,13 @@ static void test_mlp(void **state) {
     (void)state;
     struct device device = open_device();
     struct tensor in = normal(TOKENS, WIDTH, 1, 1.0), fc = normal(4 * WIDTH, WIDTH, 2, 0.2);
-    struct tensor fc_bias = normal(1, 4 * WIDTH, 3, 1.0), projection = normal(WIDTH, 4 * WIDTH, 4, 0.1);
+    struct tensor fc_bias = normal(1, 4 * WIDTH, 3, 1.0),
+                  projection = normal(WIDTH, 4 * WIDTH, 4, 0.1);
     struct tensor out_gradient = normal(TOKENS, WIDTH, 5, 1.0), out = unwritten(TOKENS, WIDTH);
     struct tensor fc_out = unwritten(TOKENS, 4 * WIDTH), gelu = unwritten(TOKENS, 4 * WIDTH);
     struct tensor wide = unwritten(TOKENS, 4 * WIDTH), in_gradient = unwritten(TOKENS, WIDTH);
-    struct tensor fc_gradient = unwritten(4 * WIDTH, WIDTH), bias_gradient = unwritten(1, 4 * WIDTH);
+    struct tensor fc_gradient = unwritten(4 * WIDTH, WIDTH),
+                  bias_gradient = unwritten(1, 4 * WIDTH);
     struct tensor projection_gradient = unwritten(WIDTH, 4 * WIDTH);
     const struct mlp layer = {
         .fc = {.weight = fc, .weight_gradient = fc_gradient.data},
@@ -299,9 +320,9 @@ static void test_mlp(void **state) {
         .projection = {.weight = projection, .weight_gradient = projection_gradient.data},
     };
     const struct mlp_activations activations = {fc_out, gelu};
-    const struct mlp_problem p = {doubles_of(in), doubles_of(fc), doubles_of(fc_bias),
-                                  doubles_of(projection), doubles_of(out_gradient), doubles_of(wide),
-                                  doubles_of(out)};
+    const struct mlp_problem p = {
+        doubles_of(in),           doubles_of(fc),   doubles_of(fc_bias), doubles_of(projection),
+        doubles_of(out_gradient), doubles_of(wide), doubles_of(out)};
     const struct bound forward = {4, 4 * WIDTH}, backward = {8, 4 * WIDTH};
 
     EXPECT_OK(mlp_layer_expand(&device, &layer, &activations, in));
@@ -313,8 +334,8 @@ static void test_mlp(void **state) {
     EXPECT_OK(mlp_layer_gelu(&device, &layer, &activations));
     assert_memory_equal(gelu.data, kept.data, tensor_bytes(gelu));
     for (int times = 1; times <= 2; times++) {
-        EXPECT_OK(mlp_layer_backward(&device, &layer, &activations, in_gradient, wide, out_gradient, in,
-                                     times > 1));
+        EXPECT_OK(mlp_layer_backward(&device, &layer, &activations, in_gradient, wide, out_gradient,
+                                     in, times > 1));
         const struct leaf leaves[] = {
             {"in gradient", p.in, in_gradient, 1.0},
             {"fc gradient", p.fc, fc_gradient, times},
@@ -339,7 +360,8 @@ struct embedding_problem {
 
 static double embedding_loss(const void *context) {
     const struct embedding_problem *p = context;
-    reference_embedding(p->out, p->token_weight, p->position_weight, p->tokens, TOKENS, LENGTH, WIDTH);
+    reference_embedding(p->out, p->token_weight, p->position_weight, p->tokens, TOKENS, LENGTH,
+                        WIDTH);
     return dot(p->out, p->out_gradient, TOKENS * WIDTH);
 }
 
@@ -357,17 +379,19 @@ static void test_embedding(void **state) {
     const struct embedding_problem p = {doubles_of(token_weight), doubles_of(position_weight),
                                         doubles_of(out_gradient), doubles_of(out), tokens};
 
-    /* One sum of two numbers: the bits of it. Shifted positions are the reference's rows moved up. */
+    /* One sum of two numbers: the bits of it. Shifted positions are the reference's rows moved
+     * up. */
     for (size_t first = 0; first <= CONTEXT - LENGTH; first++) {
         EXPECT_OK(embedding_layer_forward(&device, &layer, out, tokens, LENGTH, first));
-        reference_embedding(p.out, p.token_weight, p.position_weight + first * WIDTH, tokens, TOKENS,
-                            LENGTH, WIDTH);
+        reference_embedding(p.out, p.token_weight, p.position_weight + first * WIDTH, tokens,
+                            TOKENS, LENGTH, WIDTH);
         for (size_t i = 0; i < TOKENS * WIDTH; i++) {
             assert_true(value_at(out, i) == (double)(float)p.out[i]);
         }
     }
     for (int times = 1; times <= 2; times++) {
-        EXPECT_OK(embedding_layer_backward(&device, &layer, out_gradient, tokens, LENGTH, times > 1));
+        EXPECT_OK(
+            embedding_layer_backward(&device, &layer, out_gradient, tokens, LENGTH, times > 1));
         check_leaf(&(struct leaf){"token gradient", p.token_weight, token_gradient, times},
                    embedding_loss, &p, (struct bound){2, TOKENS});
         check_leaf(&(struct leaf){"position gradient", p.position_weight, position_gradient, times},
@@ -415,9 +439,9 @@ static void check_loss(size_t chunk) {
         .in = in, .targets = targets, .losses = losses.data, .in_gradient = in_gradient,
         .gradient_scale = 0.5f, .loss_scale = &loss_scale,
     };
-    const struct loss_problem p = {doubles_of(in), doubles_of(head),
-                                   test_memory(TOKENS * VOCABULARY * sizeof(double)), doubles_of(losses),
-                                   targets, 4.0};
+    const struct loss_problem p = {
+        doubles_of(in),     doubles_of(head), test_memory(TOKENS * VOCABULARY * sizeof(double)),
+        doubles_of(losses), targets,          4.0};
     const struct bound bound = {8, 2 * VOCABULARY};
     loss_loss(&p);
     for (int times = 1; times <= 2; times++) {
@@ -425,7 +449,8 @@ static void check_loss(size_t chunk) {
         EXPECT_OK(loss_layer_run(&device, &layer, &request));
         check_out("losses", losses, p.losses, bound);
         check_leaf(&(struct leaf){"in gradient", p.in, in_gradient, 1.0}, loss_loss, &p, bound);
-        check_leaf(&(struct leaf){"head gradient", p.head, head_gradient, times}, loss_loss, &p, bound);
+        check_leaf(&(struct leaf){"head gradient", p.head, head_gradient, times}, loss_loss, &p,
+                   bound);
         for (size_t i = VOCABULARY * WIDTH; i < PADDED * WIDTH; i++) {
             assert_true(value_at(head_gradient, i) == 0.0);
         }
@@ -452,9 +477,9 @@ static void test_loss(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),    cmocka_unit_test(test_norm), cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_mlp),       cmocka_unit_test(test_embedding),
-        cmocka_unit_test(test_loss),
+        cmocka_unit_test(test_linear),    cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_mlp),
+        cmocka_unit_test(test_embedding), cmocka_unit_test(test_loss),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,9 @@ void reference_linear(double *out, const double *in, const double *weight, const
     for (size_t n = 0; n < tokens; n++) {
         for (size_t o = 0; o < out_width; o++) {
             double sum = bias == NULL ? 0.0 : bias[o];
-            for (size_t i = 0; i < in_width; i++) sum += in[n * in_width + i] * weight[o * in_width + i];
+            for (size_t i = 0; i < in_width; i++) {
+                sum += in[n * in_width + i] * weight[o * in_width + i];
+            }
             out[n * out_width + o] = sum;
         }
     }
@@ -21,20 +23,25 @@ void reference_norm(double *out, const double *x, const double *weight, const do
     for (size_t n = 0; n < tokens; n++, x += width, out += width) {
         double mean = 0.0, variance = 0.0;
         for (size_t i = 0; i < width; i++) mean += x[i] / (double)width;
-        for (size_t i = 0; i < width; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)width;
+        for (size_t i = 0; i < width; i++) {
+            variance += (x[i] - mean) * (x[i] - mean) / (double)width;
+        }
         const double rstd = 1.0 / sqrt(variance + 1e-5);
         for (size_t i = 0; i < width; i++) out[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
     }
 }
 
-/* One query of one head against the keys 0 to `query`; q, k and v point at the head's first column. */
+/* One query of one head against the keys 0 to `query`; q, k and v point at the head's first
+ * column. */
 static void attend(double *out, const double *q, const double *k, const double *v, size_t query,
                    size_t stride, size_t head_width) {
     double total = 0.0;
     for (size_t i = 0; i < head_width; i++) out[i] = 0.0;
     for (size_t key = 0; key <= query; key++) {
         double score = 0.0;
-        for (size_t i = 0; i < head_width; i++) score += q[query * stride + i] * k[key * stride + i];
+        for (size_t i = 0; i < head_width; i++) {
+            score += q[query * stride + i] * k[key * stride + i];
+        }
         const double weight = exp(score / sqrt((double)head_width));
         for (size_t i = 0; i < head_width; i++) out[i] += weight * v[key * stride + i];
         total += weight;
@@ -49,8 +56,8 @@ void reference_attention(double *out, const double *qkv, size_t batch, size_t le
         for (size_t h = 0; h < heads; h++) {
             const double *q = qkv + b * length * stride + h * head_width;
             for (size_t t = 0; t < length; t++) {
-                attend(out + (b * length + t) * width + h * head_width, q, q + width, q + 2 * width, t,
-                       stride, head_width);
+                attend(out + (b * length + t) * width + h * head_width, q, q + width, q + 2 * width,
+                       t, stride, head_width);
             }
         }
     }
@@ -88,7 +95,8 @@ void reference_cross_entropy(double *losses, const double *logits, const int32_t
 }
 
 /* The parameter of this name in a block, or outside of them (SIZE_MAX). */
-static const double *find(const struct gpt *gpt, const double *flat, const char *name, size_t layer) {
+static const double *find(const struct gpt *gpt, const double *flat, const char *name,
+                          size_t layer) {
     char full[PARAM_NAME_BYTES];
     if (layer == SIZE_MAX) snprintf(full, sizeof full, "%s", name);
     else snprintf(full, sizeof full, "block.%zu.%s", layer, name);
@@ -117,8 +125,8 @@ static void block(const struct gpt *gpt, const double *flat, size_t layer,
     reference_linear(wide, normed, FIND("mlp.fc.weight"), FIND("mlp.fc.bias"), tokens, width,
                      4 * width);
     reference_gelu(wide, tokens * 4 * width);
-    reference_linear(branch, wide, FIND("mlp.projection.weight"), FIND("mlp.projection.bias"), tokens,
-                     4 * width, width);
+    reference_linear(branch, wide, FIND("mlp.projection.weight"), FIND("mlp.projection.bias"),
+                     tokens, 4 * width, width);
     reference_add(x, branch, tokens * width);
 #undef FIND
 }
@@ -131,8 +139,8 @@ void reference_gpt(const struct gpt *gpt, const double *flat, const struct refer
     double *x = malloc(11 * tokens * width * sizeof *x);
     if (x == NULL) abort();
     double *work = x + tokens * width;
-    reference_embedding(x, head, find(gpt, flat, "position_embedding", SIZE_MAX), batch->inputs, tokens,
-                        batch->length, width);
+    reference_embedding(x, head, find(gpt, flat, "position_embedding", SIZE_MAX), batch->inputs,
+                        tokens, batch->length, width);
     for (size_t layer = 0; layer < config->layers; layer++) block(gpt, flat, layer, batch, x, work);
     reference_norm(work, x, find(gpt, flat, "final_norm.weight", SIZE_MAX),
                    find(gpt, flat, "final_norm.bias", SIZE_MAX), tokens, width);

@@ -1,7 +1,7 @@
 /*
- * GPT-2's layers and forward pass in FP64, in plain loops straight from the formulas: the oracle of the
- * tests in this folder. Shares no code with layers/ or kernels/ but the tensor table, by whose names it
- * finds the parameters. Gradients are central differences of it.
+ * GPT-2's layers and forward pass in FP64, in plain loops straight from the formulas: the oracle of
+ * the tests in this folder. Shares no code with layers/ or kernels/ but the tensor table, by whose
+ * names it finds the parameters. Gradients are central differences of it.
  */
 #ifndef DEEPWELL_TESTS_LAYERS_REFERENCE_H_
 #define DEEPWELL_TESTS_LAYERS_REFERENCE_H_
@@ -42,16 +42,18 @@ struct reference_batch {
     const int32_t *inputs, *targets; /* (batch * length) */
 };
 
-/* Losses (N) and logits (N, V, without padding) from the flat parameters, laid out by gpt->table. */
+/* Losses (N) and logits (N, V, without padding) from the flat parameters, laid out by
+ * gpt->table. */
 void reference_gpt(const struct gpt *gpt, const double *flat, const struct reference_batch *batch,
                    double *losses, double *logits);
 
-/* d f / d *x by central differences. The step is cbrt(2^-52) of a number of order 1, where the error of
- * the formula, h^2 f''' / 6 = 6e-12 f''', and that of rounding, some 2^-52 f / h = 4e-11 f, are alike. */
+/* d f / d *x by central differences. The step is cbrt(2^-52) of a number of order 1, where the
+ * error of the formula, h^2 f''' / 6 = 6e-12 f''', and that of rounding, some 2^-52 f / h =
+ * 4e-11 f, are alike. */
 double reference_slope(double *x, double (*f)(const void *), const void *context);
 
-/* What such a slope may be off by, for f of size `value` and third derivatives up to 100 times that: ten
- * times rounding for the few hundred sums behind f, and the formula's part. */
+/* What such a slope may be off by, for f of size `value` and third derivatives up to 100 times
+ * that: ten times rounding for the few hundred sums behind f, and the formula's part. */
 double reference_slope_error(double value);
 
 #endif

@@ -35,8 +35,6 @@ enum { LOGIT_UNITS = 32 };
 
 static struct safetensors fixture;
 
-/* ---- the fixture ---- */
-
 struct numbers {
     const float *values;
     size_t count;
@@ -80,8 +78,6 @@ static float *fixture_flat(const struct param_table *table, const char *group) {
     }
     return flat;
 }
-
-/* ---- the engine ---- */
 
 struct variant {
     enum config_recipe recipe;
@@ -131,9 +127,8 @@ static void run_open(struct run *run, const struct variant *variant) {
                             table->elements * sizeof *weights));
     free(weights);
     if (engine->weights.data != engine->masters) {
-        EXPECT_OK(engine->device.ops->convert(
-            &engine->device, engine->weights,
-            tensor_make(engine->masters, DTYPE_F32, 1, table->elements)));
+        const struct tensor masters = tensor_make(engine->masters, DTYPE_F32, 1, table->elements);
+        EXPECT_OK(engine->device.ops->convert(&engine->device, engine->weights, masters));
     }
 }
 
@@ -190,8 +185,6 @@ static double run_first_batch(struct run *run) {
     return state_of(run).loss_sum / (double)policy.tokens;
 }
 
-/* ---- judging ---- */
-
 static void assert_near(const char *what, double got, double expected, double tolerance) {
     if (!(fabs(got - expected) <= tolerance)) {
         fail_msg("%s: expected %.9g within %.3g, found %.9g: off by %.3g", what, expected,
@@ -224,8 +217,6 @@ static void assert_gradients(const struct param_table *table, const float *got,
         }
     }
 }
-
-/* ---- tests ---- */
 
 static const struct variant whole_batch = {CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE, 3, 3, 0};
 

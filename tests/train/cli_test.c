@@ -1,6 +1,6 @@
 /*
- * Command lines. Oracle: tables of command lines with the names, values and words of the message that must
- * come out of them.
+ * Command lines. Oracle: tables of command lines with the names, values and words of the message
+ * that must come out of them.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -92,7 +92,9 @@ static void names_stand_between_options(void **state) {
                                          arguments_of(&cases[i].line), 1, 3, &names), STATUS_OK);
         assert_int_equal(names.count, cases[i].count);
         assert_false(names.help);
-        for (size_t n = 0; n < names.count; n++) assert_string_equal(names.names[n], cases[i].names[n]);
+        for (size_t n = 0; n < names.count; n++) {
+            assert_string_equal(names.names[n], cases[i].names[n]);
+        }
     }
 }
 
@@ -102,18 +104,24 @@ static void too_few_and_too_many_names(void **state) {
     struct command command;
     struct cli_names names;
     command_make(&command, true);
-    assert_int_equal(cli_positionals(&command.cli, 3, arguments_of(&none), 1, 2, &names), STATUS_CONFIG);
+    assert_int_equal(cli_positionals(&command.cli, 3, arguments_of(&none), 1, 2, &names),
+                     STATUS_CONFIG);
     assert_message_has("deepwell try: a name is missing (`deepwell try --help`");
-    assert_int_equal(cli_positionals(&command.cli, 4, arguments_of(&three), 1, 2, &names), STATUS_CONFIG);
+    assert_int_equal(cli_positionals(&command.cli, 4, arguments_of(&three), 1, 2, &names),
+                     STATUS_CONFIG);
     assert_message_has("one name too many: \"c\"");
-    assert_int_equal(cli_positionals(&command.cli, 3, arguments_of(&none), 0, 0, &names), STATUS_OK);
+    assert_int_equal(cli_positionals(&command.cli, 3, arguments_of(&none), 0, 0, &names),
+                     STATUS_OK);
 }
 
 /* Help is never refused for what else stands there. */
 static void help_wins(void **state) {
     (void)state;
     static const struct line lines[] = {
-        {{"try", "--help"}}, {{"try", "-h"}}, {{"try", "a", "--help"}}, {{"try", "--verbose", "-h", "b"}},
+        {{"try", "--help"}},
+        {{"try", "-h"}},
+        {{"try", "a", "--help"}},
+        {{"try", "--verbose", "-h", "b"}},
     };
     struct command command;
     command_make(&command, true);
@@ -128,7 +136,8 @@ static void help_wins(void **state) {
 static void options_in_both_forms(void **state) {
     (void)state;
     static const struct line lines[] = {
-        {{"try", "name", "--count", "42", "--prompt", "two words", "--train.steps", "7", "--verbose"}},
+        {{"try", "name", "--count", "42", "--prompt", "two words", "--train.steps", "7",
+          "--verbose"}},
         {{"try", "--count=42", "--verbose", "--prompt=two words", "name", "--train.steps=7"}},
     };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
@@ -171,7 +180,9 @@ static void refusals(void **state) {
         const char *words;
     } cases[] = {
         {{{"try", "--cuont", "5"}}, false, "unknown option --cuont; did you mean --count"},
-        {{{"try", "--zzzzzzzzzz"}}, false, "unknown option --zzzzzzzzzz (`deepwell try --help` lists"},
+        {{{"try", "--zzzzzzzzzz"}},
+         false,
+         "unknown option --zzzzzzzzzz (`deepwell try --help` lists"},
         {{{"try", "--train.steps", "5"}}, false, "unknown option --train.steps"},
         {{{"try", "-x"}}, false, "unknown option -x"},
         {{{"try", "--train.stepz", "5"}}, true, "did you mean train.steps?"},
@@ -180,7 +191,9 @@ static void refusals(void **state) {
         {{{"try", "--prompt"}}, true, "--prompt: its value is missing"},
         {{{"try", "--train.steps"}}, true, "--train.steps: expected a value"},
         {{{"try", "--verbose=yes"}}, true, "--verbose takes no value, found \"--verbose=yes\""},
-        {{{"try", "--count", "0"}}, true, "--count: expected a whole number from 1 to 100, found \"0\""},
+        {{{"try", "--count", "0"}},
+         true,
+         "--count: expected a whole number from 1 to 100, found \"0\""},
         {{{"try", "--count", "101"}}, true, "found \"101\""},
         {{{"try", "--count=1.5"}}, true, "found \"1.5\""},
         {{{"try", "--count="}}, true, "found \"\""},
@@ -188,7 +201,11 @@ static void refusals(void **state) {
         {{{"try", "--count", "99999999999999999999"}}, true, "found \"99999999999999999999\""},
         {{{"try", "--prompt", "\x1B"}}, true, "--prompt: sample.prompt: expected UTF-8"},
         {{{"try", "--train.steps", "none"}}, true, "train.steps: expected whole number"},
-        {{{"try", "--counts", "5"}}, false, "did you mean --count"}, /* no prefix is taken for it */
+        {{{"try", "--counts", "5"}}, false, "did you mean --count"},
+        {{{"try", "--coun", "5"}},
+         false,
+         "unknown option --coun; did you mean --count"}, /* no prefix */
+        {{{"try", "--cuont=5"}}, true, "unknown option --cuont; did you mean --count"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct command command;

@@ -1,12 +1,12 @@
 /*
- * The choice of the next token. Oracles: closed form (which tokens can come at all, softmax probabilities
- * by a chi-square test), bit equality for repetition. Continuations of a whole text: the choice repeated
- * over the logits of a generation that is fed by hand.
+ * The choice of the next token. Oracles: closed form (which tokens can come at all, softmax
+ * probabilities by a chi-square test), bit equality for repetition. Continuations of a whole text:
+ * the choice repeated over the logits of a generation that is fed by hand.
  *
- * Chi-square: of n draws over k tokens with expected counts e, sum (count - e)^2 / e follows chi-square
- * with k - 1 degrees of freedom d. Its quantile is d (1 - 2 / (9 d) + z sqrt(2 / (9 d)))^3 (Wilson and
- * Hilferty, 1931); z = 4.75 leaves a chance of one in a million. The seed is fixed, so the test always
- * gives the same.
+ * Chi-square: of n draws over k tokens with expected counts e, sum (count - e)^2 / e follows
+ * chi-square with k - 1 degrees of freedom d. Its quantile is d (1 - 2 / (9 d) + z sqrt(2 /
+ * (9 d)))^3 (Wilson and Hilferty, 1931); z = 4.75 leaves a chance of one in a million. The seed is
+ * fixed, so the test always gives the same.
  */
 #include "tests/kernels/testing.h"
 #include "train/sampler.h"
@@ -66,7 +66,7 @@ static void probabilities(double temperature, size_t kept, double out[VOCABULARY
 static void assert_distribution(const struct sampling *sampling, size_t kept) {
     size_t counts[VOCABULARY] = {0}, cells = 0;
     double expected[VOCABULARY], chi_square = 0.0;
-    double rare_expected = 0.0, rare_count = 0.0; /* cells below 5 are joined: the test asks for that */
+    double rare_expected = 0.0, rare_count = 0.0; /* of cells below 5, left out */
     for (uint64_t i = 0; i < DRAWS; i++) counts[pick(sampling, i)]++;
     probabilities(sampling->temperature, kept, expected);
     for (size_t token = 0; token < VOCABULARY; token++) {
@@ -81,7 +81,7 @@ static void assert_distribution(const struct sampling *sampling, size_t kept) {
             cells++;
         }
     }
-    /* A joint cell that is still below 5 is left out; the few draws it could hold are bounded instead. */
+    /* Too few to be judged by their distribution; their number is. */
     assert_true(rare_count <= 5.0 + 10.0 * rare_expected);
     const double d = (double)cells - 1.0;
     const double threshold = d * pow(1.0 - 2.0 / (9.0 * d) + 4.75 * sqrt(2.0 / (9.0 * d)), 3.0);
@@ -92,9 +92,12 @@ static void assert_distribution(const struct sampling *sampling, size_t kept) {
 static void draws_follow_the_probabilities(void **state) {
     (void)state;
     for (uint64_t seed = 1; seed <= 3; seed++) {
-        assert_distribution(&(struct sampling){.temperature = 1.0, .top_p = 1.0, .seed = seed}, VOCABULARY);
-        assert_distribution(&(struct sampling){.temperature = 0.7, .top_p = 1.0, .seed = seed}, VOCABULARY);
-        assert_distribution(&(struct sampling){.temperature = 3.0, .top_p = 1.0, .seed = seed}, VOCABULARY);
+        assert_distribution(&(struct sampling){.temperature = 1.0, .top_p = 1.0, .seed = seed},
+                            VOCABULARY);
+        assert_distribution(&(struct sampling){.temperature = 0.7, .top_p = 1.0, .seed = seed},
+                            VOCABULARY);
+        assert_distribution(&(struct sampling){.temperature = 3.0, .top_p = 1.0, .seed = seed},
+                            VOCABULARY);
         assert_distribution(&(struct sampling){1.0, 4, 1.0, seed}, 4);
         assert_distribution(&(struct sampling){1.0, 2, 1.0, seed}, 2); /* cuts through the tie */
         assert_distribution(&(struct sampling){1.0, 1000, 1.0, seed}, VOCABULARY);
@@ -129,7 +132,8 @@ static void the_same_seed_and_index_give_the_same_token(void **state) {
         equal += pick(&a, i) == pick(&b, i);
         repeated += pick(&a, i) == pick(&a, i + 1);
     }
-    /* Independent draws agree with probability sum p^2, here 0.19: in 190 of 1000, give or take 13. */
+    /* Independent draws agree with probability sum p^2, here 0.19: in 190 of 1000, give or take
+     * 13. */
     assert_true(equal < 300 && repeated < 300);
 }
 
@@ -200,7 +204,9 @@ static void texts_are_the_choice_repeated(void **state) {
     configure(&config);
     EXPECT_OK(engine_open(&engine, &config, ENGINE_GENERATE, ENGINE_REAL));
     EXPECT_OK(engine_initialise(&engine, &config));
-    for (size_t i = 0; i < engine.gpt.table.elements; i++) engine.masters[i] *= 20.0f; /* some contrast */
+    for (size_t i = 0; i < engine.gpt.table.elements; i++) {
+        engine.masters[i] *= 20.0f; /* some contrast */
+    }
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
         const struct text got = continue_text(&engine, prompt, counts[i], 40, -1, 0);
         const struct text again = continue_text(&engine, prompt, counts[i], 40, -1, 0);
@@ -222,7 +228,8 @@ static void texts_end(void **state) {
     EXPECT_OK(engine_initialise(&engine, &config));
     const struct text whole = continue_text(&engine, prompt, 3, 30, -1, 0);
     assert_int_equal(continue_text(&engine, prompt, 3, 0, -1, 0).count, 0);
-    assert_int_equal(continue_text(&engine, prompt, 3, 30, -1, 7).count, 7); /* the receiver had enough */
+    /* the receiver had enough */
+    assert_int_equal(continue_text(&engine, prompt, 3, 30, -1, 7).count, 7);
     size_t first = 0;
     while (whole.tokens[first] != whole.tokens[20]) first++;
     const struct text stopped = continue_text(&engine, prompt, 3, 30, whole.tokens[20], 0);

@@ -38,12 +38,14 @@ show_progress() {
 
 # Bazel's exit code; its output goes to the log.
 run_bazel() { # LOG COMMAND ARGUMENT...
-    local log=$1 command=$2 startup
+    local log=$1 command=$2 startup code=0
     shift 2
     choose_build_folder
     mkdir -p "$logs" 2>/dev/null || die 2 "$root cannot be written: clone deepwell to where you can write"
     (cd "$root" && bazel "${startup[@]}" "$command" --color=no --curses=no \
-        --show_progress_rate_limit=0.5 "$@" 2>&1) | show_progress >"$log"
+        --show_progress_rate_limit=0.5 "$@" 2>&1) | show_progress >"$log" || code=$?
+    ((code != 8 && code != 130)) || die 130 "interrupted" # 8: Bazel's word for it
+    return $code
 }
 
 # What people want of Bazel's output: errors, compiler messages, the output of failed tests.

@@ -65,7 +65,7 @@ run_tests() { # [--quick] TARGET... BAZEL-OPTION...
     if [[ -z $quick ]]; then
         test_configuration sanitized asan- --config=asan "${options[@]}" -- "${targets[@]}"
     fi
-    ((skipped == 0)) || say "$skipped skipped: they need what this machine lacks (a GPU)"
+    ((skipped == 0)) || say "$skipped skipped: the machine or the configuration lacks what they need (a GPU, for one)"
     echo "$passed passed, $failed failed"
     ((failed == 0 && passed > 0))
 }
