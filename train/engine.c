@@ -58,6 +58,8 @@ struct hf_config engine_hf_config(const struct config *config) {
 
 enum status engine_open_device(struct device *device, const struct config *config) {
     if (config->device == CONFIG_DEVICE_CPU) return device_open_cpu(device, (int)config->threads);
+    char before[2048]; /* a fallback that works is no failure: the last message stays */
+    snprintf(before, sizeof before, "%s", status_message());
     const enum status status = device_open_cuda(device);
     if (status == STATUS_OK) return STATUS_OK;
     if (config->device == CONFIG_DEVICE_CUDA) {
@@ -65,6 +67,7 @@ enum status engine_open_device(struct device *device, const struct config *confi
     }
     char why[sizeof device->note];
     snprintf(why, sizeof why, "%s", status_message());
+    status_set(STATUS_OK, "%s", before);
     TRY(device_open_cpu(device, (int)config->threads));
     snprintf(device->note, sizeof device->note, "%s", why);
     return STATUS_OK;
