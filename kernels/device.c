@@ -89,16 +89,6 @@ enum status device_download(struct device *device, void *to_host, const void *fr
     return STATUS_OK;
 }
 
-enum status device_zero(struct device *device, void *memory, size_t bytes) {
-    const size_t blocks = ceil_div(bytes, HUGE_PAGE_BYTES);
-#pragma omp parallel for schedule(static) num_threads(device->threads)
-    for (size_t block = 0; block < blocks; block++) {
-        const size_t first = block * HUGE_PAGE_BYTES;
-        memset((char *)memory + first, 0, size_min(HUGE_PAGE_BYTES, bytes - first));
-    }
-    return STATUS_OK;
-}
-
 enum status device_map(struct device *device, void *memory, size_t bytes, void **host) {
     (void)device;
     (void)bytes;

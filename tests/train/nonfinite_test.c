@@ -200,7 +200,7 @@ static void gradients(void **state) {
     }
     assert_non_null(last);
     char expected[128];
-    snprintf(expected, sizeof expected, "gradient of %s (row %zu, column %zu)",
+    snprintf(expected, sizeof expected, "gradient of %s (row %zu, column %zu, micro-batch 0)",
              last->name, first / last->columns, first % last->columns);
     assert_string_equal(found.text, expected);
     assert_false(found.weights);
