@@ -29,7 +29,7 @@ struct schedule config_schedule(const struct config *config) {
     int64_t decay = config->optimizer.decay_steps;
     if (decay == 0) { /* a fifth, at least one step, and never into the warm-up */
         decay = steps / 5 > 0 ? steps / 5 : 1;
-        if (decay > steps - warmup) decay = steps - warmup;
+        if (decay > steps - warmup) decay = steps > warmup ? steps - warmup : 1;
     }
     return (struct schedule){
         .kind = (enum schedule_kind)config->optimizer.schedule,
@@ -68,17 +68,12 @@ static enum status check_batch(const struct config *config) {
 static enum status check_schedule(const struct config *config) {
     const struct config_optimizer *optimizer = &config->optimizer;
     const int64_t steps = config->train.steps;
-    if (optimizer->warmup_steps > steps) {
-        return status_set(STATUS_CONFIG, "optimizer.warmup_steps = %" PRId64 " is more than "
-                          "train.steps = %" PRId64 ": the peak learning rate would not be reached",
-                          optimizer->warmup_steps, steps);
-    }
     if (optimizer->schedule != SCHEDULE_WSD && optimizer->decay_steps > 0) {
         return status_set(STATUS_CONFIG, "optimizer.decay_steps = %" PRId64 " belongs to "
                           "optimizer.schedule = wsd, found another schedule: set it to 0",
                           optimizer->decay_steps);
     }
-    if (optimizer->warmup_steps + optimizer->decay_steps > steps) {
+    if (optimizer->decay_steps > 0 && optimizer->warmup_steps + optimizer->decay_steps > steps) {
         return status_set(STATUS_CONFIG,
                           "optimizer.warmup_steps = %" PRId64 " and optimizer.decay_steps = %"
                           PRId64 " together are more than train.steps = %" PRId64,

@@ -86,7 +86,7 @@ enum status nonfinite_find(struct engine *engine, const struct nonfinite_request
     }
     *result = (struct nonfinite){0};
     snprintf(result->text, sizeof result->text,
-             "a sum over finite gradients (their squares overflow)");
+             "no single tensor (each is finite when the micro-batches are run again, one by one)");
     TRY_GOTO(find_in_params(&finder, engine->masters, false), cleanup);
     result->weights = finder.found;
     engine->training.observer = &finder.observer;

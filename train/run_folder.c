@@ -9,7 +9,7 @@
 
 static void print_warning(const char *message) { fprintf(stderr, "warning: %s\n", message); }
 
-static enum status locate(const char *path, char found_path[PATH_BYTES]) {
+enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]) {
     char manifest[PATH_BYTES];
     bool found = false;
     TRY(path_join(manifest, path, "manifest.json"));
@@ -32,7 +32,7 @@ static enum status locate(const char *path, char found_path[PATH_BYTES]) {
 enum status run_folder_open(const char *path, struct checkpoint *checkpoint,
                             struct config *config) {
     char located[PATH_BYTES] = "";
-    TRY(locate(path, located));
+    TRY(run_folder_locate(path, located));
     TRY(checkpoint_open(checkpoint, located));
     const enum status status = run_state_config(checkpoint->state, config);
     if (status != STATUS_OK) {

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "train/run_folder.h"
 #include "train/trainer_parts.h"
 
 static void print_warning(const char *message) { printf("warning: %s\n", message); }
@@ -102,7 +103,12 @@ static enum status start_or_resume(struct trainer *t) {
         return device_download(&t->engine.device, &t->state.control, t->engine.state,
                                sizeof t->state.control);
     }
-    TRY(resume_from(t, c->train.resume));
+    char named[PATH_BYTES] = "";
+    const enum status located = run_folder_locate(c->train.resume, named);
+    if (located != STATUS_OK) {
+        return status_context(located, "train.resume (auto, never, or a checkpoint or run folder)");
+    }
+    TRY(resume_from(t, named));
     return check_history(t, newest, found);
 }
 
@@ -126,6 +132,7 @@ static enum status open_all(struct trainer *t) {
     TRY(open_metrics(t));
     trainer_print_header(t);
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
+    TRY(checkpoint_check_space(c->train.out, &t->engine.gpt.table));
     TRY(trainer_record_run(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
     if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));

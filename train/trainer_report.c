@@ -141,7 +141,7 @@ enum status trainer_save(struct trainer *t) {
     return metrics_checkpoint(t->metrics, t->state.step, path, ms);
 }
 
-/* RUN/configuration.conf: what this run was started with, as a file that starts it again. */
+/* RUN/configuration.conf: what this run was last started with, as a file that starts it again. */
 static enum status save_configuration(const struct trainer *t) {
     char path[PATH_BYTES], *text = NULL;
     size_t bytes = 0;

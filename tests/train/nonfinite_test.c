@@ -211,7 +211,7 @@ static void nothing(void **state) {
     (void)state;
     struct scene scene;
     scene_open(&scene);
-    assert_starts(find(&scene).text, "a sum over finite gradients");
+    assert_starts(find(&scene).text, "no single tensor");
     scene_close(&scene);
 }
 
