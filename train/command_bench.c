@@ -39,6 +39,7 @@ struct bench {
     struct dataset dataset;
     struct loader *loader; /* NULL: random tokens */
     int32_t *random;       /* (N + 1) */
+    uint64_t drawn;        /* random tokens so far */
     int64_t step;
 };
 
@@ -59,11 +60,15 @@ static enum status open_tokens(struct bench *b) {
     }
     b->random = calloc(micro * length + 1, sizeof *b->random);
     if (b->random == NULL) return status_set(STATUS_MEMORY, "out of memory for random tokens");
-    for (size_t i = 0; i <= micro * length; i++) {
-        const float uniform = random_uniform((uint64_t)c->train.seed, RANDOM_TEST, i);
-        b->random[i] = (int32_t)(uniform * (float)c->model.vocabulary);
-    }
     return STATUS_OK;
+}
+
+/* Fresh ones for every micro-batch: repeated ones would be learned by heart. */
+static void draw_tokens(struct bench *b, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const float uniform = random_uniform((uint64_t)b->config->train.seed, RANDOM_TEST, b->drawn++);
+        b->random[i] = (int32_t)(uniform * (float)b->config->model.vocabulary);
+    }
 }
 
 static enum status upload_tokens(struct bench *b) {
@@ -71,6 +76,7 @@ static enum status upload_tokens(struct bench *b) {
     const size_t bytes = training->shape.batch * training->shape.sequence_length * sizeof(int32_t);
     struct batch batch = {.inputs = b->random, .targets = b->random == NULL ? NULL : b->random + 1};
     if (b->loader != NULL) TRY(loader_next(b->loader, &batch));
+    else draw_tokens(b, bytes / sizeof(int32_t) + 1);
     TRY(device_upload(&b->engine.device, training->inputs, batch.inputs, bytes));
     return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
 }

@@ -51,7 +51,7 @@ static enum status evaluate(const struct checkpoint *checkpoint, const struct co
     TRY_GOTO(engine_open(&engine, config, ENGINE_EVALUATE, ENGINE_REAL), close_dataset);
     TRY_GOTO(engine_load(&engine, checkpoint), close_engine);
     const double begun = clock_seconds();
-    TRY_GOTO(validation_run(&engine, &dataset, (size_t)config->validation.sequences, &result),
+    TRY_GOTO(validation_run(&engine, &dataset, (size_t)config->validation.sequences, true, &result),
              close_engine);
     print_result(config, checkpoint, &result, clock_seconds() - begun);
 close_engine:

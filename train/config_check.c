@@ -82,6 +82,31 @@ static enum status check_schedule(const struct config *config) {
     return STATUS_OK;
 }
 
+/* The optimizer computes in FP32: what a bound promises must hold there too. */
+static enum status check_narrowed(const struct config *config) {
+    const struct config_optimizer *o = &config->optimizer;
+    const struct {
+        const char *key;
+        double value;
+        bool fits;
+    } reals[] = {
+        {"optimizer.beta1", o->beta1, (float)o->beta1 < 1.0f},
+        {"optimizer.beta2", o->beta2, (float)o->beta2 < 1.0f},
+        {"optimizer.epsilon", o->epsilon, (float)o->epsilon > 0.0f},
+        {"optimizer.clip_norm", o->clip_norm, o->clip_norm == 0.0 || (float)o->clip_norm > 0.0f},
+        {"optimizer.loss_z_max", o->loss_z_max, o->loss_z_max == 0.0 || (float)o->loss_z_max > 0.0f},
+        {"optimizer.norm_z_max", o->norm_z_max, o->norm_z_max == 0.0 || (float)o->norm_z_max > 0.0f},
+    };
+    for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++) {
+        if (!reals[i].fits) {
+            return status_set(STATUS_CONFIG, "%s = %.17g is no different from its bound in FP32, in "
+                              "which the step computes: choose a number further from it",
+                              reals[i].key, reals[i].value);
+        }
+    }
+    return STATUS_OK;
+}
+
 static enum status check_texts(const struct config *config) {
     const struct { const char *key, *value; } needed[] = {
         {"train.out", config->train.out},
@@ -99,5 +124,6 @@ enum status config_check(const struct config *config) {
     TRY(check_model(config));
     TRY(check_batch(config));
     TRY(check_schedule(config));
+    TRY(check_narrowed(config));
     return check_texts(config);
 }

@@ -170,9 +170,7 @@ static enum status run_steps(struct trainer *t) {
 }
 
 enum status trainer_run(struct trainer *t) {
-    enum status status = run_steps(t);
-    /* A signal that came during validation: nothing is lost by leaving it out. */
-    if (status == STATUS_INTERRUPTED && t->saved_step != t->state.step) status = save_and_leave(t);
+    const enum status status = run_steps(t);
     progress_close(&t->progress);
     return status;
 }

@@ -1,4 +1,5 @@
 /* Opening a training run: folder, data, engine, the checkpoint it continues from. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,6 +81,19 @@ static enum status check_history(const struct trainer *t, const char *newest, bo
     return STATUS_OK;
 }
 
+/* True if the checkpoint lies, or would lie, in the run's own folder. */
+static bool is_own(const char *checkpoint, const char *run_folder) {
+    char parent[PATH_BYTES], real_parent[PATH_MAX], own[PATH_MAX];
+    snprintf(parent, sizeof parent, "%s", checkpoint);
+    size_t length = strlen(parent);
+    while (length > 1 && parent[length - 1] == '/') parent[--length] = '\0';
+    char *slash = strrchr(parent, '/');
+    if (slash == NULL) snprintf(parent, sizeof parent, ".");
+    else slash[slash == parent] = '\0';
+    return realpath(parent, real_parent) != NULL && realpath(run_folder, own) != NULL &&
+           strcmp(real_parent, own) == 0;
+}
+
 static enum status start_or_resume(struct trainer *t) {
     const struct config *c = t->config;
     char newest[PATH_BYTES] = "";
@@ -107,6 +121,12 @@ static enum status start_or_resume(struct trainer *t) {
     const enum status located = run_folder_locate(c->train.resume, named);
     if (located != STATUS_OK) {
         return status_context(located, "train.resume (auto, never, or a checkpoint or run folder)");
+    }
+    if (found && !is_own(named, c->train.out)) {
+        return status_set(STATUS_CHECKPOINT,
+                          "train.resume is a checkpoint of another run, but %s holds checkpoints of "
+                          "its own (%s): choose a new train.out, so that neither history is lost",
+                          c->train.out, newest);
     }
     TRY(resume_from(t, named));
     return check_history(t, newest, found);

@@ -31,7 +31,7 @@ enum status trainer_validate(struct trainer *t) {
     struct validation result;
     if (t->validation_data.shards == NULL || t->validated_step == t->state.step) return STATUS_OK;
     TRY(validation_run(&t->engine, &t->validation_data, (size_t)t->config->validation.sequences,
-                       &result));
+                       false, &result));
     t->validated_step = t->state.step;
     char bits[TEXT_BYTES] = "";
     if (isfinite(result.bits_per_byte)) {

@@ -99,10 +99,10 @@ static const struct refusal refusals[] = {
     {"train ../tiny.conf --train.resume never", STATUS_CHECKPOINT, "never|run/step_00000016",
      "although `train.resume` is never"},
     {"train ../tiny.conf --train.resume run/step_00000012", STATUS_CHECKPOINT,
-     "found nothing: run/step_00000012|run/step_00000016", "missing"},
+     "no checkpoint folder run/step_00000012|run/step_00000016", "missing"},
     {"train ../tiny.conf --train.resume run/step_00000010", STATUS_CHECKPOINT,
      "step 10|run/step_00000016 is newer", "older than others"},
-    {"eval nowhere", STATUS_CHECKPOINT, "found nothing|nowhere", "missing"},
+    {"eval nowhere", STATUS_CHECKPOINT, "no checkpoint folder nowhere", "missing"},
     {"sample ../text.txt", STATUS_CHECKPOINT, "found a file", "missing"},
     {"sample ../data", STATUS_CHECKPOINT, "holds no checkpoint", "missing"},
 
