@@ -82,7 +82,7 @@ static enum status check_content(const struct checkpoint_content *content) {
 }
 
 /* Refuses early and with numbers what would end in "no space left" after minutes of writing. */
-static enum status check_space(const char *run_folder, const struct param_table *params) {
+enum status checkpoint_check_space(const char *run_folder, const struct param_table *params) {
     struct statvfs disk;
     char needed_text[TEXT_BYTES], found_text[TEXT_BYTES];
     const size_t needed = 3 * sizeof(float) * param_table_count(params) +
@@ -95,8 +95,8 @@ static enum status check_space(const char *run_folder, const struct param_table 
     const bool cannot_tell = disk.f_blocks == 0; /* some network file systems */
     if (cannot_tell || available >= needed) return STATUS_OK;
     return status_set(STATUS_IO,
-                      "a checkpoint in %s needs %s, found %s free: make room, or keep fewer "
-                      "checkpoints",
+                      "a checkpoint in %s needs %s, found %s free: make room, use another disk, "
+                      "or keep fewer checkpoints (checkpoint.keep)",
                       run_folder, text_bytes(needed_text, needed),
                       text_bytes(found_text, available));
 }
@@ -213,7 +213,7 @@ static enum status discard(const char *temporary, enum status code) {
 static enum status save_new(const char *run_folder, const struct checkpoint_content *content,
                             bool replace) {
     char temporary[PATH_BYTES];
-    TRY(check_space(run_folder, content->params));
+    TRY(checkpoint_check_space(run_folder, content->params));
     TRY(layout_free_path(temporary, run_folder, content->step, LAYOUT_TEMPORARY));
     if (mkdir(temporary, 0777) != 0) {
         return status_set(STATUS_IO, "cannot create the folder %s: %s", temporary, strerror(errno));

@@ -147,7 +147,8 @@ enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], boo
     TRY(layout_steps(run_folder, &steps, &count));
     for (size_t i = 0; i < count && !*found; i++) {
         status = open_verify(run_folder, steps[i]);
-        if (status == STATUS_MEMORY) break; /* says nothing about the checkpoint */
+        /* Out of memory or not readable now: that says nothing about the checkpoint. */
+        if (status != STATUS_OK && status != STATUS_CHECKPOINT) break;
         *found = status == STATUS_OK;
         if (*found) {
             status = layout_step_path(path, run_folder, steps[i]);
@@ -157,7 +158,7 @@ enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], boo
         }
     }
     free(steps);
-    if (*found || count == 0 || status == STATUS_MEMORY) return status;
+    if (*found || count == 0 || status != STATUS_CHECKPOINT) return status;
     return status_set(STATUS_CHECKPOINT,
                       "none of the %zu checkpoints in %s verifies; the newest: %s", count,
                       run_folder, newest_reason);

@@ -36,6 +36,7 @@ struct prepare {
     const struct prepare_options *options;
     struct document_list documents;
     size_t train_bytes; /* of the only document; with several documents unused */
+    double threshold;   /* positions below it are for validation; with one document unused */
     char staging[PATH_BYTES];
     struct shard_writer *writers[SPLITS];
     size_t tokens[SPLITS];
@@ -47,8 +48,7 @@ static double document_position(const struct document *document) {
 }
 
 static enum split document_split(const struct prepare *prepare, const struct document *document) {
-    return document_position(document) < prepare->options->validation_fraction ? SPLIT_VALIDATION
-                                                                               : SPLIT_TRAIN;
+    return document_position(document) < prepare->threshold ? SPLIT_VALIDATION : SPLIT_TRAIN;
 }
 
 static enum status check_options(const struct prepare_options *options) {
@@ -119,24 +119,23 @@ static enum status split_one(struct prepare *prepare) {
     return find_line_end(document, wished - near, near, &prepare->train_bytes);
 }
 
-/* Several documents: each goes by its content. Only whether both sides have one is to be seen. */
-static enum status split_many(const struct prepare *prepare) {
+/* Several documents: each goes by its content. Where few documents leave a side empty, the one nearest
+ * to that side goes there. */
+static enum status split_many(struct prepare *prepare) {
     double lowest = 1.0, highest = 0.0;
     for (size_t i = 0; i < prepare->documents.count; i++) {
         const double position = document_position(&prepare->documents.items[i]);
         lowest = fmin(lowest, position);
         highest = fmax(highest, position);
     }
-    const double fraction = prepare->options->validation_fraction;
-    if (lowest < fraction && highest >= fraction) return STATUS_OK;
-    const bool no_validation = lowest >= fraction;
-    /* The nearest number of four digits at which one document changes over. */
-    const double advised = (no_validation ? floor(lowest * 1e4) + 1.0 : floor(highest * 1e4)) / 1e4;
-    return status_set(STATUS_DATA, "expected documents for training and for validation, found none "
-                      "of the %zu for %s with --validation-fraction %g (each document goes to a "
-                      "side by its content): add documents, join them to one file, or give "
-                      "--validation-fraction %g", prepare->documents.count,
-                      no_validation ? "validation" : "training", fraction, advised);
+    if (lowest == highest) {
+        return status_set(STATUS_DATA, "expected documents for training and for validation, found %zu "
+                          "with the same content: give different ones, or one of them",
+                          prepare->documents.count);
+    }
+    const double above_lowest = nextafter(lowest, 1.0);
+    prepare->threshold = fmin(fmax(prepare->options->validation_fraction, above_lowest), highest);
+    return STATUS_OK;
 }
 
 static enum status decide_split(struct prepare *prepare) {

@@ -73,16 +73,6 @@ static enum status cpu_download(struct device *device, void *to_host, const void
     return STATUS_OK;
 }
 
-static enum status cpu_zero(struct device *device, void *memory, size_t bytes) {
-    const size_t blocks = ceil_div(bytes, HUGE_PAGE_BYTES);
-#pragma omp parallel for schedule(static) num_threads(device->threads)
-    for (size_t block = 0; block < blocks; block++) {
-        const size_t first = block * HUGE_PAGE_BYTES;
-        memset((char *)memory + first, 0, size_min(HUGE_PAGE_BYTES, bytes - first));
-    }
-    return STATUS_OK;
-}
-
 static enum status cpu_map(struct device *device, void *memory, size_t bytes, void **host) {
     (void)device;
     (void)bytes;
@@ -127,7 +117,6 @@ static const struct device_calls cpu_calls = {
     .release = cpu_release,
     .upload = cpu_upload,
     .download = cpu_download,
-    .zero = cpu_zero,
     .map = cpu_map,
     .unmap = cpu_unmap,
     .wait = cpu_wait,
@@ -173,10 +162,6 @@ enum status device_upload(struct device *device, void *to, const void *from_host
 
 enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes) {
     return device->calls->download(device, to_host, from, bytes);
-}
-
-enum status device_zero(struct device *device, void *memory, size_t bytes) {
-    return device->calls->zero(device, memory, bytes);
 }
 
 enum status device_map(struct device *device, void *memory, size_t bytes, void **host) {

@@ -26,7 +26,6 @@ struct device_calls {
     void (*release)(struct device *, void *memory, size_t bytes);
     enum status (*upload)(struct device *, void *to, const void *from_host, size_t bytes);
     enum status (*download)(struct device *, void *to_host, const void *from, size_t bytes);
-    enum status (*zero)(struct device *, void *memory, size_t bytes);
     enum status (*map)(struct device *, void *memory, size_t bytes, void **host);
     enum status (*unmap)(struct device *, void *memory, void *host, size_t bytes, bool changed);
     enum status (*wait)(struct device *);
@@ -68,7 +67,6 @@ void device_release(struct device *device, void *memory, size_t bytes);
 /* Between host memory and the device, in stream order; on return the host buffer may be reused. */
 enum status device_upload(struct device *device, void *to, const void *from_host, size_t bytes);
 enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes);
-enum status device_zero(struct device *device, void *memory, size_t bytes);
 
 /* Host access to device memory, for checkpoints and initialisation. On a CPU it is the memory
  * itself; an accelerator copies to host memory, and back on unmapping if `changed`. Every map is

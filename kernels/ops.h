@@ -10,8 +10,8 @@
  *   parameters are FP32.
  * - `accumulate`: add to what the output holds; otherwise overwrite, and the old content is not
  *   read.
- * - Deterministic: the result depends on the arguments alone, and for a CPU on its number of
- *   threads.
+ * - Deterministic: on one type of machine the result depends on the arguments alone, and for a CPU
+ *   on its number of threads.
  * - Arguments are checked once by the layers that build them; a shape that an operation cannot do
  *   is STATUS_INTERNAL with the shape, never a wrong answer.
  * - <op>_bytes() in kernels/traffic.h says how many bytes each must move.

@@ -1,8 +1,8 @@
 /*
  * What decides about one optimizer step, next to the numbers it decides from. `struct step_state`
  * lives in device memory so that the host need not wait: kernels read learning rate, gradient
- * multiplier and skip from it, and it is saved in checkpoints whole. step_control_decide() is plain
- * C that the CPU and a one-thread CUDA kernel both compile.
+ * multiplier and skip from it, and what it carries from step to step is saved in checkpoints.
+ * step_control_decide() is plain C that the CPU and a one-thread CUDA kernel both compile.
  *
  * Loss scaling: on overflow the step is skipped, the scale halves; after `interval` good steps it
  * doubles (Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2). Outliers: a

@@ -1,6 +1,6 @@
 /*
  * Causal multi-head self-attention: packed query-key-value linear, attention, projection. The
- * projection's bias is added by the norm behind it (norm.h, struct branch). Called by gpt_block.c.
+ * projection's bias is added by the norm behind it (norm.h, struct branch). Called by gpt_train.c.
  */
 #ifndef DEEPWELL_LAYERS_ATTENTION_H_
 #define DEEPWELL_LAYERS_ATTENTION_H_

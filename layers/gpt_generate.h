@@ -1,6 +1,6 @@
 /*
  * A GPT that continues texts: forward only, a few tokens at a time, keys and values of the past
- * cached. Called by train/sample.c.
+ * cached. Called by train/sampler.c.
  */
 #ifndef DEEPWELL_LAYERS_GPT_GENERATE_H_
 #define DEEPWELL_LAYERS_GPT_GENERATE_H_

@@ -1,6 +1,6 @@
 /*
  * The MLP: linear to 4 C, bias and GELU, linear back. The second linear's bias is added by the norm
- * behind it (norm.h, struct branch). Called by gpt_block.c.
+ * behind it (norm.h, struct branch). Called by gpt_train.c and gpt_generate.c.
  */
 #ifndef DEEPWELL_LAYERS_MLP_H_
 #define DEEPWELL_LAYERS_MLP_H_

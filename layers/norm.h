@@ -1,5 +1,5 @@
 /*
- * Layer norm with the residual addition that precedes it. Called by gpt_block.c and gpt_train.c.
+ * Layer norm with the residual addition that precedes it. Called by gpt_train.c and gpt_generate.c.
  *
  * The residual stream is only ever written here: residual = residual_in + delta + delta_bias, where
  * delta is the branch (attention or MLP) just computed and delta_bias its projection's bias.

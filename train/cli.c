@@ -39,7 +39,7 @@ static bool takes_next(const struct cli *cli, const char *argument) {
 static void print_help(const struct cli *cli) {
     fputs(cli->usage, stdout);
     if (cli->takes_config) {
-        fputs("\nConfiguration keys, each of them an option (--section.key VALUE):\n", stdout);
+        fputs("\n", stdout);
         config_print_help(stdout);
     }
 }
@@ -61,7 +61,7 @@ enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, 
             if (takes_next(cli, argv[i])) i++;
         } else if (names->count == most) {
             return status_set(STATUS_CONFIG,
-                              "deepwell %s: one name too many: \"%s\" (`deepwell %s --help` "
+                              "%s: one name too many: \"%s\" (`deepwell %s --help` "
                               "shows the form)",
                               cli->command, argv[i], cli->command);
         } else {
@@ -70,7 +70,7 @@ enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, 
     }
     if (names->count < least) {
         return status_set(STATUS_CONFIG,
-                          "deepwell %s: a name is missing (`deepwell %s --help` shows the "
+                          "%s: a name is missing (`deepwell %s --help` shows the "
                           "form)",
                           cli->command, cli->command);
     }
@@ -151,7 +151,7 @@ static const struct cli_option *nearest_option(const struct cli *cli, const char
 static enum status unknown_option(const struct cli *cli, const char *argument) {
     const struct cli_option *nearest = nearest_option(cli, argument);
     return status_set(STATUS_CONFIG,
-                      "deepwell %s: unknown option %.*s%s%s (`deepwell %s --help` lists them)",
+                      "%s: unknown option %.*s%s%s (`deepwell %s --help` lists them)",
                       cli->command, (int)strcspn(argument, "="), argument,
                       nearest != NULL ? "; did you mean " : "",
                       nearest != NULL ? nearest->name : "", cli->command);

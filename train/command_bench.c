@@ -24,14 +24,14 @@ static const char usage[] =
     "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
     "\n"
     "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves\n"
-    "nothing behind. Tokens come from data.train; without it they are uniform random, which the\n"
+    "nothing behind. Tokens come from data.train; with --data.train= they are random, which the\n"
     "report says.\n"
     "\n"
     "  --steps N            timed steps (default 10)\n"
     "  --warmup N           steps before them (default 2)\n"
     "  --ops                then one more step with every operation timed: where the time goes\n"
     "\n"
-    "  deepwell bench step configs/gpt2_124m.conf --train.batch 4 --train.micro_batch 4 \\\n"
+    "  deepwell bench step configs/gpt2_124m.conf --data.train= --train.batch 4 --train.micro_batch 4 \\\n"
     "      --train.sequence_length 64 --steps 10 --ops\n";
 
 struct bench {
@@ -40,6 +40,7 @@ struct bench {
     struct dataset dataset;
     struct loader *loader; /* NULL: random tokens */
     int32_t *random;       /* (N + 1) */
+    uint64_t drawn;        /* random tokens so far */
     int64_t step;
     double warmup_seconds;
     struct gpu_power power;
@@ -52,17 +53,25 @@ static enum status open_tokens(struct bench *b) {
         .rows = micro, .micro_batches = (size_t)c->train.batch / micro, .ranks = 1,
     };
     if (c->data.train[0] != '\0') {
-        TRY(dataset_open(&b->dataset, c->data.train, length, (size_t)c->model.vocabulary,
-                         ORDER_SHUFFLED, (uint64_t)c->train.seed));
+        const enum status opened = dataset_open(&b->dataset, c->data.train, length,
+                                                (size_t)c->model.vocabulary, ORDER_SHUFFLED,
+                                                (uint64_t)c->train.seed);
+        if (opened != STATUS_OK) {
+            return status_context(opened, "data.train (--data.train= times random tokens)");
+        }
         return loader_open(&b->loader, &b->dataset, &shape, 0);
     }
     b->random = calloc(micro * length + 1, sizeof *b->random);
     if (b->random == NULL) return status_set(STATUS_MEMORY, "out of memory for random tokens");
-    for (size_t i = 0; i <= micro * length; i++) {
-        const float uniform = random_uniform((uint64_t)c->train.seed, RANDOM_TEST, i);
-        b->random[i] = (int32_t)(uniform * (float)c->model.vocabulary);
-    }
     return STATUS_OK;
+}
+
+/* Fresh ones for every micro-batch: repeated ones would be learned by heart. */
+static void draw_tokens(struct bench *b, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const float uniform = random_uniform((uint64_t)b->config->train.seed, RANDOM_TEST, b->drawn++);
+        b->random[i] = (int32_t)(uniform * (float)b->config->model.vocabulary);
+    }
 }
 
 static enum status upload_tokens(struct bench *b) {
@@ -70,6 +79,7 @@ static enum status upload_tokens(struct bench *b) {
     const size_t bytes = training->shape.batch * training->shape.sequence_length * sizeof(int32_t);
     struct batch batch = {.inputs = b->random, .targets = b->random == NULL ? NULL : b->random + 1};
     if (b->loader != NULL) TRY(loader_next(b->loader, &batch));
+    else draw_tokens(b, bytes / sizeof(int32_t) + 1);
     TRY(device_upload(&b->engine.device, training->inputs, batch.inputs, bytes));
     return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
 }
@@ -246,7 +256,7 @@ enum status command_bench(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 1, 2, &names));
     if (names.help) return STATUS_OK;
     if (strcmp(names.names[0], "step") != 0) {
-        return status_set(STATUS_CONFIG, "deepwell bench: expected \"step\", found \"%s\"",
+        return status_set(STATUS_CONFIG, "bench: expected \"step\", found \"%s\"",
                           names.names[0]);
     }
     TRY(cli_config(&cli, names.count > 1 ? names.names[1] : NULL, argc, argv, &config));

@@ -34,7 +34,7 @@ static const char help_prepare[] =
     "  --overwrite                 replace shards that are there\n"
     "\n"
     "Examples:\n"
-    "  deepwell data prepare --out data/shakespeare shakespeare.txt\n"
+    "  deepwell data prepare --out runs/shakespeare/data shakespeare.txt\n"
     "  deepwell data prepare --out data/code --validation-fraction 0.05 ~/project/src README.md\n";
 
 static const char help_info[] =
@@ -44,7 +44,7 @@ static const char help_info[] =
     "*, ? or [], in quotes so that the shell leaves it alone.\n"
     "\n"
     "Examples:\n"
-    "  deepwell data info data/shakespeare/train.bin\n"
+    "  deepwell data info runs/shakespeare/data/train.bin\n"
     "  deepwell data info 'data/fineweb/train_*.bin'\n";
 
 static const char help_show[] =
@@ -56,7 +56,7 @@ static const char help_show[] =
     "  --count 256   how many\n"
     "\n"
     "Example:\n"
-    "  deepwell data show data/shakespeare/validation.bin --first 1000 --count 500\n";
+    "  deepwell data show runs/shakespeare/data/validation.bin --first 1000 --count 500\n";
 
 static void print_report(const struct prepare_report *report, const char *folder, double seconds) {
     char train[TEXT_BYTES], validation[TEXT_BYTES], duration[TEXT_BYTES];

@@ -17,7 +17,7 @@ static const char usage[] =
     "another.\n"
     "\n"
     "  --data PATTERN       token shards (default: data.validation of the run)\n"
-    "  --sequences N        only the first N sequences (0: all)\n"
+    "  --sequences N        only the first N sequences (default: all)\n"
     "\n"
     "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n";
 
@@ -43,12 +43,15 @@ static enum status evaluate(const struct checkpoint *checkpoint, const struct co
         return status_set(STATUS_CONFIG,
                           "the run has no validation data: name token shards with --data");
     }
-    TRY(dataset_open(&dataset, config->data.validation, (size_t)config_sequence_length(config),
-                     (size_t)config->model.vocabulary, ORDER_SEQUENTIAL, 0));
+    status = dataset_open(&dataset, config->data.validation, (size_t)config_sequence_length(config),
+                          (size_t)config->model.vocabulary, ORDER_SEQUENTIAL, 0);
+    if (status != STATUS_OK) {
+        return status_context(status, "validation data, by the run's path or --data, from this folder");
+    }
     TRY_GOTO(engine_open(&engine, config, ENGINE_EVALUATE, ENGINE_REAL), close_dataset);
     TRY_GOTO(engine_load(&engine, checkpoint), close_engine);
     const double begun = clock_seconds();
-    TRY_GOTO(validation_run(&engine, &dataset, (size_t)config->validation.sequences, &result),
+    TRY_GOTO(validation_run(&engine, &dataset, (size_t)config->validation.sequences, true, &result),
              close_engine);
     print_result(config, checkpoint, &result, clock_seconds() - begun);
 close_engine:
@@ -74,6 +77,7 @@ enum status command_eval(int argc, char **argv) {
     if (names.help) return STATUS_OK;
     TRY(signals_install());
     TRY(run_folder_open(names.names[0], &checkpoint, &config));
+    config.validation.sequences = 0; /* all, however many the run looked at */
     enum status status = cli_options(&cli, argc, argv, &config);
     if (status == STATUS_OK) status = evaluate(&checkpoint, &config);
     checkpoint_close(&checkpoint);

@@ -29,7 +29,7 @@ struct schedule config_schedule(const struct config *config) {
     int64_t decay = config->optimizer.decay_steps;
     if (decay == 0) { /* a fifth, at least one step, and never into the warm-up */
         decay = steps / 5 > 0 ? steps / 5 : 1;
-        if (decay > steps - warmup) decay = steps - warmup;
+        if (decay > steps - warmup) decay = steps > warmup ? steps - warmup : 1;
     }
     return (struct schedule){
         .kind = (enum schedule_kind)config->optimizer.schedule,
@@ -68,21 +68,41 @@ static enum status check_batch(const struct config *config) {
 static enum status check_schedule(const struct config *config) {
     const struct config_optimizer *optimizer = &config->optimizer;
     const int64_t steps = config->train.steps;
-    if (optimizer->warmup_steps > steps) {
-        return status_set(STATUS_CONFIG, "optimizer.warmup_steps = %" PRId64 " is more than "
-                          "train.steps = %" PRId64 ": the peak learning rate would not be reached",
-                          optimizer->warmup_steps, steps);
-    }
     if (optimizer->schedule != SCHEDULE_WSD && optimizer->decay_steps > 0) {
         return status_set(STATUS_CONFIG, "optimizer.decay_steps = %" PRId64 " belongs to "
                           "optimizer.schedule = wsd, found another schedule: set it to 0",
                           optimizer->decay_steps);
     }
-    if (optimizer->warmup_steps + optimizer->decay_steps > steps) {
+    if (optimizer->decay_steps > 0 && optimizer->warmup_steps + optimizer->decay_steps > steps) {
         return status_set(STATUS_CONFIG,
                           "optimizer.warmup_steps = %" PRId64 " and optimizer.decay_steps = %"
                           PRId64 " together are more than train.steps = %" PRId64,
                           optimizer->warmup_steps, optimizer->decay_steps, steps);
+    }
+    return STATUS_OK;
+}
+
+/* The optimizer computes in FP32: what a bound promises must hold there too. */
+static enum status check_narrowed(const struct config *config) {
+    const struct config_optimizer *o = &config->optimizer;
+    const struct {
+        const char *key;
+        double value;
+        bool fits;
+    } reals[] = {
+        {"optimizer.beta1", o->beta1, (float)o->beta1 < 1.0f},
+        {"optimizer.beta2", o->beta2, (float)o->beta2 < 1.0f},
+        {"optimizer.epsilon", o->epsilon, (float)o->epsilon > 0.0f},
+        {"optimizer.clip_norm", o->clip_norm, o->clip_norm == 0.0 || (float)o->clip_norm > 0.0f},
+        {"optimizer.loss_z_max", o->loss_z_max, o->loss_z_max == 0.0 || (float)o->loss_z_max > 0.0f},
+        {"optimizer.norm_z_max", o->norm_z_max, o->norm_z_max == 0.0 || (float)o->norm_z_max > 0.0f},
+    };
+    for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++) {
+        if (!reals[i].fits) {
+            return status_set(STATUS_CONFIG, "%s = %.17g is no different from its bound in FP32, in "
+                              "which the step computes: choose a number further from it",
+                              reals[i].key, reals[i].value);
+        }
     }
     return STATUS_OK;
 }
@@ -104,5 +124,6 @@ enum status config_check(const struct config *config) {
     TRY(check_model(config));
     TRY(check_batch(config));
     TRY(check_schedule(config));
+    TRY(check_narrowed(config));
     return check_texts(config);
 }

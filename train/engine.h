@@ -84,7 +84,7 @@ void engine_close(struct engine *engine);
 enum status engine_initialise(struct engine *engine, const struct config *config);
 
 /* Weights from a checkpoint (STATUS_CHECKPOINT if it is of another model); with ENGINE_TRAIN the
- * moments too. The step state is the trainer's (resume.h). */
+ * moments too. The step state is the trainer's (run_state.h). */
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint);
 
 /* The device that the configuration asks for. */

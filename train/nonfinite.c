@@ -28,21 +28,23 @@ static enum status see(struct gpt_observer *self, const char *what, int layer,
     return STATUS_OK;
 }
 
-/* The first parameter, in the order of the table (or backward), whose numbers in `flat` are not all
- * finite. */
-static enum status find_in_params(struct finder *finder, float *flat, const char *what,
-                                  bool backward) {
+/* The first parameter whose numbers in `flat` are not all finite: weights in the order of the table,
+ * gradients of a micro-batch in the order in which backward makes them. */
+static enum status find_in_params(struct finder *finder, float *flat, bool gradients) {
     struct engine *engine = finder->engine;
     const struct param_table *table = &engine->gpt.table;
     for (size_t i = 0; i < table->length && !finder->found; i++) {
-        const struct param *param = &table->params[backward ? table->length - 1 - i : i];
+        const struct param *param = &table->params[gradients ? table->length - 1 - i : i];
         const struct tensor tensor = tensor_make(flat + param->offset, DTYPE_F32,
                                                  param->padded_rows, param->columns);
         size_t index = SIZE_MAX;
         TRY(engine->device.ops->find_nonfinite(&engine->device, tensor, &index));
         if (index == SIZE_MAX) continue;
-        snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu)", what,
-                 param->name, index / param->columns, index % param->columns);
+        char batch[32] = "";
+        if (gradients) snprintf(batch, sizeof batch, ", micro-batch %zu", finder->micro_batch);
+        snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu%s)",
+                 gradients ? "gradient" : "weight", param->name, index / param->columns,
+                 index % param->columns, batch);
         finder->found = true;
     }
     return STATUS_OK;
@@ -68,7 +70,7 @@ static enum status run_micro_batch(struct finder *finder, const struct nonfinite
     TRY(gpt_forward_backward(training, &gradient));
     const struct tensor losses = tensor_make(training->losses, DTYPE_F32, tokens, 1);
     TRY(see(&finder->observer, "loss", -1, losses));
-    return find_in_params(finder, engine->gradients, "gradient", true);
+    return find_in_params(finder, engine->gradients, true);
 }
 
 enum status nonfinite_find(struct engine *engine, const struct nonfinite_request *request,
@@ -84,8 +86,8 @@ enum status nonfinite_find(struct engine *engine, const struct nonfinite_request
     }
     *result = (struct nonfinite){0};
     snprintf(result->text, sizeof result->text,
-             "a sum over finite gradients (their squares overflow)");
-    TRY_GOTO(find_in_params(&finder, engine->masters, "weight", false), cleanup);
+             "no single tensor (each is finite when the micro-batches are run again, one by one)");
+    TRY_GOTO(find_in_params(&finder, engine->masters, false), cleanup);
     result->weights = finder.found;
     engine->training.observer = &finder.observer;
     for (; finder.micro_batch < request->shape->micro_batches && !finder.found;

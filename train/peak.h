@@ -25,7 +25,7 @@ struct peak {
  * so that "H200" finds "NVIDIA H200" but neither "GH200", nor "H200 NVL", nor a MIG slice of it. */
 const struct peak *peak_find(const char *device_name, int capability);
 
-/* Row i of the table, NULL past the end: for `probe` and tests. */
+/* Row i of the table, NULL past the end: for its test. */
 const struct peak *peak_row(size_t i);
 
 enum mfu_state {

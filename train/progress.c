@@ -72,12 +72,12 @@ const char *progress_line(const struct progress *progress, const struct step_rec
         snprintf(tail, sizeof tail, "  %s left", text_duration(left, 1e-3 * ms));
     }
     snprintf(line, PROGRESS_LINE_BYTES,
-             "step %" PRId64 "/%" PRId64 "  loss %.4f  lr %.2e  norm %.3g%s  %s tokens/s  "
-             "%.*f TFLOPS  %s%s%s",
-             record->step, progress->steps, record->loss, record->learning_rate,
+             "step %" PRId64 "/%" PRId64 "%s  loss %.4f  lr %.2e  norm %.3g%s  %s tokens/s  "
+             "%.*f TFLOPS  %s%s",
+             record->step, progress->steps, tail, record->loss, record->learning_rate,
              record->gradient_norm, skip_text(record->skip),
              text_count(rate, (uint64_t)(tokens_per_s + 0.5)), decimals, record->tflops,
-             mfu_text(mfu, &record->mfu), scale, tail);
+             mfu_text(mfu, &record->mfu), scale);
     return line;
 }
 

@@ -9,17 +9,18 @@
 
 static void print_warning(const char *message) { fprintf(stderr, "warning: %s\n", message); }
 
-static enum status locate(const char *path, char found_path[PATH_BYTES]) {
+enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]) {
     char manifest[PATH_BYTES];
     bool found = false;
     TRY(path_join(manifest, path, "manifest.json"));
-    if (path_is_file(manifest)) {
+    if (path_is_file(path)) {
+        return status_set(STATUS_CHECKPOINT, "expected a checkpoint or a run folder, found a file: %s",
+                          path);
+    }
+    /* What is not there is checkpoint_open's to refuse: it names the good ones beside it. */
+    if (path_is_file(manifest) || !path_is_folder(path)) {
         snprintf(found_path, PATH_BYTES, "%s", path);
         return STATUS_OK;
-    }
-    if (!path_is_folder(path)) {
-        return status_set(STATUS_CHECKPOINT, "expected a checkpoint or a run folder, found %s: %s",
-                          path_is_file(path) ? "a file" : "nothing", path);
     }
     TRY(checkpoint_newest(path, found_path, &found, print_warning));
     if (!found) {
@@ -32,7 +33,7 @@ static enum status locate(const char *path, char found_path[PATH_BYTES]) {
 enum status run_folder_open(const char *path, struct checkpoint *checkpoint,
                             struct config *config) {
     char located[PATH_BYTES] = "";
-    TRY(locate(path, located));
+    TRY(run_folder_locate(path, located));
     TRY(checkpoint_open(checkpoint, located));
     const enum status status = run_state_config(checkpoint->state, config);
     if (status != STATUS_OK) {

@@ -9,4 +9,7 @@
  * Broken checkpoints that were passed over are named on stderr. */
 enum status run_folder_open(const char *path, struct checkpoint *checkpoint, struct config *config);
 
+/* The checkpoint folder that a name stands for: itself, or the newest of a run. */
+enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]);
+
 #endif

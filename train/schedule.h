@@ -25,7 +25,7 @@ struct schedule {
     double peak;           /* learning rate */
     double final_fraction; /* final learning rate / peak */
     int64_t steps;         /* >= 1 */
-    int64_t warmup_steps;  /* in [0, steps] */
+    int64_t warmup_steps;  /* >= 0; beyond `steps` the peak is never reached */
     int64_t decay_steps;   /* wsd: in [0, steps - warmup_steps] */
 };
 

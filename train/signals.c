@@ -16,8 +16,12 @@ enum { HANDLED = sizeof handled / sizeof handled[0] };
 static volatile sig_atomic_t received;
 
 static void on_signal(int number) {
+    static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
     if (received == 0) {
         received = number;
+        if (number != SIGPIPE && write(STDERR_FILENO, note, sizeof note - 1) < 0) {
+            return; /* nobody reads it: that changes nothing */
+        }
     } else if (number != SIGPIPE) { /* asked twice: now, as a shell would report it */
         _exit(128 + number);
     }

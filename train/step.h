@@ -9,10 +9,11 @@
 
 #include "train/engine.h"
 
-/* Bounds of dynamic loss scaling. Below 1 a scale would only lose gradients; 2^24 is far beyond
- * what FP16's largest number leaves for any gradient worth scaling. */
+/* Bounds of dynamic loss scaling. Below 1 a scale would only lose gradients; 2^40, the largest
+ * initial scale too, is far beyond what FP16's largest number leaves for any gradient worth
+ * scaling. */
 #define LOSS_SCALE_MIN 1.0f
-#define LOSS_SCALE_MAX 16777216.0f
+#define LOSS_SCALE_MAX 0x1p40f
 
 /* The policy of step `step`: everything in it but the learning rate is constant over a run. */
 struct step_policy step_policy(const struct config *config, int64_t step);

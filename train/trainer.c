@@ -68,7 +68,8 @@ static enum status handle_nonfinite(struct trainer *t) {
     struct nonfinite found;
     t->nonfinite_in_a_row++;
     const bool too_many = t->nonfinite_in_a_row >= c->train.nonfinite_max;
-    const bool scalable = config_loss_scaling(c) && control.loss_scale > LOSS_SCALE_MIN;
+    const bool scalable = config_loss_scaling(c) &&
+                          t->before.control.loss_scale > LOSS_SCALE_MIN;
     if (!too_many && scalable && isfinite(control.loss)) return STATUS_OK;
     if (!too_many && c->train.nonfinite == CONFIG_NONFINITE_SKIP) return STATUS_OK;
 
@@ -78,6 +79,9 @@ static enum status handle_nonfinite(struct trainer *t) {
         .step = (uint64_t)(t->state.step - 1),
         .gradient_scale = 1.0f / (float)step_tokens(c),
     };
+    /* The same step again: with the loss scale that it had. */
+    TRY(device_upload(&t->engine.device, t->engine.state, &t->before.control,
+                      sizeof t->before.control));
     TRY(nonfinite_find(&t->engine, &request, &found));
     const int64_t step = t->state.step;
     t->state = t->before; /* the weights are those before the step: save them as that */
@@ -166,9 +170,7 @@ static enum status run_steps(struct trainer *t) {
 }
 
 enum status trainer_run(struct trainer *t) {
-    enum status status = run_steps(t);
-    /* A signal that came during validation: nothing is lost by leaving it out. */
-    if (status == STATUS_INTERRUPTED && t->saved_step != t->state.step) status = save_and_leave(t);
+    const enum status status = run_steps(t);
     progress_close(&t->progress);
     return status;
 }

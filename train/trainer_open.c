@@ -1,10 +1,12 @@
 /* Opening a training run: folder, data, engine, the checkpoint it continues from. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "train/run_folder.h"
 #include "train/trainer_parts.h"
 
 static void print_warning(const char *message) { printf("warning: %s\n", message); }
@@ -79,6 +81,19 @@ static enum status check_history(const struct trainer *t, const char *newest, bo
     return STATUS_OK;
 }
 
+/* True if the checkpoint lies, or would lie, in the run's own folder. */
+static bool is_own(const char *checkpoint, const char *run_folder) {
+    char parent[PATH_BYTES], real_parent[PATH_MAX], own[PATH_MAX];
+    snprintf(parent, sizeof parent, "%s", checkpoint);
+    size_t length = strlen(parent);
+    while (length > 1 && parent[length - 1] == '/') parent[--length] = '\0';
+    char *slash = strrchr(parent, '/');
+    if (slash == NULL) snprintf(parent, sizeof parent, ".");
+    else slash[slash == parent] = '\0';
+    return realpath(parent, real_parent) != NULL && realpath(run_folder, own) != NULL &&
+           strcmp(real_parent, own) == 0;
+}
+
 static enum status start_or_resume(struct trainer *t) {
     const struct config *c = t->config;
     char newest[PATH_BYTES] = "";
@@ -102,7 +117,18 @@ static enum status start_or_resume(struct trainer *t) {
         return device_download(&t->engine.device, &t->state.control, t->engine.state,
                                sizeof t->state.control);
     }
-    TRY(resume_from(t, c->train.resume));
+    char named[PATH_BYTES] = "";
+    const enum status located = run_folder_locate(c->train.resume, named);
+    if (located != STATUS_OK) {
+        return status_context(located, "train.resume (auto, never, or a checkpoint or run folder)");
+    }
+    if (found && !is_own(named, c->train.out)) {
+        return status_set(STATUS_CHECKPOINT,
+                          "train.resume is a checkpoint of another run, but %s holds checkpoints of "
+                          "its own (%s): choose a new train.out, so that neither history is lost",
+                          c->train.out, newest);
+    }
+    TRY(resume_from(t, named));
     return check_history(t, newest, found);
 }
 
@@ -126,6 +152,7 @@ static enum status open_all(struct trainer *t) {
     TRY(open_metrics(t));
     trainer_print_header(t);
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
+    TRY(checkpoint_check_space(c->train.out, &t->engine.gpt.table));
     TRY(trainer_record_run(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
     if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));

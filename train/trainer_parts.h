@@ -25,7 +25,7 @@ enum peak_type trainer_peak_type(const struct trainer *trainer);
 /* The header: what will run, on what, with how much memory. */
 void trainer_print_header(const struct trainer *trainer);
 
-/* The metrics record of this process: versions, device, configuration. */
+/* What this process was started with: the metrics record, and RUN/configuration.conf. */
 enum status trainer_record_run(const struct trainer *trainer);
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/text.h"
 #include "train/sampler.h"
 #include "train/token_text.h"
@@ -30,7 +31,7 @@ enum status trainer_validate(struct trainer *t) {
     struct validation result;
     if (t->validation_data.shards == NULL || t->validated_step == t->state.step) return STATUS_OK;
     TRY(validation_run(&t->engine, &t->validation_data, (size_t)t->config->validation.sequences,
-                       &result));
+                       false, &result));
     t->validated_step = t->state.step;
     char bits[TEXT_BYTES] = "";
     if (isfinite(result.bits_per_byte)) {
@@ -140,7 +141,23 @@ enum status trainer_save(struct trainer *t) {
     return metrics_checkpoint(t->metrics, t->state.step, path, ms);
 }
 
+/* RUN/configuration.conf: what this run was last started with, as a file that starts it again. */
+static enum status save_configuration(const struct trainer *t) {
+    char path[PATH_BYTES], *text = NULL;
+    size_t bytes = 0;
+    TRY(path_join(path, t->config->train.out, "configuration.conf"));
+    FILE *memory = open_memstream(&text, &bytes);
+    if (memory == NULL) return status_set(STATUS_MEMORY, "out of memory for %s", path);
+    config_print(t->config, memory);
+    const bool whole = fclose(memory) == 0;
+    const enum status status = whole ? file_write_durable(path, text, bytes)
+                                     : status_set(STATUS_MEMORY, "out of memory for %s", path);
+    free(text);
+    return status;
+}
+
 enum status trainer_record_run(const struct trainer *t) {
+    TRY(save_configuration(t));
     cJSON *details = cJSON_CreateObject();
     cJSON *configuration = config_to_json(t->config);
     enum status status = STATUS_OK;

@@ -46,7 +46,7 @@ static enum status run_batch(struct engine *engine, const struct buffers *buffer
 }
 
 enum status validation_run(struct engine *engine, const struct dataset *dataset, size_t sequences,
-                           struct validation *result) {
+                           bool until_signal, struct validation *result) {
     const size_t batch = engine->evaluation.shape.batch, length = dataset->sequence_length;
     const size_t wanted = sequences == 0 ? dataset->sequences
                                          : size_min(sequences, dataset->sequences);
@@ -64,7 +64,7 @@ enum status validation_run(struct engine *engine, const struct dataset *dataset,
     }
     for (size_t first = 0; first < wanted; first += batch) {
         const size_t rows = size_min(batch, wanted - first);
-        if (signals_received() != NULL) {
+        if (until_signal && signals_received() != NULL) {
             status = status_set(STATUS_INTERRUPTED, "validation stopped by %s", signals_received());
             goto cleanup;
         }

@@ -208,7 +208,6 @@ static const struct device_calls cuda_calls = {
     .release = cuda_release,
     .upload = cuda_upload,
     .download = cuda_download,
-    .zero = cuda_zero,
     .map = cuda_map,
     .unmap = cuda_unmap,
     .wait = cuda_wait,

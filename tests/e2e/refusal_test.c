@@ -66,8 +66,8 @@ static const struct refusal refusals[] = {
      "train.batch = 4|train.micro_batch = 3", "contradict"},
     {"train ../tiny.conf --model.heads 3", STATUS_CONFIG, "model.width = 16|model.heads = 3",
      "contradict"},
-    {"train ../tiny.conf --optimizer.warmup_steps 17", STATUS_CONFIG,
-     "warmup_steps = 17|steps = 16", "contradict"},
+    {"train ../tiny.conf --optimizer.schedule wsd --optimizer.decay_steps 17", STATUS_CONFIG,
+     "decay_steps = 17|steps = 16", "contradict"},
     {"data prepare --out ../data ../text.txt", STATUS_CONFIG, "train.bin|--overwrite",
      "is there already"},
 
@@ -102,7 +102,7 @@ static const struct refusal refusals[] = {
      "no checkpoint folder run/step_00000012|run/step_00000016", "missing"},
     {"train ../tiny.conf --train.resume run/step_00000010", STATUS_CHECKPOINT,
      "step 10|run/step_00000016 is newer", "older than others"},
-    {"eval nowhere", STATUS_CHECKPOINT, "found nothing|nowhere", "missing"},
+    {"eval nowhere", STATUS_CHECKPOINT, "no checkpoint folder nowhere", "missing"},
     {"sample ../text.txt", STATUS_CHECKPOINT, "found a file", "missing"},
     {"sample ../data", STATUS_CHECKPOINT, "holds no checkpoint", "missing"},
 

@@ -50,7 +50,7 @@ static char *undisturbed(const char *options, int64_t steps, double *seconds) {
 }
 
 static struct stalled stalled_run(const char *options) {
-    return e2e_stall("/60  loss", "train ../tiny.conf --train.steps %d %s", LONG_STEPS, options);
+    return e2e_stall(" left  loss", "train ../tiny.conf --train.steps %d %s", LONG_STEPS, options);
 }
 
 /* The same command once more, to the end, which must be the undisturbed run's. */

@@ -75,9 +75,6 @@ static void test_device_memory(void **state) {
         EXPECT_OK(device_allocate(&device, sizes[i], (void **)&memory));
         assert_int_equal((uintptr_t)memory % 256, 0);
         for (size_t j = 0; j < sizes[i]; j++) assert_int_equal(memory[j], 0);
-        memset(memory, 255, sizes[i]);
-        EXPECT_OK(device_zero(&device, memory, sizes[i]));
-        for (size_t j = 0; j < sizes[i]; j++) assert_int_equal(memory[j], 0);
         const size_t count = size_min(sizes[i], sizeof host);
         EXPECT_OK(device_upload(&device, memory, host, count));
         EXPECT_OK(device_download(&device, back, memory, count));

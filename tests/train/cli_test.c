@@ -106,7 +106,7 @@ static void too_few_and_too_many_names(void **state) {
     command_make(&command, true);
     assert_int_equal(cli_positionals(&command.cli, 3, arguments_of(&none), 1, 2, &names),
                      STATUS_CONFIG);
-    assert_message_has("deepwell try: a name is missing (`deepwell try --help`");
+    assert_message_has("try: a name is missing (`deepwell try --help`");
     assert_int_equal(cli_positionals(&command.cli, 4, arguments_of(&three), 1, 2, &names),
                      STATUS_CONFIG);
     assert_message_has("one name too many: \"c\"");

@@ -328,7 +328,6 @@ static void checks_across_keys_name_both(void **state) {
         {{"model.width", "100"}, "model.width = 100", "model.heads = 12"},
         {{"train.batch", "10"}, "train.batch = 10", "train.micro_batch = 16"},
         {{"train.sequence_length", "1025"}, "train.sequence_length = 1025", "model.context = 1024"},
-        {{"train.steps", "699"}, "optimizer.warmup_steps = 700", "train.steps = 699"},
         {{"optimizer.decay_steps", "5"}, "optimizer.decay_steps = 5", "optimizer.schedule = wsd"},
         {{"optimizer.decay_steps", "18166", "optimizer.schedule", "wsd"},
          "optimizer.decay_steps = 18166", "train.steps = 18865"},

@@ -200,7 +200,7 @@ static void gradients(void **state) {
     }
     assert_non_null(last);
     char expected[128];
-    snprintf(expected, sizeof expected, "gradient of %s (row %zu, column %zu)",
+    snprintf(expected, sizeof expected, "gradient of %s (row %zu, column %zu, micro-batch 0)",
              last->name, first / last->columns, first % last->columns);
     assert_string_equal(found.text, expected);
     assert_false(found.weights);
@@ -211,7 +211,7 @@ static void nothing(void **state) {
     (void)state;
     struct scene scene;
     scene_open(&scene);
-    assert_starts(find(&scene).text, "a sum over finite gradients");
+    assert_starts(find(&scene).text, "no single tensor");
     scene_close(&scene);
 }
 

@@ -85,12 +85,12 @@ static void batches_do_not_change_the_mean(void **state) {
             struct validation result, again;
             const size_t sequences = w == 0 || wanted[w] > SEQUENCES ? SEQUENCES : wanted[w];
             if (b == 0) expected[w] = direct_mean(&run, &dataset, sequences);
-            EXPECT_OK(validation_run(&run.engine, &dataset, wanted[w], &result));
+            EXPECT_OK(validation_run(&run.engine, &dataset, wanted[w], true, &result));
             assert_int_equal(result.tokens, sequences * LENGTH);
             assert_true(isnan(result.bits_per_byte)); /* these tokens are no bytes */
             if (b == 0) assert_true(result.loss == expected[w]); /* the same sum */
             assert_true(fabs(result.loss - expected[w]) <= tolerance());
-            EXPECT_OK(validation_run(&run.engine, &dataset, wanted[w], &again));
+            EXPECT_OK(validation_run(&run.engine, &dataset, wanted[w], true, &again));
             assert_memory_equal(&again.loss, &result.loss, sizeof result.loss);
         }
         close_run(&run, &dataset);
@@ -106,7 +106,7 @@ static void bits_per_byte(void **state) {
     struct dataset dataset;
     struct validation result;
     open_run(&run, &dataset, 4, BYTE_VOCABULARY);
-    EXPECT_OK(validation_run(&run.engine, &dataset, 0, &result));
+    EXPECT_OK(validation_run(&run.engine, &dataset, 0, true, &result));
     assert_true(fabs(result.bits_per_byte - result.loss / log(2.0)) < 1e-12);
     assert_true(fabs(result.bits_per_byte - 8.0) < 0.5);
     close_run(&run, &dataset);
@@ -120,10 +120,10 @@ static void a_signal_ends_it(void **state) {
     struct validation result;
     open_run(&run, &dataset, 1, VOCABULARY);
     EXPECT_OK(signals_install());
-    EXPECT_OK(validation_run(&run.engine, &dataset, 0, &result));
+    EXPECT_OK(validation_run(&run.engine, &dataset, 0, true, &result));
     assert_null(signals_received());
     assert_int_equal(raise(SIGTERM), 0);
-    expect_status(STATUS_INTERRUPTED, validation_run(&run.engine, &dataset, 0, &result));
+    expect_status(STATUS_INTERRUPTED, validation_run(&run.engine, &dataset, 0, true, &result));
     assert_non_null(strstr(status_message(), "SIGTERM"));
     close_run(&run, &dataset);
 }

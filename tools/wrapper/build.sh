@@ -56,6 +56,7 @@ show_errors() { # LOG
 
 build() {
     local code=0 log=$logs/build.log
+    if [[ -x $binary && ! -w $root ]]; then return; fi # somebody else's: run it as it was built
     require_set_up
     run_bazel "$log" build //train:deepwell || code=$?
     ((code != 0)) || return 0
