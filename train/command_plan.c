@@ -111,10 +111,9 @@ static enum status plan(const struct config *config, bool tensors) {
     if (tensors) print_tensors(&engine.gpt.table);
     print_memory(&memory, &engine.device);
     print_work(config, &flops);
-    TRY_GOTO(op_trace_attach(&trace, &engine.device, true), cleanup);
+    op_trace_attach(&trace, &engine.device, true);
     status = record_step(&engine, config, &trace);
-    const enum status detached = op_trace_detach(&trace, &engine.device);
-    if (status == STATUS_OK) status = detached;
+    op_trace_detach(&trace, &engine.device);
 cleanup:
     engine_close(&engine);
     return status;
