@@ -47,8 +47,8 @@ struct checkpoint_retention {
 enum status checkpoint_save(const char *run_folder, const struct checkpoint_content *content,
                             const struct checkpoint_retention *retention);
 
-/* STATUS_IO with both numbers if the disk has no room for one more checkpoint: asked before a run begins
- * and before each save. */
+/* STATUS_IO with both numbers if the disk has no room for one more checkpoint: asked before a run
+ * begins and before each save. */
 enum status checkpoint_check_space(const char *run_folder, const struct param_table *params);
 
 /* An opened, fully verified checkpoint. */

@@ -119,8 +119,8 @@ static enum status split_one(struct prepare *prepare) {
     return find_line_end(document, wished - near, near, &prepare->train_bytes);
 }
 
-/* Several documents: each goes by its content. Where few documents leave a side empty, the one nearest
- * to that side goes there. */
+/* Several documents: each goes by its content. Where few documents leave a side empty, the one
+ * nearest to that side goes there. */
 static enum status split_many(struct prepare *prepare) {
     double lowest = 1.0, highest = 0.0;
     for (size_t i = 0; i < prepare->documents.count; i++) {

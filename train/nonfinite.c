@@ -28,8 +28,8 @@ static enum status see(struct gpt_observer *self, const char *what, int layer,
     return STATUS_OK;
 }
 
-/* The first parameter whose numbers in `flat` are not all finite: weights in the order of the table,
- * gradients of a micro-batch in the order in which backward makes them. */
+/* The first parameter whose numbers in `flat` are not all finite: weights in the order of the
+ * table, gradients of a micro-batch in the order in which backward makes them. */
 static enum status find_in_params(struct finder *finder, float *flat, bool gradients) {
     struct engine *engine = finder->engine;
     const struct param_table *table = &engine->gpt.table;

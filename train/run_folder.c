@@ -14,8 +14,8 @@ enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]) {
     bool found = false;
     TRY(path_join(manifest, path, "manifest.json"));
     if (path_is_file(path)) {
-        return status_set(STATUS_CHECKPOINT, "expected a checkpoint or a run folder, found a file: %s",
-                          path);
+        return status_set(STATUS_CHECKPOINT,
+                          "expected a checkpoint or a run folder, found a file: %s", path);
     }
     /* What is not there is checkpoint_open's to refuse: it names the good ones beside it. */
     if (path_is_file(manifest) || !path_is_folder(path)) {
