@@ -5,8 +5,8 @@
  * and files that hold a zero byte (binaries) are passed over and counted. Every document is
  * followed by the end-of-text token. Split: with one document, its last `validation_fraction` (cut
  * at a line end where one is near); with several, by a hash of each document's content, so that
- * adding a file moves no other. Output: OUT/train.bin, OUT/validation.bin, OUT/dataset.json;
- * deterministic.
+ * adding a file moves no other (few documents: one always goes to each side). Output:
+ * OUT/train.bin, OUT/validation.bin, OUT/dataset.json; deterministic.
  */
 #ifndef DEEPWELL_DATA_PREPARE_H_
 #define DEEPWELL_DATA_PREPARE_H_
