@@ -5,8 +5,6 @@
 
 #include "base/checked.h"
 
-enum { LOGITS_BYTES_AUTOMATIC = 64 << 20 }; /* of one chunk: large enough for full GEMM speed */
-
 /* Where one block's activations may lie: taken anew for every block, or shared by all. */
 struct layout {
     struct arena *arena;
@@ -66,7 +64,10 @@ static enum status take_blocks(struct gpt_training *t, const struct layout *l) {
 static enum status take_loss(struct gpt_training *t, const struct layout *l) {
     const size_t padded = gpt_padded_vocabulary(&t->gpt->config);
     size_t chunk = t->shape.logits_chunk;
-    if (chunk == 0) chunk = size_max(1, LOGITS_BYTES_AUTOMATIC / (padded * dtype_bytes(l->dtype)));
+    if (chunk == 0) { /* as few as the device's measure allows, all alike */
+        const size_t most = size_max(1, t->device->logits_bytes / (padded * dtype_bytes(l->dtype)));
+        chunk = ceil_div(l->tokens, ceil_div(l->tokens, most));
+    }
     t->loss.head = t->gpt->head;
     t->loss.vocabulary = t->gpt->config.vocabulary;
     return arena_tensor(l->arena, l->dtype, size_min(chunk, l->tokens), padded, &t->loss.logits);

@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "base/text.h"
 #include "data/loader.h"
+#include "kernels/cuda/power.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/engine.h"
@@ -41,6 +42,8 @@ struct bench {
     int32_t *random;       /* (N + 1) */
     uint64_t drawn;        /* random tokens so far */
     int64_t step;
+    double warmup_seconds;
+    struct gpu_power power;
 };
 
 static enum status open_tokens(struct bench *b) {
@@ -81,10 +84,9 @@ static enum status upload_tokens(struct bench *b) {
     return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
 }
 
-static enum status run_step(struct bench *b, double *seconds, struct step_state *state) {
+static enum status run_step(struct bench *b) {
     const struct step_policy policy = step_policy(b->config, b->step++);
     const int64_t micro_batches = b->config->train.batch / config_micro_batch(b->config);
-    const double begun = clock_seconds();
     if (signals_received() != NULL) {
         return status_set(STATUS_INTERRUPTED, "stopped by %s", signals_received());
     }
@@ -93,15 +95,7 @@ static enum status run_step(struct bench *b, double *seconds, struct step_state 
         TRY(upload_tokens(b));
         TRY(step_micro_batch(&b->engine, &policy, micro == 0));
     }
-    TRY(step_update(&b->engine, b->config, &policy));
-    TRY(device_download(&b->engine.device, state, b->engine.state, sizeof *state));
-    *seconds = clock_seconds() - begun;
-    if (state->skip == SKIP_NONFINITE) {
-        return status_set(STATUS_NUMERICS,
-                          "step %lld is not finite: a time of it would mean nothing",
-                          (long long)b->step);
-    }
-    return STATUS_OK;
+    return step_update(&b->engine, b->config, &policy);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -128,7 +122,7 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     const double tflops = flops_tera_per_second(flops.total, tokens, median);
     const enum peak_type type = b->engine.dtype == DTYPE_F32    ? PEAK_FP32
                                 : b->engine.dtype == DTYPE_BF16 ? PEAK_BF16 : PEAK_FP16;
-    const struct mfu mfu = mfu_compute(tflops, b->config->mfu.peak, type);
+    const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(&b->engine, b->config), type);
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
     getrusage(RUSAGE_SELF, &used);
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
@@ -137,6 +131,11 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
            mfu_text(text, &mfu));
     printf("memory      %s at most in the process, %s planned\n",
            text_bytes(peak, (size_t)used.ru_maxrss * 1024), text_bytes(planned, memory));
+    printf("warm-up     %s with the search for algorithms\n", text_duration(peak, b->warmup_seconds));
+    if (b->engine.device.kind == DEVICE_CUDA) {
+        char watts[GPU_POWER_TEXT_BYTES];
+        printf("power       %s\n", gpu_power_text(watts, &b->power, tokens * (double)count));
+    }
     printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
     return STATUS_OK;
 }
@@ -145,10 +144,12 @@ static void print_header(const struct bench *b) {
     char tokens[TEXT_BYTES], count[TEXT_BYTES];
     const struct gpt_config *model = &b->engine.gpt.config;
     printf("device      %s\n", b->engine.device.name);
+    if (b->engine.device.note[0] != '\0') printf("            %s\n", b->engine.device.note);
+    const bool emulated = b->engine.dtype != DTYPE_F32 && b->engine.device.kind == DEVICE_CPU;
     printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n",
            model->layers, model->heads, model->width,
            text_count(count, param_table_count(&b->engine.gpt.table)), dtype_name(b->engine.dtype),
-           b->engine.dtype == DTYPE_F32 ? "" : " (emulated)");
+           emulated ? " (emulated)" : "");
     printf("step        %lld sequences of %lld, %lld at a time: %s tokens from %s\n",
            (long long)b->config->train.batch, (long long)config_sequence_length(b->config),
            (long long)config_micro_batch(b->config),
@@ -159,25 +160,58 @@ static void print_header(const struct bench *b) {
 }
 
 static enum status bench_ops(struct bench *b) {
-    struct op_trace trace;
-    struct step_state state;
+    static struct op_trace trace; /* large */
+    struct device *device = &b->engine.device;
     double seconds = 0.0;
-    op_trace_attach(&trace, &b->engine.device, false);
-    const enum status status = run_step(b, &seconds, &state);
-    op_trace_detach(&trace, &b->engine.device);
+    TRY(op_trace_attach(&trace, device, false));
+    const enum status status = run_step(b);
+    const size_t last = trace.last_mark;
+    const enum status detached = op_trace_detach(&trace, device);
     TRY(status);
+    TRY(detached);
+    TRY(device_seconds_between(device, 0, last, &seconds));
     op_report_print(&trace, 1.0, seconds);
+    return STATUS_OK;
+}
+
+/* The state after what was run so far, which is waited for. */
+static enum status read_state(struct bench *b, struct step_state *state) {
+    TRY(device_download(&b->engine.device, state, b->engine.state, sizeof *state));
+    if (state->skipped_nonfinite == 0) return STATUS_OK;
+    return status_set(STATUS_NUMERICS, "%lld of %lld steps are not finite: their time would mean nothing",
+                      (long long)state->skipped_nonfinite, (long long)b->step);
+}
+
+/* Runs the steps one behind the other, as training does, and then reads the marks between them. */
+static enum status time_steps(struct bench *b, double *seconds, size_t steps) {
+    struct device *device = &b->engine.device;
+    TRY(device_wait(device));
+    gpu_power_start(&b->power);
+    TRY(device_mark(device, 0));
+    for (size_t i = 0; i < steps; i++) {
+        TRY(run_step(b));
+        TRY(device_mark(device, i + 1));
+        gpu_power_look(&b->power);
+    }
+    TRY(device_wait(device));
+    gpu_power_stop(&b->power);
+    for (size_t i = 0; i < steps; i++) {
+        TRY(device_seconds_between(device, i, i + 1, &seconds[i]));
+    }
     return STATUS_OK;
 }
 
 static enum status bench_steps(struct bench *b, int64_t warmup, int64_t steps, bool ops) {
     struct step_state state = {0};
     enum status status = STATUS_OK;
-    double *seconds = calloc((size_t)steps, sizeof *seconds), ignored = 0.0;
-    if (seconds == NULL)
-        return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)steps);
-    for (int64_t i = 0; i < warmup; i++) TRY_GOTO(run_step(b, &ignored, &state), cleanup);
-    for (int64_t i = 0; i < steps; i++) TRY_GOTO(run_step(b, &seconds[i], &state), cleanup);
+    double *seconds = calloc((size_t)steps, sizeof *seconds);
+    const double begun = clock_seconds();
+    if (seconds == NULL) return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)steps);
+    for (int64_t i = 0; i < warmup; i++) TRY_GOTO(run_step(b), cleanup);
+    TRY_GOTO(read_state(b, &state), cleanup);
+    b->warmup_seconds = clock_seconds() - begun;
+    TRY_GOTO(time_steps(b, seconds, (size_t)steps), cleanup);
+    TRY_GOTO(read_state(b, &state), cleanup);
     TRY_GOTO(print_times(b, seconds, (size_t)steps, &state), cleanup);
     if (ops) status = bench_ops(b);
 cleanup:
@@ -193,9 +227,11 @@ static enum status bench_config(const struct config *config, int64_t warmup, int
     TRY_GOTO(open_tokens(&bench), cleanup);
     TRY_GOTO(engine_open(&bench.engine, config, ENGINE_TRAIN, ENGINE_REAL), cleanup);
     TRY_GOTO(engine_initialise(&bench.engine, config), cleanup);
+    gpu_power_open(&bench.power);
     print_header(&bench);
     status = bench_steps(&bench, warmup, steps, ops);
 cleanup:
+    gpu_power_close(&bench.power);
     loader_close(bench.loader);
     dataset_close(&bench.dataset);
     free(bench.random);
@@ -207,7 +243,7 @@ enum status command_bench(int argc, char **argv) {
     int64_t steps = 10, warmup = 2;
     bool ops = false;
     const struct cli_option options[] = {
-        {.name = "--steps", .whole = &steps, .least = 1, .most = 1000000},
+        {.name = "--steps", .whole = &steps, .least = 1, .most = DEVICE_MARKS - 1},
         {.name = "--warmup", .whole = &warmup, .least = 0, .most = 1000000},
         {.name = "--ops", .flag = &ops},
     };

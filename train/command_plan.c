@@ -111,9 +111,10 @@ static enum status plan(const struct config *config, bool tensors) {
     if (tensors) print_tensors(&engine.gpt.table);
     print_memory(&memory, &engine.device);
     print_work(config, &flops);
-    op_trace_attach(&trace, &engine.device, true);
+    TRY_GOTO(op_trace_attach(&trace, &engine.device, true), cleanup);
     status = record_step(&engine, config, &trace);
-    op_trace_detach(&trace, &engine.device);
+    const enum status detached = op_trace_detach(&trace, &engine.device);
+    if (status == STATUS_OK) status = detached;
 cleanup:
     engine_close(&engine);
     return status;

@@ -139,7 +139,7 @@ static void print_gpus(void) {
         else printf("n/a");
         printf("%s%s\n", gpu->problem[0] != '\0' ? "; " : "", gpu->problem);
     }
-    printf("            this version trains on the CPU only\n");
+    printf("            runs take the first (device = auto or cuda); all recipes are native there\n");
 }
 
 static void print_recipes(void) {

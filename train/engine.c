@@ -1,6 +1,7 @@
 /* Device, model and memory of a run. */
 #include "train/engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -56,11 +57,28 @@ struct hf_config engine_hf_config(const struct config *config) {
 }
 
 enum status engine_open_device(struct device *device, const struct config *config) {
+    if (config->device == CONFIG_DEVICE_CPU) return device_open_cpu(device, (int)config->threads);
+    char before[2048]; /* a fallback that works is no failure: the last message stays */
+    snprintf(before, sizeof before, "%s", status_message());
+    const enum status status = device_open_cuda(device);
+    if (status == STATUS_OK) return STATUS_OK;
     if (config->device == CONFIG_DEVICE_CUDA) {
-        return status_set(STATUS_DEVICE, "device = cuda: this version trains on the CPU only; use "
-                          "--device cpu (`deepwell probe` lists the GPUs it sees)");
+        return status_context(status, "device = cuda (--device cpu trains without)");
     }
-    return device_open_cpu(device, (int)config->threads);
+    char why[sizeof device->note];
+    snprintf(why, sizeof why, "%s", status_message());
+    status_set(STATUS_OK, "%s", before);
+    TRY(device_open_cpu(device, (int)config->threads));
+    snprintf(device->note, sizeof device->note, "%s", why);
+    return STATUS_OK;
+}
+
+double engine_peak_tflops(const struct engine *engine, const struct config *config) {
+    if (config->mfu.peak > 0.0) return config->mfu.peak;
+    const struct peak *peak = peak_find(engine->device.name, 0);
+    const enum peak_type type = engine->dtype == DTYPE_F32    ? PEAK_FP32
+                                : engine->dtype == DTYPE_BF16 ? PEAK_BF16 : PEAK_FP16;
+    return peak == NULL || engine->device.kind == DEVICE_CPU ? 0.0 : peak->tflops[type];
 }
 
 static struct gpt_training_shape training_shape(const struct config *config) {
@@ -184,7 +202,7 @@ static enum status measure(struct engine *engine, const struct config *config,
 enum status engine_plan(const struct config *config, unsigned parts, const struct device *device,
                         struct engine_memory_plan *plan) {
     const struct gpt_config model = engine_model(config);
-    struct engine engine = {.dtype = engine_dtype(config), .parts = parts};
+    struct engine engine = {.device = *device, .dtype = engine_dtype(config), .parts = parts};
     TRY(gpt_open(&engine.gpt, &model, (unsigned)config->optimizer.decay_roles));
     const enum status status = measure(&engine, config, device, plan);
     close_activations(&engine);
@@ -279,6 +297,7 @@ enum status engine_open(struct engine *engine, const struct config *config, unsi
 }
 
 void engine_close(struct engine *engine) {
+    for (size_t i = 0; i < 2; i++) device_recording_close(&engine->device, engine->micro_batches[i].recording);
     free(engine->ranges);
     close_activations(engine);
     for (size_t i = ENGINE_ARENAS; i-- > 0;) {

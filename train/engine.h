@@ -23,6 +23,7 @@
 #include "layers/gpt_generate.h"
 #include "layers/gpt_train.h"
 #include "train/config.h"
+#include "train/peak.h"
 
 enum engine_part {
     ENGINE_TRAIN = 1,    /* gradients, optimizer, training activations */
@@ -36,6 +37,12 @@ enum engine_memory {
 };
 
 enum { ENGINE_ARENAS = 5, GENERATION_CHUNK = 64 };
+
+/* A micro-batch's operations: run twice (the second time to be recorded), then replayed (step.c). */
+struct engine_recording {
+    struct device_recording *recording; /* NULL: none yet */
+    uint64_t runs;
+};
 
 struct engine {
     struct device device;
@@ -53,6 +60,8 @@ struct engine {
     struct gpt_training training;
     struct gpt_training evaluation;
     struct gpt_generation generation;
+    bool eager;                 /* record nothing: every operation is asked for anew */
+    struct engine_recording micro_batches[2]; /* the first of a step, and those that add to it */
 };
 
 /* Bytes of each arena for this configuration; nothing is allocated. `device` gives the operations
@@ -80,6 +89,9 @@ enum status engine_load(struct engine *engine, const struct checkpoint *checkpoi
 
 /* The device that the configuration asks for. */
 enum status engine_open_device(struct device *device, const struct config *config);
+
+/* mfu.peak where it is set, else the device's row in the table of peaks; 0: unknown. */
+double engine_peak_tflops(const struct engine *engine, const struct config *config);
 
 struct gpt_config engine_model(const struct config *config);
 enum dtype engine_dtype(const struct config *config);

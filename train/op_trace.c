@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "base/clock.h"
 #include "kernels/traffic.h"
 
 static struct op_total *find_total(struct op_trace *trace, const char *name) {
@@ -15,25 +14,34 @@ static struct op_total *find_total(struct op_trace *trace, const char *name) {
     return fresh;
 }
 
-static void add(struct op_total *total, double flops, double bytes, double seconds) {
+static void add(struct op_total *total, double flops, double bytes) {
     total->calls++;
     total->flops += flops;
     total->bytes += bytes;
-    total->seconds += seconds;
 }
 
-/* The inner operation, timed; nothing at all while only recording. */
-#define RUN(trace, call)                                                       \
-    const double begun = clock_seconds();                                      \
-    const enum status status = (trace)->inner == NULL ? STATUS_OK : (trace)->inner->call; \
-    const double seconds = clock_seconds() - begun
+/* The operation that was just asked for ends here; its time is read when all is done. */
+static enum status end_interval(struct op_trace *trace, struct device *device, struct op_total *total,
+                                struct op_total *shape) {
+    if (trace->inner == NULL) return STATUS_OK;
+    if (trace->last_mark + 1 == DEVICE_MARKS) {
+        return status_set(STATUS_INTERNAL, "more than %d operations in a traced step", DEVICE_MARKS - 1);
+    }
+    trace->intervals[++trace->last_mark] = (struct op_interval){total, shape};
+    return device_mark(device, trace->last_mark);
+}
 
-#define TRACED(op, flops)                                                      \
-    static enum status traced_##op(struct device *device, const struct op *a) { \
-        struct op_trace *trace = device->interposed;                           \
-        RUN(trace, op(device, a));                                             \
-        add(find_total(trace, #op), (flops), (double)op##_bytes(a), seconds);  \
-        return status;                                                         \
+/* The inner operation, if there is one, then its row of the table. */
+#define TRACE_CALL(name, call, flops, bytes)                                                   \
+    struct op_total *const total = find_total(trace, name);                                    \
+    if (trace->inner != NULL) TRY(trace->inner->call);                                         \
+    add(total, (flops), (double)(bytes));                                                      \
+    return end_interval(trace, device, total, NULL)
+
+#define TRACED(op, flops)                                                                      \
+    static enum status traced_##op(struct device *device, const struct op *a) {                \
+        struct op_trace *trace = device->interposed;                                           \
+        TRACE_CALL(#op, op(device, a), flops, op##_bytes(a));                                  \
     }
 
 /* Causal: half the square, two products forward; twice that backward. What an implementation
@@ -83,48 +91,40 @@ static enum status traced_gemm(struct device *device, const struct gemm *a) {
     if (shape == NULL) {
         return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
     }
-    RUN(trace, gemm(device, a));
-    add(find_total(trace, "gemm"), flops, bytes, seconds);
-    add(&shape->total, flops, bytes, seconds);
-    return status;
+    struct op_total *const total = find_total(trace, "gemm");
+    if (trace->inner != NULL) TRY(trace->inner->gemm(device, a));
+    add(total, flops, bytes);
+    add(&shape->total, flops, bytes);
+    return end_interval(trace, device, total, &shape->total);
 }
 
 static enum status traced_convert(struct device *device, struct tensor out, struct tensor in) {
     struct op_trace *trace = device->interposed;
-    RUN(trace, convert(device, out, in));
-    add(find_total(trace, "convert"), 0.0, (double)convert_bytes(out, in), seconds);
-    return status;
+    TRACE_CALL("convert", convert(device, out, in), 0.0, convert_bytes(out, in));
 }
 
 static enum status traced_loss_sum(struct device *device, struct step_state *state,
                                    const float *losses, size_t count) {
     struct op_trace *trace = device->interposed;
-    RUN(trace, loss_sum(device, state, losses, count));
-    add(find_total(trace, "loss_sum"), 0.0, (double)loss_sum_bytes(count), seconds);
-    return status;
+    TRACE_CALL("loss_sum", loss_sum(device, state, losses, count), 0.0, loss_sum_bytes(count));
 }
 
 static enum status traced_gradient_sumsq(struct device *device, struct step_state *state,
                                          const float *gradients, size_t count) {
     struct op_trace *trace = device->interposed;
-    RUN(trace, gradient_sumsq(device, state, gradients, count));
-    add(find_total(trace, "gradient_sumsq"), 0.0, (double)gradient_sumsq_bytes(count), seconds);
-    return status;
+    TRACE_CALL("gradient_sumsq", gradient_sumsq(device, state, gradients, count), 0.0,
+               gradient_sumsq_bytes(count));
 }
 
 static enum status traced_step_begin(struct device *device, struct step_state *state) {
     struct op_trace *trace = device->interposed;
-    RUN(trace, step_begin(device, state));
-    add(find_total(trace, "step_begin"), 0.0, (double)sizeof *state, seconds);
-    return status;
+    TRACE_CALL("step_begin", step_begin(device, state), 0.0, sizeof *state);
 }
 
 static enum status traced_step_decide(struct device *device, struct step_state *state,
                                       const struct step_policy *policy) {
     struct op_trace *trace = device->interposed;
-    RUN(trace, step_decide(device, state, policy));
-    add(find_total(trace, "step_decide"), 0.0, (double)sizeof *state, seconds);
-    return status;
+    TRACE_CALL("step_decide", step_decide(device, state, policy), 0.0, sizeof *state);
 }
 
 /* A step asks for no diagnosis; the search is passed on, not counted. */
@@ -162,13 +162,21 @@ static const struct ops traced_ops = {
     .find_nonfinite = traced_find_nonfinite,
 };
 
-void op_trace_attach(struct op_trace *trace, struct device *device, bool record_only) {
+enum status op_trace_attach(struct op_trace *trace, struct device *device, bool record_only) {
     *trace = (struct op_trace){.own = device->ops, .inner = record_only ? NULL : device->ops};
     device->interposed = trace;
     device->ops = &traced_ops;
+    return record_only ? STATUS_OK : device_mark(device, 0);
 }
 
-void op_trace_detach(struct op_trace *trace, struct device *device) {
+enum status op_trace_detach(struct op_trace *trace, struct device *device) {
     device->ops = trace->own;
     device->interposed = NULL;
+    for (size_t i = 1; i <= trace->last_mark; i++) {
+        double seconds = 0.0;
+        TRY(device_seconds_between(device, i - 1, i, &seconds));
+        trace->intervals[i].total->seconds += seconds;
+        if (trace->intervals[i].shape != NULL) trace->intervals[i].shape->seconds += seconds;
+    }
+    return STATUS_OK;
 }

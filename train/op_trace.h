@@ -27,6 +27,11 @@ struct gemm_total {
 
 enum { OP_TRACE_OPS = 32, OP_TRACE_GEMMS = 64 };
 
+/* Which sums the time between two marks of the device belongs to. */
+struct op_interval {
+    struct op_total *total, *shape; /* shape NULL: no GEMM */
+};
+
 struct op_trace {
     const struct ops *own;   /* the device's table */
     const struct ops *inner; /* the same, or NULL: record only */
@@ -34,11 +39,15 @@ struct op_trace {
     size_t op_count;
     struct gemm_total gemms[OP_TRACE_GEMMS]; /* every distinct shape; also summed in `ops` */
     size_t gemm_count;
+    struct op_interval intervals[DEVICE_MARKS]; /* [i]: from mark i - 1 to mark i */
+    size_t last_mark;
 };
 
-/* Puts the trace in front of the device's operations (`record_only`: in their place). The trace
- * must stay where it is until op_trace_detach, which gives the device its own table back. */
-void op_trace_attach(struct op_trace *trace, struct device *device, bool record_only);
-void op_trace_detach(struct op_trace *trace, struct device *device);
+/* Times are those of the device: it marks the end of every operation, nothing waits, and what lies between
+ * two marks belongs to the operation that ends it, so that the times add up to the step.
+ * Puts the trace in front of the device's operations (`record_only`: in their place). The trace must stay
+ * where it is until op_trace_detach, which gives the device its own table back and reads the times. */
+enum status op_trace_attach(struct op_trace *trace, struct device *device, bool record_only);
+enum status op_trace_detach(struct op_trace *trace, struct device *device);
 
 #endif

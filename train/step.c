@@ -28,7 +28,7 @@ enum status step_begin(struct engine *engine) {
     return engine->device.ops->step_begin(&engine->device, engine->state);
 }
 
-enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
+static enum status run_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
     struct gpt_training *training = &engine->training;
     const struct gpt_gradient_request request = {
         .gradient_scale = 1.0f / (float)policy->tokens,
@@ -38,6 +38,25 @@ enum status step_micro_batch(struct engine *engine, const struct step_policy *po
     TRY(gpt_forward_backward(training, &request));
     return engine->device.ops->loss_sum(&engine->device, engine->state, training->losses,
                                         training->shape.batch * training->shape.sequence_length);
+}
+
+/* The first run chooses algorithms and so cannot be recorded; after it, nothing that a recording holds
+ * changes but what lies in device memory. */
+enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
+    struct engine_recording *r = &engine->micro_batches[first ? 0 : 1];
+    struct device *device = &engine->device;
+    const bool observed = engine->training.observer != NULL;
+    if (!device_records(device) || engine->eager || observed || r->runs++ == 0) {
+        return run_micro_batch(engine, policy, first);
+    }
+    if (r->recording == NULL) {
+        TRY(device_record_begin(device));
+        const enum status status = run_micro_batch(engine, policy, first);
+        const enum status ended = device_record_end(device, &r->recording);
+        TRY(status);
+        TRY(ended);
+    }
+    return device_replay(device, r->recording);
 }
 
 enum status step_update(struct engine *engine, const struct config *config,

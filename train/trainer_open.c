@@ -148,7 +148,7 @@ static enum status open_all(struct trainer *t) {
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(start_or_resume(t));
-    t->peak_tflops = c->mfu.peak;
+    t->peak_tflops = engine_peak_tflops(&t->engine, c);
     TRY(open_metrics(t));
     trainer_print_header(t);
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */

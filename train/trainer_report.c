@@ -186,13 +186,15 @@ void trainer_print_header(const struct trainer *t) {
     const size_t step_tokens = t->shape.micro_batches * shape->batch * shape->sequence_length;
     printf("deepwell %s\n", DEEPWELL_VERSION);
     printf("device      %s\n", t->engine.device.name);
+    if (t->engine.device.note[0] != '\0') printf("            %s\n", t->engine.device.note);
     printf(
         "model       GPT-2, %zu layers, %zu heads, width %zu, context %zu, vocabulary %zu: "
         "%s parameters\n",
         model->layers, model->heads, model->width, model->context, model->vocabulary,
         text_count(count, param_table_count(&t->engine.gpt.table)));
+    const bool emulated = t->engine.dtype != DTYPE_F32 && t->engine.device.kind == DEVICE_CPU;
     printf("precision   %s%s\n", dtype_name(t->engine.dtype),
-           t->engine.dtype == DTYPE_F32 ? "" : " (emulated: rounded on the CPU)");
+           emulated ? " (emulated: rounded on the CPU)" : "");
     printf("train data  %s: %s tokens, %s sequences of %zu\n", c->data.train,
            text_count(tokens, t->train_data.tokens), text_count(count, t->train_data.sequences),
            t->train_data.sequence_length);

@@ -91,7 +91,9 @@ struct run {
 };
 
 static void configure(struct config *config, const struct variant *variant) {
+    const char *device = getenv("DEEPWELL_TEST_DEVICE"); /* "cuda": the same tests there */
     config_defaults(config);
+    EXPECT_OK(config_set(config, "device", device != NULL ? device : "cpu"));
     config->model.vocabulary = (int64_t)fixture_number("run", "model", 0);
     config->model.context = (int64_t)fixture_number("run", "model", 1);
     config->model.layers = (int64_t)fixture_number("run", "model", 2);

@@ -174,6 +174,10 @@ def _target(rctx, name, thing):
         attributes.append('linkopts = ["-L{0}", "-Wl,-rpath,{0}", "-l:{1}"]'.format(thing.lib, thing.name))
     return "cc_library(%s)" % ", ".join(attributes)
 
+def _headers_of(thing):
+    """The same without the library: for code that opens it at run time."""
+    return struct(header = thing.header, include = thing.include, lib = "", name = "") if thing else None
+
 def _local_cuda_impl(rctx):
     toolkit, found = _find_all(rctx)
     versions = {n: _version(rctx, n, found[n].include) if found[n] else "" for n in found}
@@ -184,7 +188,9 @@ def _local_cuda_impl(rctx):
         'package(default_visibility = ["//visibility:public"])',
         'cc_library(name = "build_info", hdrs = ["include/local_cuda/build_info.h"],',
         '           includes = ["include"], deps = ["@local_system//:versions"])',
-    ] + [_target(rctx, name, found[name]) for name in sorted(found)]) + "\n")
+    ] + [_target(rctx, name, found[name]) for name in sorted(found)] + [
+        _target(rctx, "cudnn_headers", _headers_of(found["cudnn"])),
+    ]) + "\n")
     macros = {
         "CUDA": versions["cudart"],
         "CUBLASLT": versions["cublasLt"],
@@ -202,6 +208,7 @@ def _local_cuda_impl(rctx):
     ]) + "\n")
     rctx.file("config.bzl", "\n".join([
         "HAVE_CUDA = %s" % bool(toolkit),
+        "HAVE_CUDNN_FRONTEND = %s" % bool(found["cudnn_frontend"]),
         "NVCC = %r" % (toolkit.root + "/bin/nvcc" if toolkit else ""),
         "ARCHS = %r" % archs.split(","),
         "VERSION = %r" % versions["cudart"],

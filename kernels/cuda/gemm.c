@@ -1,0 +1,193 @@
+/* GEMMs through cuBLASLt: the table of descriptions, and the call itself. Behind kernels/cuda/gemm.h. */
+#include "kernels/cuda/gemm.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WORKSPACE_BYTES = 64 << 20 };
+
+size_t cuda_gemm_scratch_bytes(void) { return WORKSPACE_BYTES; }
+
+const char *gemm_text(char text[GEMM_TEXT_BYTES], const struct gemm_key *key) {
+    snprintf(text, GEMM_TEXT_BYTES, "%zu x %zu x %zu %s%s %s -> %s%s%s", key->m, key->n, key->k,
+             key->transpose_a ? "T" : "N", key->transpose_b ? "T" : "N",
+             dtype_name((enum dtype)key->operand), dtype_name((enum dtype)key->result),
+             key->bias >= 0 ? " with bias" : "", key->accumulate ? " accumulating" : "");
+    return text;
+}
+
+enum status gemm_lt_check(cublasStatus_t status, const char *what, const struct gemm_key *key) {
+    char text[GEMM_TEXT_BYTES] = "";
+    if (status == CUBLAS_STATUS_SUCCESS) return STATUS_OK;
+    if (key != NULL) gemm_text(text, key);
+    return status_set(STATUS_DEVICE, "cuBLASLt: %s failed with %s%s%s", what,
+                      cublasLtGetStatusName(status), key != NULL ? " for a GEMM of " : "", text);
+}
+#define LT_TRY(call, key) TRY(gemm_lt_check((call), #call, (key)))
+
+static cudaDataType_t lt_type(int type) {
+    switch ((enum dtype)type) {
+    case DTYPE_F32: return CUDA_R_32F;
+    case DTYPE_BF16: return CUDA_R_16BF;
+    case DTYPE_F16: return CUDA_R_16F;
+    }
+    return CUDA_R_32F;
+}
+
+enum status gemm_service_open(struct device *device) {
+    struct gemm_service *service = calloc(1, sizeof *service);
+    if (service == NULL) return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
+    backend_of(device)->gemm = service;
+    LT_TRY(cublasLtCreate(&service->handle), NULL);
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    char gpu[128];
+    const size_t version = cublasLtGetVersion();
+    snprintf(gpu, sizeof gpu, "%.100s", device->name);
+    for (char *c = gpu; *c != '\0'; c++) *c = *c == ' ' || *c == '/' ? '_' : *c;
+    snprintf(service->cache_header, sizeof service->cache_header, "deepwell gemm 1 %s cublasLt %zu", gpu,
+             version);
+    if (cache != NULL && cache[0] == '/') {
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu.txt", cache, gpu, version);
+    } else if (home != NULL && home[0] == '/') {
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu.txt", home, gpu,
+                 version);
+    }
+    return gemm_cache_read(service);
+}
+
+static void close_entry(struct gemm_entry *entry) {
+    if (entry->operation != NULL) cublasLtMatmulDescDestroy(entry->operation);
+    if (entry->a != NULL) cublasLtMatrixLayoutDestroy(entry->a);
+    if (entry->b != NULL) cublasLtMatrixLayoutDestroy(entry->b);
+    if (entry->c != NULL) cublasLtMatrixLayoutDestroy(entry->c);
+}
+
+void gemm_service_close(struct gemm_service *service) {
+    if (service == NULL) return;
+    for (size_t i = 0; i < service->count; i++) close_entry(&service->entries[i]);
+    if (service->handle != NULL) cublasLtDestroy(service->handle);
+    free(service);
+}
+
+static enum status set_attribute(struct gemm_entry *entry, cublasLtMatmulDescAttributes_t attribute,
+                                 const void *value, size_t bytes) {
+    LT_TRY(cublasLtMatmulDescSetAttribute(entry->operation, attribute, value, bytes), &entry->key);
+    return STATUS_OK;
+}
+
+/* Rows and columns of ours, swapped into cuBLASLt's columns. */
+static enum status make_layout(struct gemm_entry *entry, cublasLtMatrixLayout_t *layout, int type,
+                               size_t rows, size_t columns) {
+    LT_TRY(cublasLtMatrixLayoutCreate(layout, lt_type(type), columns, rows, (int64_t)columns),
+           &entry->key);
+    return STATUS_OK;
+}
+
+static enum status make_entry(struct gemm_entry *entry) {
+    const struct gemm_key *k = &entry->key;
+    const cublasOperation_t a = k->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t b = k->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    const cudaDataType_t bias = lt_type(k->bias);
+    LT_TRY(cublasLtMatmulDescCreate(&entry->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), k);
+    TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a));
+    TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_TRANSB, &b, sizeof b));
+    if (k->bias >= 0) {
+        TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+        TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias));
+    }
+    TRY(make_layout(entry, &entry->a, k->operand, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n));
+    TRY(make_layout(entry, &entry->b, k->operand, k->transpose_a ? k->k : k->m, k->transpose_a ? k->m : k->k));
+    return make_layout(entry, &entry->c, k->result, k->m, k->n);
+}
+
+static bool same_key(const struct gemm_key *a, const struct gemm_key *b) {
+    return a->m == b->m && a->n == b->n && a->k == b->k && a->transpose_a == b->transpose_a &&
+           a->transpose_b == b->transpose_b && a->accumulate == b->accumulate &&
+           a->operand == b->operand && a->result == b->result && a->bias == b->bias &&
+           a->alignment == b->alignment;
+}
+
+enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *key,
+                           struct gemm_entry **out) {
+    for (size_t i = 0; i < service->count; i++) {
+        *out = &service->entries[i];
+        if (same_key(&(*out)->key, key)) return STATUS_OK;
+    }
+    if (service->count == GEMM_ENTRIES) {
+        return status_set(STATUS_INTERNAL, "more than %d kinds of GEMM", GEMM_ENTRIES);
+    }
+    *out = &service->entries[service->count];
+    **out = (struct gemm_entry){.key = *key};
+    const enum status status = make_entry(*out);
+    if (status == STATUS_OK) service->count++;
+    else close_entry(*out);
+    return status;
+}
+
+enum status gemm_run(struct device *device, const struct gemm *op, struct gemm_entry *entry,
+                     const cublasLtMatmulAlgo_t *algorithm) {
+    const float one = 1.0f, beta = op->accumulate ? 1.0f : 0.0f;
+    if (op->bias != NULL) {
+        TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &op->bias->data,
+                          sizeof op->bias->data));
+    }
+    LT_TRY(cublasLtMatmul(backend_of(device)->gemm->handle, entry->operation, &one, op->b.data, entry->a,
+                          op->a.data, entry->b, &beta, op->c.data, entry->c, op->c.data, entry->c,
+                          algorithm, device->scratch, WORKSPACE_BYTES, backend_of(device)->stream),
+           &entry->key);
+    return STATUS_OK;
+}
+
+static int alignment_of(const void *data) {
+    const uintptr_t address = (uintptr_t)data | 256;
+    return (int)(address & (~address + 1));
+}
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+static enum status make_key(const struct gemm *op, struct gemm_key *key) {
+    const size_t m = op->c.rows, n = op->c.columns;
+    const size_t k = op->transpose_a ? op->a.rows : op->a.columns;
+    const size_t a_rows = op->transpose_a ? k : m, a_columns = op->transpose_a ? m : k;
+    const size_t b_rows = op->transpose_b ? n : k, b_columns = op->transpose_b ? k : n;
+    TRY(cuda_shape("gemm", "a", op->a, op->b.dtype, a_rows, a_columns));
+    TRY(cuda_shape("gemm", "b", op->b, op->a.dtype, b_rows, b_columns));
+    const bool fits = op->c.dtype == DTYPE_F32 || op->c.dtype == op->a.dtype;
+    if (!fits || m > INT_MAX || n > INT_MAX || k > INT_MAX ||
+        (op->bias != NULL && (tensor_count(*op->bias) != n || op->bias->dtype != op->c.dtype))) {
+        return status_set(STATUS_INTERNAL, "gemm: %zu x %zu x %zu in %s to %s, bias %s of %zu", m, n, k,
+                          dtype_name(op->a.dtype), dtype_name(op->c.dtype),
+                          op->bias == NULL ? "none" : dtype_name(op->bias->dtype),
+                          op->bias == NULL ? 0 : tensor_count(*op->bias));
+    }
+    const int alignment = least(least(alignment_of(op->a.data), alignment_of(op->b.data)),
+                                least(alignment_of(op->c.data),
+                                      op->bias == NULL ? 256 : alignment_of(op->bias->data)));
+    *key = (struct gemm_key){
+        .m = m, .n = n, .k = k, .transpose_a = op->transpose_a, .transpose_b = op->transpose_b,
+        .accumulate = op->accumulate, .operand = (int)op->a.dtype, .result = (int)op->c.dtype,
+        .bias = op->bias == NULL ? -1 : (int)op->bias->dtype, .alignment = alignment,
+    };
+    return STATUS_OK;
+}
+
+enum status cuda_gemm(struct device *device, const struct gemm *op) {
+    struct gemm_service *service = backend_of(device)->gemm;
+    struct gemm_key key;
+    struct gemm_entry *entry = NULL;
+    TRY(make_key(op, &key));
+    TRY(cuda_scratch(device, "gemm", WORKSPACE_BYTES));
+    TRY(gemm_entry_get(service, &key, &entry));
+    if (!entry->verified) {
+        if (backend_of(device)->recording) {
+            char text[GEMM_TEXT_BYTES];
+            return status_set(STATUS_INTERNAL, "a GEMM of %s is recorded before it ran once",
+                              gemm_text(text, &key));
+        }
+        TRY(gemm_search(device, op, entry));
+    }
+    return gemm_run(device, op, entry, &entry->algorithm);
+}

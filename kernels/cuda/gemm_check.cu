@@ -1,0 +1,95 @@
+/*
+ * The slow reference of GEMMs: elements of c at pseudo-random places, a warp each, one product at a time in
+ * double. Called by gemm_search.c for every algorithm it chooses.
+ *
+ * Allowed: a rounding to c's format of each term and of the sum, and FP32 accumulation.
+ * Of the sum of
+ * absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves a factor of 16;
+ * tensor cores truncate instead, once for 16 products, which adds up: K / 16 times 2^-22. A wrong element is
+ * off by about that sum over sqrt(K): four times what is allowed at K = 65536, more below.
+ */
+#include <cstring>
+
+#include "base/checked.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/numbers.cuh"
+
+namespace {
+
+enum { SAMPLES = 4096, THREADS = 256 };
+
+__device__ inline double value(const void *data, enum dtype dtype, size_t at) {
+    if (dtype == DTYPE_BF16) return (double)widen(((const __nv_bfloat16 *)data)[at]);
+    if (dtype == DTYPE_F16) return (double)widen(((const __half *)data)[at]);
+    return (double)((const float *)data)[at];
+}
+
+struct args {
+    struct tensor c, a, b, bias;
+    const void *c_before;
+    bool transpose_a, transpose_b;
+    size_t k, samples;
+};
+
+__device__ inline size_t hash(size_t x) { /* splitmix64 */
+    x += 0x9E3779B97F4A7C15ull;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+__global__ void check_kernel(const args g, unsigned *worst) {
+    const size_t sample = ((size_t)blockIdx.x * THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    if (sample >= g.samples) return;
+    const size_t elements = g.c.rows * g.c.columns;
+    const size_t at = elements <= SAMPLES ? sample : hash(sample) % elements;
+    const size_t i = at / g.c.columns, j = at % g.c.columns;
+    double sum = 0.0, absolute = 0.0;
+    for (size_t k = lane; k < g.k; k += WARP) {
+        const double a = value(g.a.data, g.a.dtype, g.transpose_a ? k * g.a.columns + i : i * g.a.columns + k);
+        const double b = value(g.b.data, g.b.dtype, g.transpose_b ? j * g.b.columns + k : k * g.b.columns + j);
+        sum += a * b;
+        absolute += fabs(a * b);
+    }
+    sum = warp_sum(sum);
+    absolute = warp_sum(absolute);
+    if (lane != 0) return;
+    const double bias = g.bias.data != nullptr ? value(g.bias.data, g.bias.dtype, j) : 0.0;
+    const double before = g.c_before != nullptr ? value(g.c_before, g.c.dtype, at) : 0.0;
+    const double size = fabs(sum) + fabs(bias) + fabs(before) + fabs(sum + bias + before);
+    sum += bias + before;
+    const double rounding = g.c.dtype == DTYPE_F32 ? 0x1p-22 : g.c.dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-10;
+    const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
+    const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;
+    const double allowed = rounding * size + products * absolute + least;
+    const double error = fabs(value(g.c.data, g.c.dtype, at) - sum) / allowed;
+    const bool finite = isfinite(sum) && !(g.c.dtype == DTYPE_F16 && fabs(sum) > 65504.0);
+    /* Operands that are not finite say nothing of the algorithm; a result that is not, says it is wrong. */
+    const float share = !finite ? 0.0f : error <= 1e30 ? (float)error : 1e30f;
+    atomicMax(worst, __float_as_uint(share)); /* positive floats are ordered as their bits */
+}
+
+} /* namespace */
+
+extern "C" enum status gemm_verify(struct device *device, const struct gemm *op, const void *c_before,
+                                   double *worst) {
+    unsigned *found = (unsigned *)device->scratch, bits = 0;
+    args g = {};
+    g.c = op->c;
+    g.a = op->a;
+    g.b = op->b;
+    if (op->bias != NULL) g.bias = *op->bias;
+    g.c_before = op->accumulate ? c_before : NULL;
+    g.transpose_a = op->transpose_a;
+    g.transpose_b = op->transpose_b;
+    g.k = op->transpose_a ? op->a.rows : op->a.columns;
+    g.samples = size_min(SAMPLES, tensor_count(op->c));
+    CUDA_TRY(cudaMemsetAsync(found, 0, sizeof *found, backend_of(device)->stream));
+    check_kernel<<<blocks_for(g.samples * WARP, THREADS), THREADS, 0, backend_of(device)->stream>>>(g, found);
+    TRY(cuda_launched("gemm check"));
+    TRY(device->calls->download(device, &bits, found, sizeof bits));
+    float share = 0.0f;
+    memcpy(&share, &bits, sizeof share);
+    *worst = (double)share;
+    return STATUS_OK;
+}

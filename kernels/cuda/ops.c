@@ -1,0 +1,34 @@
+/* The table of operations of an NVIDIA GPU. */
+#include "base/checked.h"
+#include "kernels/cuda/cuda.h"
+
+static size_t cuda_scratch_bytes(const struct device *device, const struct op_limits *limits) {
+    size_t bytes = cuda_gemm_scratch_bytes();
+    bytes = size_max(bytes, cuda_column_scratch_bytes(limits));
+    bytes = size_max(bytes, cuda_embedding_scratch_bytes(limits));
+    bytes = size_max(bytes, cuda_reduce_scratch_bytes());
+    return size_max(bytes, cuda_attention_scratch_bytes(device, limits));
+}
+
+const struct ops cuda_ops = {
+    .scratch_bytes = cuda_scratch_bytes,
+    .gemm = cuda_gemm,
+    .embedding_forward = cuda_embedding_forward,
+    .embedding_backward = cuda_embedding_backward,
+    .norm_forward = cuda_norm_forward,
+    .norm_backward = cuda_norm_backward,
+    .attention_forward = cuda_attention_forward,
+    .attention_backward = cuda_attention_backward,
+    .attention_cached = cuda_attention_cached,
+    .gelu_forward = cuda_gelu_forward,
+    .gelu_backward = cuda_gelu_backward,
+    .bias_backward = cuda_bias_backward,
+    .cross_entropy = cuda_cross_entropy,
+    .convert = cuda_convert,
+    .loss_sum = cuda_loss_sum,
+    .gradient_sumsq = cuda_gradient_sumsq,
+    .step_begin = cuda_step_begin,
+    .step_decide = cuda_step_decide,
+    .adamw = cuda_adamw,
+    .find_nonfinite = cuda_find_nonfinite,
+};

@@ -1,0 +1,232 @@
+/*
+ * The whole engine on a GPU. Oracles: the CPU engine in FP32 for the loss curve; bit equality for what must
+ * not change a bit (recordings on and off, recomputation, going on from a saved state, a second run).
+ *
+ * The curve: BF16 keeps 8 bits, so after the 8 roundings a block that a residual stream passes, over 4
+ * blocks, a logit of order 1 is off by some sqrt(32) 2^-9 = 0.011, at random from token to token; the loss
+ * is an average of 1024 such, and its bias is of second order. Twenty steps of the same optimizer on
+ * gradients as far off move it no more than that: 0.02 nats is twice one logit's error, and a wrong
+ * gradient misses it by far (the loss falls by more than 1 nat).
+ */
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include "tests/kernels/testing.h"
+#include "train/step.h"
+
+enum { VOCABULARY = 256, LENGTH = 64, ROWS = 8, STEPS = 20 };
+
+struct variant {
+    enum config_device device;
+    enum config_recipe recipe;
+    enum config_recompute recompute;
+    int64_t micro_batch;
+    bool eager;
+};
+
+static void configure(struct config *config, const struct variant *v) {
+    config_defaults(config);
+    config->device = (int)v->device;
+    config->model.vocabulary = VOCABULARY;
+    config->model.context = LENGTH;
+    config->model.layers = 4;
+    config->model.heads = 4;
+    config->model.width = 256;
+    config->train.batch = 2 * ROWS;
+    config->train.micro_batch = v->micro_batch;
+    config->train.sequence_length = LENGTH;
+    config->train.recompute = (int)v->recompute;
+    config->train.steps = STEPS;
+    config->optimizer.learning_rate = 1e-3;
+    config->optimizer.warmup_steps = 2;
+    config->precision.recipe = (int)v->recipe;
+    EXPECT_OK(config_check(config));
+}
+
+/* Text with something to learn: a token is mostly the one before plus a step that depends on it. */
+static int32_t token_at(size_t i) {
+    int32_t token = 7;
+    for (size_t k = i / 97 * 97; k <= i; k++) {
+        uint32_t words[4];
+        random_words(11, RANDOM_TEST, k, words);
+        token = words[0] % 8 == 0 ? (int32_t)(words[1] % VOCABULARY) : (token * 5 + 3) % VOCABULARY;
+    }
+    return token;
+}
+
+static void run_step(struct engine *engine, const struct config *config, int64_t step) {
+    const struct step_policy policy = step_policy(config, step);
+    struct gpt_training *training = &engine->training;
+    const size_t tokens = training->shape.batch * LENGTH;
+    int32_t *inputs = test_memory(tokens * 4), *targets = test_memory(tokens * 4);
+    EXPECT_OK(step_begin(engine));
+    for (size_t row = 0; row < (size_t)config->train.batch; row += training->shape.batch) {
+        for (size_t i = 0; i < tokens; i++) {
+            const size_t at = ((size_t)step * (size_t)config->train.batch + row) * LENGTH + i;
+            inputs[i] = token_at(at);
+            targets[i] = token_at(at + 1);
+        }
+        EXPECT_OK(device_upload(&engine->device, training->inputs, inputs, tokens * 4));
+        EXPECT_OK(device_upload(&engine->device, training->targets, targets, tokens * 4));
+        EXPECT_OK(step_micro_batch(engine, &policy, row == 0));
+    }
+    EXPECT_OK(step_update(engine, config, &policy));
+    free(inputs);
+    free(targets);
+}
+
+struct saved {
+    float *masters, *moments1, *moments2;
+    struct step_state state;
+};
+
+static float *fetch(struct engine *engine, const float *from) {
+    const size_t bytes = engine->gpt.table.elements * sizeof(float);
+    float *to = test_memory(bytes);
+    EXPECT_OK(device_download(&engine->device, to, from, bytes));
+    return to;
+}
+
+static struct saved save(struct engine *engine) {
+    struct saved s = {.masters = fetch(engine, engine->masters),
+                      .moments1 = fetch(engine, engine->moments1),
+                      .moments2 = fetch(engine, engine->moments2)};
+    EXPECT_OK(device_download(&engine->device, &s.state, engine->state, sizeof s.state));
+    return s;
+}
+
+static void restore(struct engine *engine, const struct saved *s) {
+    const size_t elements = engine->gpt.table.elements, bytes = elements * sizeof(float);
+    struct device *device = &engine->device;
+    EXPECT_OK(device_upload(device, engine->masters, s->masters, bytes));
+    EXPECT_OK(device_upload(device, engine->moments1, s->moments1, bytes));
+    EXPECT_OK(device_upload(device, engine->moments2, s->moments2, bytes));
+    EXPECT_OK(device_upload(device, engine->state, &s->state, sizeof s->state));
+    if (engine->weights.data == engine->masters) return;
+    EXPECT_OK(device->ops->convert(device, engine->weights,
+                                   tensor_make(engine->masters, DTYPE_F32, 1, elements)));
+}
+
+static void saved_free(struct saved *s) {
+    free(s->masters);
+    free(s->moments1);
+    free(s->moments2);
+}
+
+/* Runs [from, to) of the steps, from a saved state or from the seed; losses (NULL: not wanted). */
+static struct saved train(const struct variant *v, int64_t from, int64_t to, const struct saved *start,
+                          double *losses, size_t *bytes) {
+    struct config config;
+    static struct engine engine;
+    configure(&config, v);
+    EXPECT_OK(engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
+    engine.eager = v->eager;
+    EXPECT_OK(engine_initialise(&engine, &config));
+    if (start != NULL) restore(&engine, start);
+    for (int64_t step = from; step < to; step++) {
+        run_step(&engine, &config, step);
+        if (losses == NULL) continue;
+        struct step_state state;
+        EXPECT_OK(device_download(&engine.device, &state, engine.state, sizeof state));
+        losses[step] = (double)state.loss;
+    }
+    struct saved end = save(&engine);
+    *bytes = engine.gpt.table.elements * sizeof(float);
+    engine_close(&engine);
+    return end;
+}
+
+static void expect_bits(const char *what, const struct saved *a, const struct saved *b, size_t bytes) {
+    if (memcmp(a->masters, b->masters, bytes) != 0 || memcmp(a->moments1, b->moments1, bytes) != 0 ||
+        memcmp(a->moments2, b->moments2, bytes) != 0 || a->state.loss_sum != b->state.loss_sum) {
+        fail_msg("%s: not bit equal, losses %.9g and %.9g", what, (double)a->state.loss,
+                 (double)b->state.loss);
+    }
+}
+
+static const struct variant cuda_bf16 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_BF16, CONFIG_RECOMPUTE_NONE, ROWS, false};
+
+static void test_loss_curve(void **state) {
+    static const struct variant cpu = {CONFIG_DEVICE_CPU, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE, ROWS, false};
+    const struct variant fp32 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE, ROWS, false};
+    double expected[STEPS], bf16[STEPS], own[STEPS];
+    size_t bytes = 0;
+    (void)state;
+    struct saved a = train(&cpu, 0, STEPS, NULL, expected, &bytes);
+    struct saved b = train(&cuda_bf16, 0, STEPS, NULL, bf16, &bytes);
+    struct saved c = train(&fp32, 0, STEPS, NULL, own, &bytes);
+    for (size_t i = 0; i < STEPS; i++) {
+        printf("step %2zu  cpu fp32 %.5f  cuda bf16 %.5f  cuda fp32 %.7f\n", i + 1, expected[i], bf16[i], own[i]);
+    }
+    assert_true(expected[STEPS - 1] < expected[0] - 1.0);
+    for (size_t i = 0; i < STEPS; i++) {
+        assert_true(fabs(bf16[i] - expected[i]) <= 0.02);
+        assert_true(fabs(own[i] - expected[i]) <= 2e-4); /* FP32: a hundredth of it, sums in other orders */
+    }
+    saved_free(&a);
+    saved_free(&b);
+    saved_free(&c);
+}
+
+static void test_bits(void **state) {
+    static const enum config_recipe recipes[] = {CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP32};
+    (void)state;
+    for (size_t r = 0; r < 2; r++) {
+        struct variant v = cuda_bf16;
+        size_t bytes = 0;
+        v.recipe = recipes[r];
+        struct saved first = train(&v, 0, 7, NULL, NULL, &bytes), again = train(&v, 0, 7, NULL, NULL, &bytes);
+        expect_bits("a second run", &first, &again, bytes);
+        saved_free(&again);
+        v.eager = true;
+        struct saved eager = train(&v, 0, 7, NULL, NULL, &bytes);
+        expect_bits("recordings off", &first, &eager, bytes);
+        saved_free(&eager);
+        v.eager = false;
+        v.recompute = CONFIG_RECOMPUTE_GELU;
+        struct saved gelu = train(&v, 0, 7, NULL, NULL, &bytes);
+        expect_bits("recomputed GELU", &first, &gelu, bytes);
+        saved_free(&gelu);
+        v.recompute = CONFIG_RECOMPUTE_BLOCK;
+        struct saved block = train(&v, 0, 7, NULL, NULL, &bytes);
+        expect_bits("recomputed blocks", &first, &block, bytes);
+        saved_free(&block);
+        v.recompute = CONFIG_RECOMPUTE_NONE;
+        struct saved half = train(&v, 0, 4, NULL, NULL, &bytes);
+        struct saved whole = train(&v, 4, 7, &half, NULL, &bytes);
+        expect_bits("a resumed run", &first, &whole, bytes);
+        saved_free(&half);
+        saved_free(&whole);
+        saved_free(&first);
+    }
+}
+
+/* A cache that is not as written is refused by name, not used and not overwritten. */
+static void test_corrupt_cache(void **state) {
+    char command[512];
+    struct device device;
+    (void)state;
+    snprintf(command, sizeof command, "for f in %s/deepwell/gemm_*; do echo nonsense >> $f; done",
+             getenv("XDG_CACHE_HOME"));
+    assert_int_equal(system(command), 0);
+    expect_status(STATUS_DEVICE, device_open_cuda(&device));
+    assert_non_null(strstr(status_message(), "remove the file"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_loss_curve),
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_corrupt_cache), /* last: it spoils the file */
+    };
+    char folder[] = "/tmp/gpu_engine_XXXXXX";
+    struct device device;
+    if (mkdtemp(folder) == NULL) return 1;
+    setenv("XDG_CACHE_HOME", folder, 1);
+    if (device_open_cuda(&device) != STATUS_OK) {
+        printf("skipped: %s\n", status_message());
+        return 0;
+    }
+    device_close(&device);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,102 @@
+/*
+ * What the GPU's tests share: a tensor in host memory beside the same in GPU memory, and the comparison of
+ * the two after the CPU worked on one and the GPU on the other.
+ *
+ * Tolerance: both compute in FP32 from the same numbers, in another order, and round once. `absolute` is
+ * what the orders may differ by; two roundings to the format are at most two unit roundoffs apart.
+ */
+#ifndef DEEPWELL_TESTS_GPU_GPU_TESTING_H_
+#define DEEPWELL_TESTS_GPU_GPU_TESTING_H_
+
+#include <stdio.h>
+
+#include "tests/kernels/testing.h"
+
+static struct device cpu, gpu;
+
+struct pair {
+    struct tensor host, there;
+};
+
+static inline void *gpu_memory(size_t bytes) {
+    void *memory = NULL;
+    EXPECT_OK(device_allocate(&gpu, size_max(bytes, 1), &memory));
+    return memory;
+}
+
+static inline struct pair pair_of(struct tensor host) {
+    struct pair pair = {host, host};
+    pair.there.data = gpu_memory(tensor_bytes(host));
+    EXPECT_OK(device_upload(&gpu, pair.there.data, host.data, tensor_bytes(host)));
+    return pair;
+}
+
+static inline struct pair pair_random(enum dtype type, size_t rows, size_t columns, uint64_t key,
+                                      double mean, double std) {
+    return pair_of(random_tensor(type, rows, columns, key, mean, std));
+}
+
+/* For what is only written: NaN shows what was not, or was read. */
+static inline struct pair pair_poison(enum dtype type, size_t rows, size_t columns) {
+    return pair_of(filled_tensor(type, rows, columns, NAN));
+}
+
+static inline void pair_free(struct pair *pair) {
+    device_release(&gpu, pair->there.data, tensor_bytes(pair->there));
+    free(pair->host.data);
+}
+#define FREE_PAIRS(...)                                                                     \
+    do {                                                                                    \
+        struct pair *const list_[] = {__VA_ARGS__};                                         \
+        for (size_t i_ = 0; i_ < sizeof list_ / sizeof list_[0]; i_++) pair_free(list_[i_]); \
+    } while (0)
+
+static inline void expect_same(const char *what, const struct pair *pair, double absolute) {
+    struct tensor got = copied_tensor(pair->host);
+    struct comparison c = {.what = what};
+    EXPECT_OK(device_download(&gpu, got.data, pair->there.data, tensor_bytes(got)));
+    for (size_t i = 0; i < tensor_count(got); i++) {
+        const double expected = value_at(pair->host, i), found = value_at(got, i);
+        if (isnan(expected) && isnan(found)) continue; /* untouched on both sides */
+        const double rounding = 2.0 * tolerance_of(got.dtype, expected, absolute);
+        compare(&c, i, found, expected, absolute + rounding);
+    }
+    if (c.compared == 0 || c.worst > 1.0) {
+        fail_msg("%s (%s, %zu x %zu): worst at %zu: %.9g, expected %.9g, tolerance %.3g", what,
+                 dtype_name(got.dtype), got.rows, got.columns, c.worst_index, c.actual, c.expected,
+                 c.tolerance);
+    }
+    free(got.data);
+}
+
+static inline float *floats(const struct tensor *t) { return t->data; }
+
+static inline void scratch_open(struct device *device, const struct op_limits *limits) {
+    void *memory = NULL;
+    const size_t bytes = device->ops->scratch_bytes(device, limits);
+    EXPECT_OK(device_allocate(device, size_max(bytes, 1), &memory));
+    device_set_scratch(device, memory, bytes);
+}
+
+/* Opens both devices with scratch memory for the largest shape of the tests; false, saying why, without a
+ * GPU. */
+static inline bool devices_open(const struct op_limits *limits) {
+    if (device_open_cuda(&gpu) != STATUS_OK) {
+        printf("skipped: %s\n", status_message());
+        return false;
+    }
+    printf("%s; %s\n", gpu.name, gpu.note);
+    if (device_open_cpu(&cpu, 0) != STATUS_OK) return false;
+    scratch_open(&gpu, limits);
+    scratch_open(&cpu, limits);
+    return true;
+}
+
+static inline void devices_close(void) {
+    device_release(&gpu, gpu.scratch, gpu.scratch_bytes);
+    device_release(&cpu, cpu.scratch, cpu.scratch_bytes);
+    device_close(&gpu);
+    device_close(&cpu);
+}
+
+#endif
