@@ -73,6 +73,24 @@ static enum status cpu_download(struct device *device, void *to_host, const void
     return STATUS_OK;
 }
 
+static enum status cpu_read_begin(struct device *device, size_t slot, void *to_host,
+                                  const void *from, size_t bytes) {
+    (void)slot;
+    return cpu_download(device, to_host, from, bytes);
+}
+
+static bool cpu_read_ready(struct device *device, size_t slot) {
+    (void)device;
+    (void)slot;
+    return true;
+}
+
+static enum status cpu_read_end(struct device *device, size_t slot) {
+    (void)device;
+    (void)slot;
+    return STATUS_OK;
+}
+
 static enum status cpu_map(struct device *device, void *memory, size_t bytes, void **host) {
     (void)device;
     (void)bytes;
@@ -117,6 +135,9 @@ static const struct device_calls cpu_calls = {
     .release = cpu_release,
     .upload = cpu_upload,
     .download = cpu_download,
+    .read_begin = cpu_read_begin,
+    .read_ready = cpu_read_ready,
+    .read_end = cpu_read_end,
     .map = cpu_map,
     .unmap = cpu_unmap,
     .wait = cpu_wait,
@@ -162,6 +183,23 @@ enum status device_upload(struct device *device, void *to, const void *from_host
 
 enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes) {
     return device->calls->download(device, to_host, from, bytes);
+}
+
+enum status device_read_begin(struct device *device, size_t slot, void *to_host, const void *from,
+                              size_t bytes) {
+    if (slot >= DEVICE_READS || bytes > DEVICE_READ_BYTES) {
+        return status_set(STATUS_INTERNAL, "read of %zu bytes through slot %zu: at most %d, slots "
+                          "below %d", bytes, slot, DEVICE_READ_BYTES, DEVICE_READS);
+    }
+    return device->calls->read_begin(device, slot, to_host, from, bytes);
+}
+
+bool device_read_ready(struct device *device, size_t slot) {
+    return device->calls->read_ready(device, slot);
+}
+
+enum status device_read_end(struct device *device, size_t slot) {
+    return device->calls->read_end(device, slot);
 }
 
 enum status device_map(struct device *device, void *memory, size_t bytes, void **host) {

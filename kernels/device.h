@@ -26,6 +26,10 @@ struct device_calls {
     void (*release)(struct device *, void *memory, size_t bytes);
     enum status (*upload)(struct device *, void *to, const void *from_host, size_t bytes);
     enum status (*download)(struct device *, void *to_host, const void *from, size_t bytes);
+    enum status (*read_begin)(struct device *, size_t slot, void *to_host, const void *from,
+                              size_t bytes);
+    bool (*read_ready)(struct device *, size_t slot);
+    enum status (*read_end)(struct device *, size_t slot);
     enum status (*map)(struct device *, void *memory, size_t bytes, void **host);
     enum status (*unmap)(struct device *, void *memory, void *host, size_t bytes, bool changed);
     enum status (*wait)(struct device *);
@@ -67,6 +71,15 @@ void device_release(struct device *device, void *memory, size_t bytes);
 /* Between host memory and the device, in stream order; on return the host buffer may be reused. */
 enum status device_upload(struct device *device, void *to, const void *from_host, size_t bytes);
 enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes);
+
+/* A download that nobody waits for: asked for with begin, in stream order, and there after end, which
+ * waits for it (for nothing, where ready). `slot` is below DEVICE_READS and free, `bytes` at most
+ * DEVICE_READ_BYTES; to_host receives the numbers by the end. */
+enum { DEVICE_READS = 2, DEVICE_READ_BYTES = 1 << 16 };
+enum status device_read_begin(struct device *device, size_t slot, void *to_host, const void *from,
+                              size_t bytes);
+bool device_read_ready(struct device *device, size_t slot);
+enum status device_read_end(struct device *device, size_t slot);
 
 /* Host access to device memory, for checkpoints and initialisation. On a CPU it is the memory
  * itself; an accelerator copies to host memory, and back on unmapping if `changed`. Every map is

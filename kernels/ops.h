@@ -215,12 +215,12 @@ struct ops {
     enum status (*gradient_sumsq)(struct device *, struct step_state *state, const float *gradients,
                                   size_t count);
 
-    /* Zeroes the sums of the step. */
-    enum status (*step_begin)(struct device *, struct step_state *state);
+    /* state->policy = *policy (host memory), and the sums of the step are zero. */
+    enum status (*step_begin)(struct device *, struct step_state *state,
+                              const struct step_policy *policy);
 
     /* step_control_decide() where the state lies. */
-    enum status (*step_decide)(struct device *, struct step_state *state,
-                               const struct step_policy *);
+    enum status (*step_decide)(struct device *, struct step_state *state);
 
     enum status (*adamw)(struct device *, const struct adamw *);
 

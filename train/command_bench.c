@@ -90,12 +90,12 @@ static enum status run_step(struct bench *b) {
     if (signals_received() != NULL) {
         return status_set(STATUS_INTERRUPTED, "stopped by %s", signals_received());
     }
-    TRY(step_begin(&b->engine));
+    TRY(step_begin(&b->engine, &policy));
     for (int64_t micro = 0; micro < micro_batches; micro++) {
         TRY(upload_tokens(b));
         TRY(step_micro_batch(&b->engine, &policy, micro == 0));
     }
-    return step_update(&b->engine, b->config, &policy);
+    return step_update(&b->engine, b->config);
 }
 
 static int by_value(const void *a, const void *b) {

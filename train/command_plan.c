@@ -85,11 +85,11 @@ static enum status record_step(struct engine *engine, const struct config *confi
                                struct op_trace *trace) {
     const struct step_policy policy = step_policy(config, 0);
     const int64_t micro_batches = config->train.batch / config_micro_batch(config);
-    TRY(step_begin(engine));
+    TRY(step_begin(engine, &policy));
     for (int64_t micro = 0; micro < micro_batches; micro++) {
         TRY(step_micro_batch(engine, &policy, micro == 0));
     }
-    TRY(step_update(engine, config, &policy));
+    TRY(step_update(engine, config));
     op_report_print(trace, 1.0, 0.0);
     return STATUS_OK;
 }

@@ -297,7 +297,10 @@ enum status engine_open(struct engine *engine, const struct config *config, unsi
 }
 
 void engine_close(struct engine *engine) {
-    for (size_t i = 0; i < 2; i++) device_recording_close(&engine->device, engine->micro_batches[i].recording);
+    for (size_t i = 0; i < 2; i++) {
+        device_recording_close(&engine->device, engine->micro_batches[i].recording);
+    }
+    device_recording_close(&engine->device, engine->update.recording);
     free(engine->ranges);
     close_activations(engine);
     for (size_t i = ENGINE_ARENAS; i-- > 0;) {

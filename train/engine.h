@@ -38,7 +38,8 @@ enum engine_memory {
 
 enum { ENGINE_ARENAS = 5, GENERATION_CHUNK = 64 };
 
-/* A micro-batch's operations: run twice (the second time to be recorded), then replayed (step.c). */
+/* Operations that every step repeats: run twice (the second time to be recorded), then replayed
+ * (step.c). */
 struct engine_recording {
     struct device_recording *recording; /* NULL: none yet */
     uint64_t runs;
@@ -62,6 +63,7 @@ struct engine {
     struct gpt_generation generation;
     bool eager;                 /* record nothing: every operation is asked for anew */
     struct engine_recording micro_batches[2]; /* the first of a step, and those that add to it */
+    struct engine_recording update;
 };
 
 /* Bytes of each arena for this configuration; nothing is allocated. `device` gives the operations

@@ -186,6 +186,7 @@ static const char *skip_name(enum step_skip skip) {
     case SKIP_NONFINITE: return "nonfinite";
     case SKIP_LOSS_OUTLIER: return "loss_outlier";
     case SKIP_NORM_OUTLIER: return "norm_outlier";
+    case SKIP_HALTED: return "halted";
     }
     return "unknown";
 }

@@ -116,15 +116,15 @@ static enum status traced_gradient_sumsq(struct device *device, struct step_stat
                gradient_sumsq_bytes(count));
 }
 
-static enum status traced_step_begin(struct device *device, struct step_state *state) {
+static enum status traced_step_begin(struct device *device, struct step_state *state,
+                                     const struct step_policy *policy) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("step_begin", step_begin(device, state), 0.0, sizeof *state);
+    TRACE_CALL("step_begin", step_begin(device, state, policy), 0.0, sizeof *state);
 }
 
-static enum status traced_step_decide(struct device *device, struct step_state *state,
-                                      const struct step_policy *policy) {
+static enum status traced_step_decide(struct device *device, struct step_state *state) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("step_decide", step_decide(device, state, policy), 0.0, sizeof *state);
+    TRACE_CALL("step_decide", step_decide(device, state), 0.0, sizeof *state);
 }
 
 /* A step asks for no diagnosis; the search is passed on, not counted. */

@@ -54,6 +54,7 @@ static const char *skip_text(enum step_skip skip) {
     case SKIP_NONFINITE: return "  skipped: not finite";
     case SKIP_LOSS_OUTLIER: return "  skipped: loss outlier";
     case SKIP_NORM_OUTLIER: return "  skipped: norm outlier";
+    case SKIP_HALTED: return "  skipped: halted";
     }
     return "";
 }

@@ -23,6 +23,7 @@ static const struct number numbers[] = {
     {"updates", NUMBER_INT64, offsetof(struct step_state, updates)},
     {"skipped_nonfinite", NUMBER_INT64, offsetof(struct step_state, skipped_nonfinite)},
     {"skipped_outlier", NUMBER_INT64, offsetof(struct step_state, skipped_outlier)},
+    {"nonfinite_in_a_row", NUMBER_INT64, offsetof(struct step_state, nonfinite_in_a_row)},
     {"losses_seen", NUMBER_INT64, offsetof(struct step_state, losses.seen)},
     {"norms_seen", NUMBER_INT64, offsetof(struct step_state, norms.seen)},
 };

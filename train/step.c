@@ -20,38 +20,36 @@ struct step_policy step_policy(const struct config *config, int64_t step) {
         .growth_interval = config->precision.loss_scale_interval,
         .loss_z_max = (float)config->optimizer.loss_z_max,
         .norm_z_max = (float)config->optimizer.norm_z_max,
+        .halt_nonfinite = config->train.nonfinite == CONFIG_NONFINITE_STOP,
+        .nonfinite_max = config->train.nonfinite_max,
         .tokens = step_tokens(config),
     };
 }
 
-enum status step_begin(struct engine *engine) {
-    return engine->device.ops->step_begin(&engine->device, engine->state);
+enum status step_begin(struct engine *engine, const struct step_policy *policy) {
+    return engine->device.ops->step_begin(&engine->device, engine->state, policy);
 }
 
-static enum status run_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
-    struct gpt_training *training = &engine->training;
-    const struct gpt_gradient_request request = {
-        .gradient_scale = 1.0f / (float)policy->tokens,
-        .loss_scale = &engine->state->loss_scale,
-        .accumulate = !first,
-    };
-    TRY(gpt_forward_backward(training, &request));
-    return engine->device.ops->loss_sum(&engine->device, engine->state, training->losses,
-                                        training->shape.batch * training->shape.sequence_length);
-}
+/* What a recording is made of. */
+struct recorded {
+    enum status (*ask)(struct engine *engine, const struct recorded *arguments);
+    const struct config *config;      /* of an update */
+    const struct step_policy *policy; /* of a micro-batch */
+    bool first;
+};
 
-/* The first run chooses algorithms and so cannot be recorded; after it, nothing that a recording holds
- * changes but what lies in device memory. */
-enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
-    struct engine_recording *r = &engine->micro_batches[first ? 0 : 1];
+/* The first run chooses algorithms and so cannot be recorded; after it, nothing that a recording
+ * holds changes but what lies in device memory. */
+static enum status run_recorded(struct engine *engine, struct engine_recording *r,
+                                const struct recorded *what) {
     struct device *device = &engine->device;
     const bool observed = engine->training.observer != NULL;
     if (!device_records(device) || engine->eager || observed || r->runs++ == 0) {
-        return run_micro_batch(engine, policy, first);
+        return what->ask(engine, what);
     }
     if (r->recording == NULL) {
         TRY(device_record_begin(device));
-        const enum status status = run_micro_batch(engine, policy, first);
+        const enum status status = what->ask(engine, what);
         const enum status ended = device_record_end(device, &r->recording);
         TRY(status);
         TRY(ended);
@@ -59,9 +57,26 @@ enum status step_micro_batch(struct engine *engine, const struct step_policy *po
     return device_replay(device, r->recording);
 }
 
-enum status step_update(struct engine *engine, const struct config *config,
-                        const struct step_policy *policy) {
+static enum status ask_micro_batch(struct engine *engine, const struct recorded *what) {
+    struct gpt_training *training = &engine->training;
+    const struct gpt_gradient_request request = {
+        .gradient_scale = 1.0f / (float)what->policy->tokens,
+        .loss_scale = &engine->state->loss_scale,
+        .accumulate = !what->first,
+    };
+    TRY(gpt_forward_backward(training, &request));
+    return engine->device.ops->loss_sum(&engine->device, engine->state, training->losses,
+                                        training->shape.batch * training->shape.sequence_length);
+}
+
+enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
+    const struct recorded what = {.ask = ask_micro_batch, .policy = policy, .first = first};
+    return run_recorded(engine, &engine->micro_batches[first ? 0 : 1], &what);
+}
+
+static enum status ask_update(struct engine *engine, const struct recorded *what) {
     struct device *device = &engine->device;
+    const struct config_optimizer *optimizer = &what->config->optimizer;
     const struct adamw update = {
         .masters = engine->masters,
         .moments1 = engine->moments1,
@@ -70,13 +85,18 @@ enum status step_update(struct engine *engine, const struct config *config,
         .weights = engine->weights.data == engine->masters ? (struct tensor){0} : engine->weights,
         .ranges = engine->ranges,
         .range_count = engine->range_count,
-        .beta1 = (float)config->optimizer.beta1,
-        .beta2 = (float)config->optimizer.beta2,
-        .epsilon = (float)config->optimizer.epsilon,
+        .beta1 = (float)optimizer->beta1,
+        .beta2 = (float)optimizer->beta2,
+        .epsilon = (float)optimizer->epsilon,
         .state = engine->state,
     };
     TRY(device->ops->gradient_sumsq(device, engine->state, engine->gradients,
                                     engine->gpt.table.elements));
-    TRY(device->ops->step_decide(device, engine->state, policy));
+    TRY(device->ops->step_decide(device, engine->state));
     return device->ops->adamw(device, &update);
+}
+
+enum status step_update(struct engine *engine, const struct config *config) {
+    const struct recorded what = {.ask = ask_update, .config = config};
+    return run_recorded(engine, &engine->update, &what);
 }

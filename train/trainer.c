@@ -20,19 +20,24 @@ static enum status next_micro_batch(struct trainer *t) {
     return device_upload(device, training->targets, batch.targets, tokens * sizeof(int32_t));
 }
 
-static enum status train_step(struct trainer *t) {
+static size_t slot_of(int64_t step) { return (size_t)(step % DEVICE_READS); }
+
+/* Asks the device for the next step; waits for nothing but data. */
+static enum status ask_step(struct trainer *t) {
     struct engine *engine = &t->engine;
-    const struct step_policy policy = step_policy(t->config, t->state.step);
-    t->before = t->state;
-    TRY(step_begin(engine));
+    const struct step_policy policy = step_policy(t->config, t->asked);
+    struct trainer_pending *pending = &t->pending[slot_of(t->asked)];
+    const double waited_before = loader_waited_seconds(t->loader);
+    TRY(step_begin(engine, &policy));
     for (size_t micro = 0; micro < t->shape.micro_batches; micro++) {
         TRY(next_micro_batch(t));
         TRY(step_micro_batch(engine, &policy, micro == 0));
     }
-    TRY(step_update(engine, t->config, &policy));
-    TRY(device_download(&engine->device, &t->state.control, engine->state,
-                        sizeof t->state.control));
-    t->state.step++;
+    TRY(step_update(engine, t->config));
+    pending->waited_seconds = loader_waited_seconds(t->loader) - waited_before;
+    TRY(device_read_begin(&engine->device, slot_of(t->asked), &pending->control, engine->state,
+                          sizeof pending->control));
+    t->asked++;
     return STATUS_OK;
 }
 
@@ -59,20 +64,13 @@ static struct step_record step_record(const struct trainer *t, double seconds,
     };
 }
 
-/* The step was not finite and not applied: goes on or stops, as train.nonfinite says. With dynamic
- * loss scaling an overflow of gradients above the smallest scale is the scaler's business; no scale
- * mends a loss that is not finite. */
-static enum status handle_nonfinite(struct trainer *t) {
+/* The step was not finite, was not applied, and halted (step_control.h): neither it nor what was
+ * asked for behind it changed anything. */
+static enum status stop_nonfinite(struct trainer *t) {
     const struct step_state control = t->state.control;
     const struct config *c = t->config;
+    const bool too_many = control.nonfinite_in_a_row >= c->train.nonfinite_max;
     struct nonfinite found;
-    t->nonfinite_in_a_row++;
-    const bool too_many = t->nonfinite_in_a_row >= c->train.nonfinite_max;
-    const bool scalable = config_loss_scaling(c) &&
-                          t->before.control.loss_scale > LOSS_SCALE_MIN;
-    if (!too_many && scalable && isfinite(control.loss)) return STATUS_OK;
-    if (!too_many && c->train.nonfinite == CONFIG_NONFINITE_SKIP) return STATUS_OK;
-
     const struct nonfinite_request request = {
         .dataset = &t->train_data,
         .shape = &t->shape,
@@ -116,21 +114,46 @@ static enum status report_skip(struct trainer *t, const struct step_record *reco
     return trainer_event(t, what);
 }
 
-static enum status log_step(struct trainer *t, double waited_before) {
+static enum status log_step(struct trainer *t, double waited_seconds) {
     const double now = clock_seconds();
     const double seconds = now - t->finished_seconds;
-    const struct step_record record =
-        step_record(t, seconds, loader_waited_seconds(t->loader) - waited_before);
+    const struct step_record record = step_record(t, seconds, waited_seconds);
     t->finished_seconds = now;
     progress_step(&t->progress, &record);
     TRY(metrics_step(t->metrics, &record));
-    if (record.skip != SKIP_NONFINITE) t->nonfinite_in_a_row = 0;
     return record.skip == SKIP_NONE ? STATUS_OK : report_skip(t, &record);
+}
+
+/* Waits for the outcome of the oldest step that was not seen. */
+static enum status see_step(struct trainer *t) {
+    const struct trainer_pending *pending = &t->pending[slot_of(t->state.step)];
+    TRY(device_read_end(&t->engine.device, slot_of(t->state.step)));
+    t->before = t->state;
+    t->state.control = pending->control;
+    t->state.step++;
+    TRY(log_step(t, pending->waited_seconds));
+    return t->state.control.halted ? stop_nonfinite(t) : STATUS_OK;
+}
+
+/* Sees every step but the newest `unseen`, and those too where they are ready. */
+static enum status see_steps(struct trainer *t, int64_t unseen) {
+    while (t->state.step < t->asked - unseen ||
+           (t->state.step < t->asked &&
+            device_read_ready(&t->engine.device, slot_of(t->state.step)))) {
+        TRY(see_step(t));
+    }
+    return STATUS_OK;
 }
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
-/* What belongs between two steps; not counted in the steps' time. */
+/* Whether something that needs the weights follows step `step`. */
+static bool pause_after(const struct config *c, int64_t step) {
+    return due(step, c->validation.every) || due(step, c->sample.every) ||
+           due(step, c->checkpoint.every) || step == c->train.steps;
+}
+
+/* What belongs between two steps; not counted in the steps' time. Every step was seen. */
 static enum status after_step(struct trainer *t) {
     const struct config *c = t->config;
     const int64_t step = t->state.step;
@@ -144,6 +167,7 @@ static enum status after_step(struct trainer *t) {
 
 static enum status save_and_leave(struct trainer *t) {
     char what[EVENT_BYTES];
+    TRY(see_steps(t, 0));
     TRY(trainer_save(t));
     snprintf(what, sizeof what, "stopped by %s", signals_received());
     TRY(trainer_event(t, what));
@@ -160,11 +184,10 @@ static enum status run_steps(struct trainer *t) {
     t->finished_seconds = clock_seconds();
     while (t->state.step < t->config->train.steps) {
         if (signals_received() != NULL) return save_and_leave(t);
-        const double waited = loader_waited_seconds(t->loader);
-        TRY(train_step(t));
-        TRY(log_step(t, waited));
-        if (t->state.control.skip == SKIP_NONFINITE) TRY(handle_nonfinite(t));
-        TRY(after_step(t));
+        TRY(ask_step(t));
+        const bool pause = pause_after(t->config, t->asked);
+        TRY(see_steps(t, pause ? 0 : DEVICE_READS - 1));
+        if (pause) TRY(after_step(t));
     }
     return STATUS_OK;
 }

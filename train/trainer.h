@@ -1,9 +1,12 @@
 /*
  * A training run: the step, and the loop around it.
  *
- * Order of a step (train_step in trainer.c, step.h): batch -> forward, loss and backward of each
+ * Order of a step (ask_step in trainer.c, step.h): batch -> forward, loss and backward of each
  * micro-batch -> gradient norm -> decide (overflow, clip, outlier) -> AdamW. Around it
- * (trainer_run): log, validation, sample, checkpoint, signals. Called by command_train.c.
+ * (trainer_run): log, validation, sample, checkpoint, signals. The host asks for a step before it
+ * has seen the outcome of the one before, so that an accelerator never waits for it; whatever needs
+ * the weights (validation, samples, checkpoints, the end) waits until every step is seen. Called by
+ * command_train.c.
  */
 #ifndef DEEPWELL_TRAIN_TRAINER_H_
 #define DEEPWELL_TRAIN_TRAINER_H_
@@ -16,6 +19,12 @@
 #include "train/progress.h"
 #include "train/run_state.h"
 
+/* A step that the device was asked for and whose outcome the host has not seen yet. */
+struct trainer_pending {
+    struct step_state control; /* there once device_read_end says so */
+    double waited_seconds;     /* for its data */
+};
+
 struct trainer {
     const struct config *config;
     struct engine engine;
@@ -27,14 +36,14 @@ struct trainer {
     struct metrics *metrics;
     struct progress progress;
     double peak_tflops;            /* 0: unknown */
-    struct run_state state;        /* as of the last finished step */
+    int64_t asked;                 /* steps asked of the device so far; state.step are seen */
+    struct trainer_pending pending[DEVICE_READS]; /* of step s: [s % DEVICE_READS] */
+    struct run_state state;        /* as of the newest step whose outcome is known */
     struct run_state before;       /* as of the one before it */
     int64_t saved_step;            /* of the newest checkpoint; -1: none */
     int64_t validated_step;        /* -1: none */
-    int64_t nonfinite_in_a_row;
-    char
-        continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
-    double finished_seconds;       /* clock when the last step ended */
+    char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
+    double finished_seconds;       /* clock when the newest seen step was seen */
 };
 
 /* Opens everything for `config` (checked before), continues from a checkpoint where train.resume

@@ -150,6 +150,7 @@ static enum status open_all(struct trainer *t) {
     TRY(start_or_resume(t));
     t->peak_tflops = engine_peak_tflops(&t->engine, c);
     TRY(open_metrics(t));
+    t->asked = t->state.step;
     trainer_print_header(t);
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
     TRY(checkpoint_check_space(c->train.out, &t->engine.gpt.table));

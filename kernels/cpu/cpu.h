@@ -36,9 +36,9 @@ enum status cpu_loss_sum(struct device *device, struct step_state *state, const 
                          size_t count);
 enum status cpu_gradient_sumsq(struct device *device, struct step_state *state,
                                const float *gradients, size_t count);
-enum status cpu_step_begin(struct device *device, struct step_state *state);
-enum status cpu_step_decide(struct device *device, struct step_state *state,
+enum status cpu_step_begin(struct device *device, struct step_state *state,
                             const struct step_policy *policy);
+enum status cpu_step_decide(struct device *device, struct step_state *state);
 enum status cpu_adamw(struct device *device, const struct adamw *op);
 enum status cpu_find_nonfinite(struct device *device, struct tensor in, size_t *index);
 

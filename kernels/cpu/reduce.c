@@ -34,16 +34,17 @@ enum status cpu_gradient_sumsq(struct device *device, struct step_state *state,
     return STATUS_OK;
 }
 
-enum status cpu_step_begin(struct device *device, struct step_state *state) {
+enum status cpu_step_begin(struct device *device, struct step_state *state,
+                           const struct step_policy *policy) {
     (void)device;
+    state->policy = *policy;
     state->loss_sum = 0.0;
     state->gradient_sumsq = 0.0;
     return STATUS_OK;
 }
 
-enum status cpu_step_decide(struct device *device, struct step_state *state,
-                            const struct step_policy *policy) {
+enum status cpu_step_decide(struct device *device, struct step_state *state) {
     (void)device;
-    step_control_decide(state, policy);
+    step_control_decide(state);
     return STATUS_OK;
 }

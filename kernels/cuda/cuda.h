@@ -31,6 +31,14 @@ struct upload_slot {
     cudaEvent_t copied, free; /* the slot reached the device; its content was taken from there */
 };
 
+/* A download under way (device_read_begin). */
+struct read_slot {
+    void *pinned; /* DEVICE_READ_BYTES */
+    cudaEvent_t done;
+    void *to_host;
+    size_t bytes;
+};
+
 struct cuda_backend {
     cudaStream_t stream, copy_stream;
     int multiprocessors;
@@ -38,6 +46,7 @@ struct cuda_backend {
     size_t shared_bytes;         /* the most shared memory of one block */
     struct upload_slot slots[UPLOAD_SLOTS];
     size_t next_slot;
+    struct read_slot reads[DEVICE_READS];
     bool recording;
     cudaEvent_t *marks;          /* (DEVICE_MARKS), made as they are used */
     struct gemm_service *gemm;
@@ -112,9 +121,9 @@ enum status cuda_loss_sum(struct device *device, struct step_state *state, const
                           size_t count);
 enum status cuda_gradient_sumsq(struct device *device, struct step_state *state,
                                 const float *gradients, size_t count);
-enum status cuda_step_begin(struct device *device, struct step_state *state);
-enum status cuda_step_decide(struct device *device, struct step_state *state,
+enum status cuda_step_begin(struct device *device, struct step_state *state,
                              const struct step_policy *policy);
+enum status cuda_step_decide(struct device *device, struct step_state *state);
 enum status cuda_adamw(struct device *device, const struct adamw *op);
 enum status cuda_find_nonfinite(struct device *device, struct tensor in, size_t *index);
 

@@ -108,6 +108,29 @@ static enum status cuda_download(struct device *device, void *to_host, const voi
     return cuda_wait(device);
 }
 
+static enum status cuda_read_begin(struct device *device, size_t slot, void *to_host,
+                                   const void *from, size_t bytes) {
+    struct cuda_backend *backend = backend_of(device);
+    struct read_slot *read = &backend->reads[slot];
+    read->to_host = to_host;
+    read->bytes = bytes;
+    CUDA_TRY(cudaMemcpyAsync(read->pinned, from, bytes, cudaMemcpyDeviceToHost, backend->stream));
+    CUDA_TRY(cudaEventRecord(read->done, backend->stream));
+    return STATUS_OK;
+}
+
+/* A failure is ready too: read_end says what it is. */
+static bool cuda_read_ready(struct device *device, size_t slot) {
+    return cudaEventQuery(backend_of(device)->reads[slot].done) != cudaErrorNotReady;
+}
+
+static enum status cuda_read_end(struct device *device, size_t slot) {
+    const struct read_slot *read = &backend_of(device)->reads[slot];
+    TRY(cuda_check(cudaEventSynchronize(read->done), "the work on the GPU"));
+    memcpy(read->to_host, read->pinned, read->bytes);
+    return STATUS_OK;
+}
+
 static enum status cuda_map(struct device *device, void *memory, size_t bytes, void **host) {
     *host = malloc(size_max(bytes, 1));
     if (*host == NULL) {
@@ -195,6 +218,10 @@ static void cuda_close(struct device *device) {
         if (backend->marks[i] != NULL) cudaEventDestroy(backend->marks[i]);
     }
     for (size_t i = 0; i < UPLOAD_SLOTS; i++) close_slot(&backend->slots[i]);
+    for (size_t i = 0; i < DEVICE_READS; i++) {
+        if (backend->reads[i].done != NULL) cudaEventDestroy(backend->reads[i].done);
+        cudaFreeHost(backend->reads[i].pinned);
+    }
     if (backend->copy_stream != NULL) cudaStreamDestroy(backend->copy_stream);
     if (backend->stream != NULL) cudaStreamDestroy(backend->stream);
     free(backend->marks);
@@ -208,6 +235,9 @@ static const struct device_calls cuda_calls = {
     .release = cuda_release,
     .upload = cuda_upload,
     .download = cuda_download,
+    .read_begin = cuda_read_begin,
+    .read_ready = cuda_read_ready,
+    .read_end = cuda_read_end,
     .map = cuda_map,
     .unmap = cuda_unmap,
     .wait = cuda_wait,
@@ -246,6 +276,11 @@ static enum status open_slots(struct cuda_backend *backend) {
         CUDA_TRY(cudaMalloc(&slot->device, UPLOAD_BYTES));
         CUDA_TRY(cudaEventCreateWithFlags(&slot->copied, cudaEventDisableTiming));
         CUDA_TRY(cudaEventCreateWithFlags(&slot->free, cudaEventDisableTiming));
+    }
+    for (size_t i = 0; i < DEVICE_READS; i++) {
+        struct read_slot *read = &backend->reads[i];
+        CUDA_TRY(cudaMallocHost(&read->pinned, DEVICE_READ_BYTES));
+        CUDA_TRY(cudaEventCreateWithFlags(&read->done, cudaEventDisableTiming));
     }
     return STATUS_OK;
 }

@@ -51,10 +51,13 @@ __global__ void squares_finish_kernel(struct step_state *state, const double *pa
     if (threadIdx.x == 0) state->gradient_sumsq = sum;
 }
 
-__global__ void begin_kernel(struct step_state *state) { state->loss_sum = state->gradient_sumsq = 0.0; }
+__global__ void begin_kernel(struct step_state *state, const struct step_policy policy) {
+    state->policy = policy;
+    state->loss_sum = state->gradient_sumsq = 0.0;
+}
 
-__global__ void decide_kernel(struct step_state *state, const struct step_policy policy) {
-    step_control_decide(state, &policy);
+__global__ void decide_kernel(struct step_state *state) {
+    step_control_decide(state);
 }
 
 template <typename Out, typename In> __global__ void convert_kernel(Out *out, const In *in, size_t count) {
@@ -105,14 +108,14 @@ extern "C" enum status cuda_gradient_sumsq(struct device *device, struct step_st
     return cuda_launched("gradient_sumsq");
 }
 
-extern "C" enum status cuda_step_begin(struct device *device, struct step_state *state) {
-    begin_kernel<<<1, 1, 0, backend_of(device)->stream>>>(state);
+extern "C" enum status cuda_step_begin(struct device *device, struct step_state *state,
+                                       const struct step_policy *policy) {
+    begin_kernel<<<1, 1, 0, backend_of(device)->stream>>>(state, *policy);
     return cuda_launched("step_begin");
 }
 
-extern "C" enum status cuda_step_decide(struct device *device, struct step_state *state,
-                                        const struct step_policy *policy) {
-    decide_kernel<<<1, 1, 0, backend_of(device)->stream>>>(state, *policy);
+extern "C" enum status cuda_step_decide(struct device *device, struct step_state *state) {
+    decide_kernel<<<1, 1, 0, backend_of(device)->stream>>>(state);
     return cuda_launched("step_decide");
 }
 

@@ -59,7 +59,7 @@ static void run_step(struct engine *engine, const struct config *config, int64_t
     struct gpt_training *training = &engine->training;
     const size_t tokens = training->shape.batch * LENGTH;
     int32_t *inputs = test_memory(tokens * 4), *targets = test_memory(tokens * 4);
-    EXPECT_OK(step_begin(engine));
+    EXPECT_OK(step_begin(engine, &policy));
     for (size_t row = 0; row < (size_t)config->train.batch; row += training->shape.batch) {
         for (size_t i = 0; i < tokens; i++) {
             const size_t at = ((size_t)step * (size_t)config->train.batch + row) * LENGTH + i;
@@ -70,7 +70,7 @@ static void run_step(struct engine *engine, const struct config *config, int64_t
         EXPECT_OK(device_upload(&engine->device, training->targets, targets, tokens * 4));
         EXPECT_OK(step_micro_batch(engine, &policy, row == 0));
     }
-    EXPECT_OK(step_update(engine, config, &policy));
+    EXPECT_OK(step_update(engine, config));
     free(inputs);
     free(targets);
 }

@@ -357,10 +357,10 @@ static void test_update(void **state) {
         for (int i = 0; i < 2; i++) {
             struct device *device = i == 0 ? &cpu : &gpu;
             struct step_state *s = AT(control).data;
-            EXPECT_OK(device->ops->step_begin(device, s));
+            EXPECT_OK(device->ops->step_begin(device, s, &policy));
             EXPECT_OK(device->ops->loss_sum(device, s, floats(i == 0 ? &losses.host : &losses.there), 3001));
             EXPECT_OK(device->ops->gradient_sumsq(device, s, floats(i == 0 ? &g.host : &g.there), count));
-            EXPECT_OK(device->ops->step_decide(device, s, &policy));
+            EXPECT_OK(device->ops->step_decide(device, s));
             a[i] = (struct adamw){.masters = AT(p).data, .moments1 = AT(m).data, .moments2 = AT(v).data,
                                   .gradients = AT(g).data, .weights = AT(w), .ranges = ranges,
                                   .range_count = 3, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f,

@@ -115,7 +115,9 @@ static void test_sums(void **unused) {
         EXPECT_OK(device.ops->loss_sum(&device, &state, values, counts[c]));
         assert_true(fabs(state.gradient_sumsq - squares) <= 0x1p-40 * squares);
         assert_true(state.loss_sum == sum);
-        EXPECT_OK(device.ops->step_begin(&device, &state));
+        const struct step_policy kept = {.tokens = 7};
+        EXPECT_OK(device.ops->step_begin(&device, &state, &kept));
+        assert_int_equal(state.policy.tokens, 7);
         assert_true(state.loss_sum == 0.0 && state.gradient_sumsq == 0.0);
     }
     struct step_state state = {0};
@@ -137,10 +139,10 @@ static const struct step_policy policy = {
 static void decide(struct step_state *s, const struct step_policy *p, double loss_sum,
                    double sumsq) {
     struct device device = any_device();
-    EXPECT_OK(device.ops->step_begin(&device, s));
+    EXPECT_OK(device.ops->step_begin(&device, s, p));
     s->loss_sum = loss_sum;
     s->gradient_sumsq = sumsq;
-    EXPECT_OK(device.ops->step_decide(&device, s, p));
+    EXPECT_OK(device.ops->step_decide(&device, s));
     test_device_close(&device);
 }
 
@@ -227,10 +229,57 @@ static void test_decide_outliers(void **unused) {
     assert_int_equal(s.skip, SKIP_NONE);
 }
 
+/* Which steps halt: the table of step_control.h's words. */
+static void test_decide_halts(void **unused) {
+    (void)unused;
+    static const struct {
+        int halt_nonfinite, dynamic_scaling;
+        int64_t nonfinite_max;
+        float loss_scale;
+        double loss_sum, sumsq;
+        int halted;
+    } cases[] = {
+        {1, 0, 100, 1.0f, 1.0, INFINITY, 1}, {1, 0, 100, 1.0f, NAN, 1.0, 1},
+        {0, 0, 100, 1.0f, NAN, 1.0, 0},      {0, 0, 1, 1.0f, NAN, 1.0, 1},
+        {1, 1, 100, 8.0f, 1.0, INFINITY, 0}, {1, 1, 100, 1.0f, 1.0, INFINITY, 1},
+        {1, 1, 100, 8.0f, NAN, 1.0, 1},      {1, 1, 1, 8.0f, 1.0, INFINITY, 1},
+        {1, 1, 100, 8.0f, 1.0, 1.0, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct step_state s = {.loss_scale = cases[i].loss_scale, .updates = 5};
+        struct step_policy p = policy;
+        p.halt_nonfinite = cases[i].halt_nonfinite;
+        p.dynamic_scaling = cases[i].dynamic_scaling;
+        p.nonfinite_max = cases[i].nonfinite_max;
+        decide(&s, &p, cases[i].loss_sum, cases[i].sumsq);
+        assert_int_equal(s.halted, cases[i].halted);
+        if (!s.halted) continue;
+        /* What comes behind changes nothing but the sums and the reason. */
+        struct step_state after = s;
+        decide(&after, &p, 1.0, 1.0);
+        assert_int_equal(after.skip, SKIP_HALTED);
+        assert_int_equal(after.updates, 5);
+        after.skip = s.skip;
+        after.loss_sum = s.loss_sum;
+        after.gradient_sumsq = s.gradient_sumsq;
+        assert_memory_equal(&after, &s, sizeof s);
+    }
+    struct step_state s = {.loss_scale = 64.0f};
+    struct step_policy p = policy;
+    p.nonfinite_max = 3;
+    for (int i = 0; i < 2; i++) decide(&s, &p, 1.0, INFINITY);
+    decide(&s, &p, 1.0, 1.0); /* a good step starts the count anew */
+    for (int i = 0; i < 2; i++) decide(&s, &p, 1.0, INFINITY);
+    assert_int_equal(s.halted, 0);
+    decide(&s, &p, 1.0, INFINITY);
+    assert_int_equal(s.halted, 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adamw),          cmocka_unit_test(test_adamw_skips),
         cmocka_unit_test(test_sums),           cmocka_unit_test(test_decide_clips),
+        cmocka_unit_test(test_decide_halts),
         cmocka_unit_test(test_decide_scales),  cmocka_unit_test(test_decide_outliers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

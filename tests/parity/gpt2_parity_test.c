@@ -171,7 +171,7 @@ static void upload_sequences(struct run *run, struct gpt_training *training, siz
 static void run_gradients(struct run *run, const struct step_policy *policy, size_t first) {
     const size_t batch = (size_t)run->config.train.batch;
     const size_t rows = run->engine.training.shape.batch;
-    EXPECT_OK(step_begin(&run->engine));
+    EXPECT_OK(step_begin(&run->engine, policy));
     for (size_t row = 0; row < batch; row += rows) {
         upload_sequences(run, &run->engine.training, first + row);
         EXPECT_OK(step_micro_batch(&run->engine, policy, row == 0));
@@ -322,7 +322,7 @@ static void test_training(void **state) {
         policy.learning_rate = (float)fixture_number("steps", "learning_rate", step);
         const size_t batch = step % fixture_shape(BATCHES);
         run_gradients(&run, &policy, batch * fixture_shape(ROWS));
-        EXPECT_OK(step_update(&run.engine, &run.config, &policy));
+        EXPECT_OK(step_update(&run.engine, &run.config));
 
         const struct step_state decided = state_of(&run);
         const double norm = fixture_number("steps", "gradient_norm", step);

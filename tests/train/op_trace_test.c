@@ -32,11 +32,11 @@ static struct op_trace record(const struct config *config) {
     EXPECT_OK(engine_open(&engine, config, ENGINE_TRAIN, ENGINE_RESERVED));
     const struct step_policy policy = step_policy(config, 0);
     op_trace_attach(&trace, &engine.device, true);
-    EXPECT_OK(step_begin(&engine));
+    EXPECT_OK(step_begin(&engine, &policy));
     for (int64_t done = 0; done < config->train.batch; done += config_micro_batch(config)) {
         EXPECT_OK(step_micro_batch(&engine, &policy, done == 0));
     }
-    EXPECT_OK(step_update(&engine, config, &policy));
+    EXPECT_OK(step_update(&engine, config));
     op_trace_detach(&trace, &engine.device);
     engine_close(&engine);
     return trace;

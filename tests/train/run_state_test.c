@@ -30,7 +30,8 @@ static struct run_state odd_state(void) {
         .fingerprint = "0123456789abcdef0123456789abcdef",
         .control = {
             .loss_scale = 0x1.fffffep+23f, .good_steps = 1999, .updates = ((int64_t)1 << 52) + 1,
-            .skipped_nonfinite = 3, .skipped_outlier = 5, .losses.seen = 129, .norms.seen = 127,
+            .skipped_nonfinite = 3, .skipped_outlier = 5, .nonfinite_in_a_row = 2,
+             .losses.seen = 129, .norms.seen = 127,
         },
     };
     for (size_t i = 0; i < OUTLIER_WINDOW; i++) {
@@ -73,6 +74,7 @@ static void every_bit_comes_back(void **test_state) {
     assert_int_equal(a->updates, b->updates);
     assert_int_equal(a->skipped_nonfinite, b->skipped_nonfinite);
     assert_int_equal(a->skipped_outlier, b->skipped_outlier);
+    assert_int_equal(a->nonfinite_in_a_row, b->nonfinite_in_a_row);
     assert_memory_equal(&a->losses, &b->losses, sizeof a->losses);
     assert_memory_equal(&a->norms, &b->norms, sizeof a->norms);
     assert_true(a->learning_rate == 0.0f && a->skip == SKIP_NONE && a->loss_sum == 0.0);
@@ -89,7 +91,7 @@ static void nothing_is_carried_that_is_not_saved(void **test_state) {
     /* nothing but alignment between them */
     assert_true(good_steps - loss_scale <= sizeof(int64_t));
     assert_int_equal(sizeof(struct step_state) - good_steps,
-                     4 * sizeof(int64_t) + 2 * sizeof(struct outlier_window));
+                     5 * sizeof(int64_t) + 2 * sizeof(struct outlier_window));
 }
 
 enum damage { MISSING, TEXT, NEGATIVE, FRACTION, ENDLESS, HUGE_NUMBER, DAMAGES };
@@ -109,7 +111,8 @@ static cJSON *damaged_value(enum damage damage) {
 static void every_number_is_needed(void **test_state) {
     (void)test_state;
     static const char *const names[] = {"step", "loss_scale", "good_steps", "updates",
-                                        "skipped_nonfinite", "skipped_outlier", "losses_seen",
+                                        "skipped_nonfinite", "skipped_outlier", "nonfinite_in_a_row",
+                                        "losses_seen",
                                         "norms_seen"};
     const struct run_state state = odd_state();
     struct config config;

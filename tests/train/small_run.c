@@ -30,7 +30,7 @@ static int32_t token_at(size_t n) {
 void small_run_gradients(struct small_run *run, const struct step_policy *policy) {
     struct gpt_training *training = &run->engine.training;
     const size_t rows = training->shape.batch;
-    EXPECT_OK(step_begin(&run->engine));
+    EXPECT_OK(step_begin(&run->engine, policy));
     for (size_t first = 0; first < BATCH; first += rows) {
         for (size_t i = 0; i < rows * LENGTH; i++) {
             training->inputs[i] = token_at(first * LENGTH + i);
@@ -42,7 +42,7 @@ void small_run_gradients(struct small_run *run, const struct step_policy *policy
 
 struct step_state small_run_step(struct small_run *run, const struct step_policy *policy) {
     small_run_gradients(run, policy);
-    EXPECT_OK(step_update(&run->engine, &run->config, policy));
+    EXPECT_OK(step_update(&run->engine, &run->config));
     return *run->engine.state;
 }
 
