@@ -212,13 +212,14 @@ static void test_bits(void **state) {
 
 /* A cache that is not as written is refused by name, not used and not overwritten. */
 static void test_corrupt_cache(void **state) {
+    const struct device_options options = {.gemm_effort = GEMM_EFFORT_FULL};
     char command[512];
     struct device device;
     (void)state;
     snprintf(command, sizeof command, "for f in %s/deepwell/gemm_*; do echo nonsense >> $f; done",
              getenv("XDG_CACHE_HOME"));
     assert_int_equal(system(command), 0);
-    expect_status(STATUS_DEVICE, device_open_cuda(&device));
+    expect_status(STATUS_DEVICE, device_open_cuda(&device, &options));
     assert_non_null(strstr(status_message(), "remove the file"));
 }
 
@@ -227,11 +228,12 @@ int main(void) {
         cmocka_unit_test(test_loss_curve), cmocka_unit_test(test_bits),
         cmocka_unit_test(test_corrupt_cache), /* last: it spoils the file */
     };
+    const struct device_options options = {.gemm_effort = GEMM_EFFORT_FULL};
     char folder[] = "/tmp/gpu_engine_XXXXXX";
     struct device device;
     if (mkdtemp(folder) == NULL) return 1;
     setenv("XDG_CACHE_HOME", folder, 1);
-    if (device_open_cuda(&device) != STATUS_OK) {
+    if (device_open_cuda(&device, &options) != STATUS_OK) {
         printf("skipped: %s\n", status_message());
         return 0;
     }
