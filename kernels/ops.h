@@ -187,6 +187,11 @@ struct op_limits {
 };
 
 struct ops {
+    /* STATUS_DEVICE, naming the shape and what to change, if these limits hold one that the device
+     * cannot do, or only on a slow path. `backward`: backward passes will be asked for too. */
+    enum status (*check)(const struct device *device, const struct op_limits *limits,
+                         bool backward);
+
     /* Bytes of device.scratch that these limits need. */
     size_t (*scratch_bytes)(const struct device *device, const struct op_limits *limits);
 

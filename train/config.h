@@ -28,6 +28,8 @@ enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA }
 enum config_recipe { CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP16 };
 enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_GELU, CONFIG_RECOMPUTE_BLOCK };
 enum config_nonfinite { CONFIG_NONFINITE_STOP, CONFIG_NONFINITE_SKIP };
+enum config_search { CONFIG_SEARCH_FULL, CONFIG_SEARCH_FAST, CONFIG_SEARCH_OFF };
+enum config_attention { CONFIG_ATTENTION_DETERMINISTIC, CONFIG_ATTENTION_FAST };
 enum config_scaling { CONFIG_SCALING_AUTO, CONFIG_SCALING_ON, CONFIG_SCALING_OFF };
 
 struct config_model {
@@ -93,6 +95,14 @@ struct config_sample {
     int64_t seed;
 };
 
+struct config_gemm {
+    int search; /* enum config_search */
+};
+
+struct config_attention_choice {
+    int backward; /* enum config_attention */
+};
+
 struct config_mfu {
     double peak; /* TFLOPS, dense, of the compute type; 0: from the table, or n/a */
 };
@@ -108,6 +118,8 @@ struct config {
     struct config_checkpoint checkpoint;
     struct config_validation validation;
     struct config_sample sample;
+    struct config_gemm gemm;
+    struct config_attention_choice attention;
     struct config_mfu mfu;
 };
 

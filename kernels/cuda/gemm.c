@@ -1,14 +1,11 @@
-/* GEMMs through cuBLASLt: the table of descriptions, and the call itself. Behind kernels/cuda/gemm.h. */
+/* GEMMs through cuBLASLt: the table of descriptions, and the call itself. Behind
+ * kernels/cuda/gemm.h. */
 #include "kernels/cuda/gemm.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { WORKSPACE_BYTES = 64 << 20 };
-
-size_t cuda_gemm_scratch_bytes(void) { return WORKSPACE_BYTES; }
 
 const char *gemm_text(char text[GEMM_TEXT_BYTES], const struct gemm_key *key) {
     snprintf(text, GEMM_TEXT_BYTES, "%zu x %zu x %zu %s%s %s -> %s%s%s", key->m, key->n, key->k,
@@ -29,31 +26,45 @@ enum status gemm_lt_check(cublasStatus_t status, const char *what, const struct 
 
 static cudaDataType_t lt_type(int type) {
     switch ((enum dtype)type) {
-    case DTYPE_F32: return CUDA_R_32F;
-    case DTYPE_BF16: return CUDA_R_16BF;
-    case DTYPE_F16: return CUDA_R_16F;
+    case DTYPE_F32:
+        return CUDA_R_32F;
+    case DTYPE_BF16:
+        return CUDA_R_16BF;
+    case DTYPE_F16:
+        return CUDA_R_16F;
     }
     return CUDA_R_32F;
 }
 
-enum status gemm_service_open(struct device *device) {
-    struct gemm_service *service = calloc(1, sizeof *service);
-    if (service == NULL) return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
-    backend_of(device)->gemm = service;
-    LT_TRY(cublasLtCreate(&service->handle), NULL);
+/* One file for each effort that is worth keeping: what a burst chose must not pass for more. */
+static void choose_cache(struct gemm_service *service, const struct device *device) {
+    const enum gemm_effort effort = backend_of(device)->options.gemm_effort;
+    const char *const kind = effort == GEMM_EFFORT_FAST ? "_fast" : "";
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     char gpu[128];
     const size_t version = cublasLtGetVersion();
+    if (effort == GEMM_EFFORT_OFF) return;
     snprintf(gpu, sizeof gpu, "%.100s", device->name);
     for (char *c = gpu; *c != '\0'; c++) *c = *c == ' ' || *c == '/' ? '_' : *c;
-    snprintf(service->cache_header, sizeof service->cache_header, "deepwell gemm 1 %s cublasLt %zu", gpu,
-             version);
+    snprintf(service->cache_header, sizeof service->cache_header,
+             "deepwell gemm 2 %s cublasLt %zu%s", gpu, version, kind);
     if (cache != NULL && cache[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu.txt", cache, gpu, version);
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu%s.txt", cache, gpu,
+                 version, kind);
     } else if (home != NULL && home[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu.txt", home, gpu,
-                 version);
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu%s.txt", home,
+                 gpu, version, kind);
     }
+}
+
+enum status gemm_service_open(struct device *device) {
+    struct gemm_service *service = calloc(1, sizeof *service);
+    if (service == NULL) {
+        return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
+    }
+    backend_of(device)->gemm = service;
+    LT_TRY(cublasLtCreate(&service->handle), NULL);
+    choose_cache(service, device);
     return gemm_cache_read(service);
 }
 
@@ -98,8 +109,10 @@ static enum status make_entry(struct gemm_entry *entry) {
         TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
         TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias));
     }
-    TRY(make_layout(entry, &entry->a, k->operand, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n));
-    TRY(make_layout(entry, &entry->b, k->operand, k->transpose_a ? k->k : k->m, k->transpose_a ? k->m : k->k));
+    TRY(make_layout(entry, &entry->a, k->operand, k->transpose_b ? k->n : k->k,
+                    k->transpose_b ? k->k : k->n));
+    TRY(make_layout(entry, &entry->b, k->operand, k->transpose_a ? k->k : k->m,
+                    k->transpose_a ? k->m : k->k));
     return make_layout(entry, &entry->c, k->result, k->m, k->n);
 }
 
@@ -122,8 +135,10 @@ enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *
     *out = &service->entries[service->count];
     **out = (struct gemm_entry){.key = *key};
     const enum status status = make_entry(*out);
-    if (status == STATUS_OK) service->count++;
-    else close_entry(*out);
+    if (status == STATUS_OK)
+        service->count++;
+    else
+        close_entry(*out);
     return status;
 }
 
@@ -134,9 +149,10 @@ enum status gemm_run(struct device *device, const struct gemm *op, struct gemm_e
         TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &op->bias->data,
                           sizeof op->bias->data));
     }
-    LT_TRY(cublasLtMatmul(backend_of(device)->gemm->handle, entry->operation, &one, op->b.data, entry->a,
-                          op->a.data, entry->b, &beta, op->c.data, entry->c, op->c.data, entry->c,
-                          algorithm, device->scratch, WORKSPACE_BYTES, backend_of(device)->stream),
+    LT_TRY(cublasLtMatmul(backend_of(device)->gemm->handle, entry->operation, &one, op->b.data,
+                          entry->a, op->a.data, entry->b, &beta, op->c.data, entry->c, op->c.data,
+                          entry->c, algorithm, device->scratch, cuda_gemm_workspace_bytes,
+                          backend_of(device)->stream),
            &entry->key);
     return STATUS_OK;
 }
@@ -158,8 +174,8 @@ static enum status make_key(const struct gemm *op, struct gemm_key *key) {
     const bool fits = op->c.dtype == DTYPE_F32 || op->c.dtype == op->a.dtype;
     if (!fits || m > INT_MAX || n > INT_MAX || k > INT_MAX ||
         (op->bias != NULL && (tensor_count(*op->bias) != n || op->bias->dtype != op->c.dtype))) {
-        return status_set(STATUS_INTERNAL, "gemm: %zu x %zu x %zu in %s to %s, bias %s of %zu", m, n, k,
-                          dtype_name(op->a.dtype), dtype_name(op->c.dtype),
+        return status_set(STATUS_INTERNAL, "gemm: %zu x %zu x %zu in %s to %s, bias %s of %zu", m,
+                          n, k, dtype_name(op->a.dtype), dtype_name(op->c.dtype),
                           op->bias == NULL ? "none" : dtype_name(op->bias->dtype),
                           op->bias == NULL ? 0 : tensor_count(*op->bias));
     }
@@ -167,9 +183,16 @@ static enum status make_key(const struct gemm *op, struct gemm_key *key) {
                                 least(alignment_of(op->c.data),
                                       op->bias == NULL ? 256 : alignment_of(op->bias->data)));
     *key = (struct gemm_key){
-        .m = m, .n = n, .k = k, .transpose_a = op->transpose_a, .transpose_b = op->transpose_b,
-        .accumulate = op->accumulate, .operand = (int)op->a.dtype, .result = (int)op->c.dtype,
-        .bias = op->bias == NULL ? -1 : (int)op->bias->dtype, .alignment = alignment,
+        .m = m,
+        .n = n,
+        .k = k,
+        .transpose_a = op->transpose_a,
+        .transpose_b = op->transpose_b,
+        .accumulate = op->accumulate,
+        .operand = (int)op->a.dtype,
+        .result = (int)op->c.dtype,
+        .bias = op->bias == NULL ? -1 : (int)op->bias->dtype,
+        .alignment = alignment,
     };
     return STATUS_OK;
 }
@@ -179,7 +202,7 @@ enum status cuda_gemm(struct device *device, const struct gemm *op) {
     struct gemm_key key;
     struct gemm_entry *entry = NULL;
     TRY(make_key(op, &key));
-    TRY(cuda_scratch(device, "gemm", WORKSPACE_BYTES));
+    TRY(cuda_scratch(device, "gemm", cuda_gemm_scratch_bytes()));
     TRY(gemm_entry_get(service, &key, &entry));
     if (!entry->verified) {
         if (backend_of(device)->recording) {
@@ -187,7 +210,7 @@ enum status cuda_gemm(struct device *device, const struct gemm *op) {
             return status_set(STATUS_INTERNAL, "a GEMM of %s is recorded before it ran once",
                               gemm_text(text, &key));
         }
-        TRY(gemm_search(device, op, entry));
+        return gemm_search(device, op, entry);
     }
     return gemm_run(device, op, entry, &entry->algorithm);
 }
