@@ -47,7 +47,7 @@ static void choose_cache(struct gemm_service *service, const struct device *devi
     snprintf(gpu, sizeof gpu, "%.100s", device->name);
     for (char *c = gpu; *c != '\0'; c++) *c = *c == ' ' || *c == '/' ? '_' : *c;
     snprintf(service->cache_header, sizeof service->cache_header,
-             "deepwell gemm 2 %s cublasLt %zu%s", gpu, version, kind);
+             "deepwell gemm 1 %s cublasLt %zu%s", gpu, version, kind);
     if (cache != NULL && cache[0] == '/') {
         snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu%s.txt", cache, gpu,
                  version, kind);
