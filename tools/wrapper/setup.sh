@@ -41,7 +41,41 @@ install_packages() { # LOG PACKAGE...
         apt-get install -y --no-install-recommends "$@" >>"$log" 2>&1
 }
 
+# cuDNN's frontend: headers that come as a Python wheel, kept apart from any Python environment.
+frontend=$root/.cudnn_frontend
+if [[ -z ${CUDNN_FRONTEND_PATH:-} && -f $frontend/include/cudnn_frontend.h ]]; then
+    export CUDNN_FRONTEND_PATH=$frontend/include
+fi
+
+has_nvcc() {
+    [[ ${DEEPWELL_CUDA:-} != 0 ]] || return 1
+    local home=${CUDA_HOME:-${CUDA_PATH:-/usr/local/cuda}}
+    command -v nvcc >/dev/null || [[ -x $home/bin/nvcc ]]
+}
+
+# Where there is a CUDA toolkit. Without the frontend all builds and runs but BF16 and FP16 on a GPU.
+set_up_frontend() {
+    local python=${DEEPWELL_PYTHON:-python3} log=$logs/frontend.log
+    if ! has_nvcc || [[ -n ${CUDNN_FRONTEND_PATH:-} ]]; then return 0; fi
+    if has_header cudnn_frontend.h; then return 0; fi
+    if "$python" -m pip show -q nvidia-cudnn-frontend >/dev/null 2>&1; then return 0; fi
+    say "installing the headers of cuDNN's frontend..."
+    mkdir -p "$logs"
+    if "$python" -m pip install --no-deps --upgrade --target "$frontend" \
+        -r "$root/tools/cuda/requirements.txt" >"$log" 2>&1; then
+        export CUDNN_FRONTEND_PATH=$frontend/include
+    else
+        say "no cuDNN frontend: BF16 and FP16 will not train on a GPU. Its headers are in the Python"
+        say "wheel nvidia-cudnn-frontend (docs/build.md); the output of pip: $log"
+    fi
+}
+
 set_up() {
+    set_up_packages
+    set_up_frontend
+}
+
+set_up_packages() {
     local missing log=$logs/setup.log
     missing=$(missing_packages | paste -sd ' ')
     [[ -n $missing ]] || return 0
