@@ -584,6 +584,14 @@ static void test_update(void **state) {
 }
 
 /* The head's three GEMMs: c, a and a transposed a of more than 2^31 elements. */
+/* What a sum of K products of order 1 may be off by. A tensor core adds 16 products at a time to the
+ * sum and cuts off what lies below its last bit, always towards zero: K / 16 times at most 2 u of a
+ * sum that stays below 4 sqrt(K), four of its standard deviations. The CPU rounds in another order:
+ * sqrt(K) (2 sqrt(K) + 8) u (ops_cases.h). A wrong operand is off by some sqrt(K). */
+static double sum_tolerance(double k) {
+    return k / 16.0 * 4.0 * sqrt(k) * 2.0 * u + sqrt(k) * (2.0 * sqrt(k) + 8.0) * u;
+}
+
 static void test_gemm(void **state) {
     const size_t n = 50304, k = 64, rows = beyond / n + 29;
     (void)state;
@@ -600,17 +608,15 @@ static void test_gemm(void **state) {
                                                  .transpose_b = true}));
     EXPECT_OK(
         cpu.ops->gemm(&cpu, &(struct gemm){.c = made, .a = xs, .b = ws, .transpose_b = true}));
-    /* a sum of K products of order 1 in FP32, tensor cores truncating (ops_cases.h) */
-    expect_rows("logits", logits.there, &s, made, sqrt((double)k) * (sqrt((double)k) * 2 + 8) * u);
+    expect_rows("logits", logits.there, &s, made, sum_tolerance((double)k));
     large_free(&logits);
 
     struct large g = large_pattern(DTYPE_BF16, rows, n, 3);
     struct large dx = large_zeros(DTYPE_BF16, rows, k);
     struct tensor gs = gather(&g, &s), dxs = filled_tensor(DTYPE_BF16, s.count, k, NAN);
-    const double root_n = sqrt((double)n), root_rows = sqrt((double)rows);
     EXPECT_OK(gpu.ops->gemm(&gpu, &(struct gemm){.c = dx.there, .a = g.there, .b = w.there}));
     EXPECT_OK(cpu.ops->gemm(&cpu, &(struct gemm){.c = dxs, .a = gs, .b = ws}));
-    expect_rows("dgrad", dx.there, &s, dxs, root_n * (root_n * 2 + 8) * u);
+    expect_rows("dgrad", dx.there, &s, dxs, sum_tolerance((double)n));
 
     struct large dw = large_zeros(DTYPE_F32, n, k);
     struct tensor gc = gather_columns(&g), xa = filled_tensor(DTYPE_BF16, rows, k, 0.0);
@@ -624,7 +630,8 @@ static void test_gemm(void **state) {
                                                  .transpose_a = true,
                                                  .accumulate = true}));
     EXPECT_OK(cpu.ops->gemm(&cpu, &(struct gemm){.c = dws, .a = gc, .b = xa, .transpose_a = true}));
-    expect_rows("wgrad", dw.there, &of_columns, dws, root_rows * (root_rows * 2 + 8) * u);
+    expect_rows("wgrad", dw.there, &of_columns, dws,
+                sum_tolerance((double)rows));
     FREE_TENSORS(&xs, &made, &ws, &gs, &dxs, &gc, &xa, &dws);
     large_free(&x);
     large_free(&w);

@@ -115,14 +115,17 @@ int main(void) {
         cmocka_unit_test(test_gemm_check),
         cmocka_unit_test(test_gemm_fill),
     };
-    const struct op_limits limits = {.tokens = 512,
-                                     .width = 7680,
-                                     .sequence_length = 128,
-                                     .heads = 4,
-                                     .head_width = 40,
-                                     .dtype = DTYPE_F32};
+    struct op_limits limits[TEST_DTYPES];
+    for (size_t t = 0; t < TEST_DTYPES; t++) {
+        limits[t] = (struct op_limits){.tokens = 512,
+                                       .width = 7680,
+                                       .sequence_length = 128,
+                                       .heads = 4,
+                                       .head_width = 40,
+                                       .dtype = test_dtypes[t]};
+    }
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_OFF, .own_attention = true};
-    if (!devices_open(&options, &limits, 1)) return 0;
+    if (!devices_open(&options, limits, TEST_DTYPES)) return 0;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     devices_close();
     return failed;
