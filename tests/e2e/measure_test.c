@@ -47,8 +47,13 @@ static void the_floor_has_the_plans_calls(void **state) {
 
 static void a_step_stands_beside_its_floor(void **state) {
     (void)state;
-    const struct outcome *step = e2e_expect(
-        0, "", "bench step ../tiny.conf --steps 2 --warmup 1 --ops --floor --seconds 0.05");
+    const struct outcome *step = e2e_run(
+        "bench step ../tiny.conf --steps 2 --warmup 1 --ops --floor --seconds 0.05");
+    /* on a machine whose speed jumps, the step may have been faster than the GEMMs alone: then it says so */
+    if (step->code != 0) {
+        assert_int_equal(step->code, STATUS_INTERNAL);
+        e2e_assert_words("bench step --floor", step->err, "measurement error|its GEMMs alone");
+    }
     e2e_assert_words("bench step --floor", step->out,
                      "\nstep |\nspeed |power       n/a|operations of a step|everything else|the step|"
                      "\nfloor |\nshare       step at|% of the floor");
