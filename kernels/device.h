@@ -47,6 +47,7 @@ struct device {
     const struct device_calls *calls;
     void *backend;       /* of an accelerator; owned by its calls */
     char name[128];      /* "AMD EPYC, 2 threads" */
+    char bus_id[32];     /* a GPU's PCI address, as NVML writes it; "": none */
     int threads;         /* CPU: OpenMP threads */
     size_t memory_bytes; /* free to this process when opened (container limits counted) */
     void *scratch;       /* working memory of single operations; from the scratch arena */

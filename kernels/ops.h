@@ -177,6 +177,26 @@ struct adamw {
     const struct step_state *state;       /* device memory */
 };
 
+/* Moves bytes and does nothing else, in units of 16: what measures how fast memory can be, and stands
+ * for a memory-bound operation of which only the bytes matter (train/floor.h).
+ *   x[i] = xor of in[j] over j = i, i + n, ... < read_units             for i < n
+ *   out[j] = x[j mod n] for j < write_units;   *checksum ^= xor of the 32-bit words of all x
+ * n = stream_threads(): where neither count is below an eighth of the other, a thread holds one unit of
+ * each of several arrays, as operations with several operands do; else the longer one is walked once.
+ * Equal counts make a copy. in and out lie apart; both begin at multiples of 16 bytes. */
+struct stream {
+    void *out;
+    const void *in;
+    size_t read_units, write_units;
+    uint32_t *checksum; /* device memory: no read can be left out */
+};
+enum { STREAM_UNIT_BYTES = 16 };
+static inline size_t stream_threads(const struct stream *op) {
+    const size_t less = op->read_units < op->write_units ? op->read_units : op->write_units;
+    const size_t more = op->read_units < op->write_units ? op->write_units : op->read_units;
+    return less >= more / 8 && less > 0 ? less : more;
+}
+
 /* The largest shapes that a model will ask for; decides the scratch memory. */
 struct op_limits {
     size_t tokens;          /* N */
@@ -228,6 +248,7 @@ struct ops {
     enum status (*step_decide)(struct device *, struct step_state *state);
 
     enum status (*adamw)(struct device *, const struct adamw *);
+    enum status (*stream)(struct device *, const struct stream *);
 
     /* *index = the first element of in that is NaN or infinite, or SIZE_MAX. Host result; for
      * diagnosis. */

@@ -88,10 +88,73 @@ size_t loss_sum_bytes(size_t count) { return count * sizeof(float); }
 
 size_t gradient_sumsq_bytes(size_t count) { return count * sizeof(float); }
 
-/* Gradient read; master and both moments read and written; weights written. */
-size_t adamw_bytes(const struct adamw *op) {
+static size_t adamw_count(const struct adamw *op) {
     size_t count = 0;
     for (size_t i = 0; i < op->range_count; i++) count += op->ranges[i].count;
+    return count;
+}
+
+/* Gradient read; master and both moments read and written; weights written. */
+size_t adamw_bytes(const struct adamw *op) {
+    return adamw_count(op) * 4 * sizeof(float) + adamw_written_bytes(op);
+}
+
+size_t stream_bytes(const struct stream *op) {
+    return (op->read_units + op->write_units) * STREAM_UNIT_BYTES;
+}
+
+size_t gemm_written_bytes(const struct gemm *op) { return tensor_bytes(op->c); }
+
+size_t embedding_forward_written_bytes(const struct embedding_forward *op) {
+    return tensor_bytes(op->out);
+}
+
+size_t embedding_backward_written_bytes(const struct embedding_backward *op) {
+    const size_t tokens = op->out_gradient.rows, width = op->out_gradient.columns;
+    const size_t positions = op->accumulate ? op->sequence_length : op->position_gradient.rows;
+    return output_bytes((tokens + positions) * width, false);
+}
+
+size_t norm_forward_written_bytes(const struct norm_forward *op) {
+    return tensor_bytes(op->out) + (op->delta == NULL ? 0 : tensor_bytes(op->residual)) +
+           output_bytes(2 * op->out.rows, false);
+}
+
+size_t norm_backward_written_bytes(const struct norm_backward *op) {
+    const size_t sums = op->delta_bias_gradient == NULL ? 2 : 3;
+    return tensor_bytes(op->residual_gradient) + output_bytes(sums * op->residual.columns, false);
+}
+
+size_t attention_forward_written_bytes(const struct attention_forward *op) {
+    return tensor_bytes(op->out) + output_bytes(op->heads * op->out.rows, false);
+}
+
+size_t attention_backward_written_bytes(const struct attention_backward *op) {
+    return tensor_bytes(op->qkv_gradient);
+}
+
+size_t attention_cached_written_bytes(const struct attention_cached *op) {
+    const size_t fresh = op->batch * op->sequence_length * op->out.columns;
+    return tensor_bytes(op->out) +
+           fresh * (dtype_bytes(op->keys.dtype) + dtype_bytes(op->values.dtype));
+}
+
+size_t gelu_forward_written_bytes(const struct gelu_forward *op) { return tensor_bytes(op->out); }
+
+size_t gelu_backward_written_bytes(const struct gelu_backward *op) {
+    return tensor_bytes(op->x_gradient) + output_bytes(op->x.columns, false);
+}
+
+size_t bias_backward_written_bytes(const struct bias_backward *op) {
+    return output_bytes(op->out_gradient.columns, false);
+}
+
+size_t cross_entropy_written_bytes(const struct cross_entropy *op) {
+    return op->logits.rows * sizeof *op->losses +
+           (op->write_gradient ? tensor_bytes(op->logits) : 0);
+}
+
+size_t adamw_written_bytes(const struct adamw *op) {
     const size_t weight_bytes = op->weights.data == NULL ? 0 : dtype_bytes(op->weights.dtype);
-    return count * (7 * sizeof(float) + weight_bytes);
+    return adamw_count(op) * (3 * sizeof(float) + weight_bytes);
 }

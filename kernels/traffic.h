@@ -27,5 +27,21 @@ size_t convert_bytes(struct tensor out, struct tensor in);
 size_t loss_sum_bytes(size_t count);
 size_t gradient_sumsq_bytes(size_t count);
 size_t adamw_bytes(const struct adamw *op);
+size_t stream_bytes(const struct stream *op);
+
+/* How many of these are written; the others are read. */
+size_t gemm_written_bytes(const struct gemm *op);
+size_t embedding_forward_written_bytes(const struct embedding_forward *op);
+size_t embedding_backward_written_bytes(const struct embedding_backward *op);
+size_t norm_forward_written_bytes(const struct norm_forward *op);
+size_t norm_backward_written_bytes(const struct norm_backward *op);
+size_t attention_forward_written_bytes(const struct attention_forward *op);
+size_t attention_backward_written_bytes(const struct attention_backward *op);
+size_t attention_cached_written_bytes(const struct attention_cached *op);
+size_t gelu_forward_written_bytes(const struct gelu_forward *op);
+size_t gelu_backward_written_bytes(const struct gelu_backward *op);
+size_t bias_backward_written_bytes(const struct bias_backward *op);
+size_t cross_entropy_written_bytes(const struct cross_entropy *op);
+size_t adamw_written_bytes(const struct adamw *op);
 
 #endif

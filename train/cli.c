@@ -92,16 +92,30 @@ static enum status set_whole(const struct cli_option *option, const char *value)
     return STATUS_OK;
 }
 
-/* In decimal digits: no hexadecimal, no names of numbers. */
-static enum status set_fraction(const struct cli_option *option, const char *value) {
+/* A decimal number: no hexadecimal, no names of numbers. */
+static bool parse_decimal(const char *value, double *number) {
     char *end = NULL;
-    const double number = strtod(value, &end);
-    const bool decimal = value[strspn(value, "0123456789.eE-")] == '\0';
-    if (!decimal || end == value || *end != '\0' || !(number > 0.0 && number < 1.0)) {
+    *number = strtod(value, &end);
+    return value[strspn(value, "0123456789.eE-")] == '\0' && end != value && *end == '\0';
+}
+
+static enum status set_fraction(const struct cli_option *option, const char *value) {
+    double number = 0.0;
+    if (!parse_decimal(value, &number) || !(number > 0.0 && number < 1.0)) {
         return status_set(STATUS_CONFIG, "%s: expected a number above 0 and below 1, found \"%s\"",
                           option->name, value);
     }
     *option->fraction = number;
+    return STATUS_OK;
+}
+
+static enum status set_real(const struct cli_option *option, const char *value) {
+    double number = 0.0;
+    if (!parse_decimal(value, &number) || !(number > 0.0 && number <= (double)option->most)) {
+        return status_set(STATUS_CONFIG, "%s: expected a number above 0, at most %lld, found \"%s\"",
+                          option->name, (long long)option->most, value);
+    }
+    *option->real = number;
     return STATUS_OK;
 }
 
@@ -123,6 +137,7 @@ static enum status apply_option(const struct cli_option *option, int argc, char 
     const char *value = equals != NULL ? equals + 1 : argv[(*index)++];
     if (option->whole != NULL) return set_whole(option, value);
     if (option->fraction != NULL) return set_fraction(option, value);
+    if (option->real != NULL) return set_real(option, value);
     if (option->text != NULL) {
         *option->text = value;
         return STATUS_OK;

@@ -16,7 +16,7 @@
 #include "base/status.h"
 #include "train/config.h"
 
-/* One of flag, whole, fraction, text and config_key is set: where the value goes. The last one
+/* One of flag, whole, fraction, real, text and config_key is set: where the value goes. The last one
  * wins. */
 struct cli_option {
     const char *name;       /* "--prompt" */
@@ -24,6 +24,7 @@ struct cli_option {
     int64_t *whole;         /* a whole number from `least` to `most` */
     int64_t least, most;
     double *fraction;       /* a number above 0 and below 1 */
+    double *real;           /* a number above 0 and up to `most` */
     const char **text;      /* as it stands */
     const char *config_key; /* a short name for a configuration key */
 };

@@ -7,8 +7,8 @@
 #include "train/engine.h"
 #include "train/flops.h"
 #include "train/op_report.h"
-#include "train/op_trace.h"
 #include "train/step.h"
+#include "train/step_trace.h"
 
 static const char usage[] =
     "usage: deepwell plan [CONFIG] [--tensors] [--section.key VALUE ...]\n"
@@ -80,20 +80,6 @@ static void print_work(const struct config *config, const struct flops *flops) {
     printf("work        %s\n", flops_text(text, flops));
 }
 
-/* Runs the step's code on a device that only records. */
-static enum status record_step(struct engine *engine, const struct config *config,
-                               struct op_trace *trace) {
-    const struct step_policy policy = step_policy(config, 0);
-    const int64_t micro_batches = config->train.batch / config_micro_batch(config);
-    TRY(step_begin(engine, &policy));
-    for (int64_t micro = 0; micro < micro_batches; micro++) {
-        TRY(step_micro_batch(engine, &policy, micro == 0));
-    }
-    TRY(step_update(engine, config));
-    op_report_print(trace, 1.0, 0.0);
-    return STATUS_OK;
-}
-
 static enum status plan(const struct config *config, bool tensors) {
     struct engine engine;
     struct engine_memory_plan memory;
@@ -111,10 +97,8 @@ static enum status plan(const struct config *config, bool tensors) {
     if (tensors) print_tensors(&engine.gpt.table);
     print_memory(&memory, &engine.device);
     print_work(config, &flops);
-    TRY_GOTO(op_trace_attach(&trace, &engine.device, true), cleanup);
-    status = record_step(&engine, config, &trace);
-    const enum status detached = op_trace_detach(&trace, &engine.device);
-    if (status == STATUS_OK) status = detached;
+    TRY_GOTO(step_trace(&engine, config, &trace, NULL), cleanup);
+    op_report_print(&trace, 1.0, 0.0);
 cleanup:
     engine_close(&engine);
     return status;

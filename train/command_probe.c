@@ -14,14 +14,20 @@
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/peak.h"
+#include "train/probe_measure.h"
 #include "train/version.h"
 
 static const char usage[] =
-    "usage: deepwell probe [--threads N]\n"
+    "usage: deepwell probe [--threads N] [--measure [--seconds S]]\n"
     "\n"
     "What this machine can do: processor and memory, what the program was built with, the GPUs it\n"
-    "sees, the rate of a matrix product and of a copy (measured now, about two seconds), and how\n"
-    "each precision recipe would run.\n";
+    "sees, the processor's rate of a matrix product and of a copy (measured now, about two\n"
+    "seconds), and how each precision recipe would run.\n"
+    "\n"
+    "  --measure            instead of the quick figures those of the GPU, or of the CPU where\n"
+    "                       there is none, under sustained load: GEMMs by type, a copy, power\n"
+    "                       limit and clocks\n"
+    "  --seconds S          how long each is measured (default 2)\n";
 
 enum { GEMM_SIZE = 1536, COPY_BYTES = 256 << 20 };
 
@@ -120,13 +126,14 @@ static void print_built_with(void) {
     printf("\n");
 }
 
-static void print_gpus(void) {
+/* Whether runs would take the first. */
+static bool print_gpus(void) {
     static struct cuda_inventory inventory;
     char memory[TEXT_BYTES];
     cuda_inventory_read(&inventory);
     if (inventory.state != CUDA_READY) {
         printf("gpus        none: %s\n", inventory.message);
-        return;
+        return false;
     }
     for (int i = 0; i < inventory.count; i++) {
         const struct cuda_device_info *gpu = &inventory.devices[i];
@@ -139,19 +146,28 @@ static void print_gpus(void) {
         else printf("n/a");
         printf("%s%s\n", gpu->problem[0] != '\0' ? "; " : "", gpu->problem);
     }
-    printf("            runs take the first (device = auto or cuda); all recipes are native there\n");
+    return inventory.devices[0].problem[0] == '\0';
 }
 
-static void print_recipes(void) {
-    printf("recipes     fp32  native on the CPU\n"
+static void print_recipes(bool gpu) {
+    if (gpu) {
+        printf("recipes     fp32, bf16 and fp16 are native on gpu 0, which runs take (device = auto or\n"
+               "            cuda); with --device cpu:\n");
+    }
+    printf("%s fp32  native on the CPU\n"
            "            bf16  emulated on the CPU: stored and rounded as BF16, computed in FP32\n"
-           "            fp16  emulated on the CPU: stored and rounded as FP16, computed in FP32\n");
+           "            fp16  emulated on the CPU: stored and rounded as FP16, computed in FP32\n",
+           gpu ? "           " : "recipes    ");
 }
 
 enum status command_probe(int argc, char **argv) {
     int64_t threads = 0;
+    double seconds = 2.0;
+    bool measured = false;
     const struct cli_option options[] = {
         {.name = "--threads", .whole = &threads, .least = 0, .most = 1024},
+        {.name = "--measure", .flag = &measured},
+        {.name = "--seconds", .real = &seconds, .most = 3600},
     };
     const struct cli cli = {
         .command = "probe", .usage = usage, .options = options,
@@ -168,11 +184,11 @@ enum status command_probe(int argc, char **argv) {
     printf("processor   %s\n", device.name);
     printf("memory      %s free\n", text_bytes(memory, device.memory_bytes));
     print_built_with();
-    print_gpus();
-    print_recipes();
+    print_recipes(print_gpus());
     fflush(stdout);
-    enum status status = measure_gemm(&device);
-    if (status == STATUS_OK) status = measure_copy(&device);
+    enum status status = measured ? STATUS_OK : measure_gemm(&device);
+    if (status == STATUS_OK && !measured) status = measure_copy(&device);
     device_close(&device);
-    return status;
+    TRY(status);
+    return measured ? probe_measure((int)threads, seconds) : STATUS_OK;
 }

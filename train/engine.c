@@ -86,12 +86,19 @@ enum status engine_open_device(struct device *device, const struct config *confi
     return STATUS_OK;
 }
 
-double engine_peak_tflops(const struct engine *engine, const struct config *config) {
+enum peak_type engine_peak_type(enum dtype dtype) {
+    switch (dtype) {
+    case DTYPE_F32: return PEAK_FP32;
+    case DTYPE_BF16: return PEAK_BF16;
+    case DTYPE_F16: return PEAK_FP16;
+    }
+    return PEAK_FP32;
+}
+
+double engine_peak_tflops(const struct device *device, enum dtype dtype, const struct config *config) {
     if (config->mfu.peak > 0.0) return config->mfu.peak;
-    const struct peak *peak = peak_find(engine->device.name, 0);
-    const enum peak_type type = engine->dtype == DTYPE_F32    ? PEAK_FP32
-                                : engine->dtype == DTYPE_BF16 ? PEAK_BF16 : PEAK_FP16;
-    return peak == NULL || engine->device.kind == DEVICE_CPU ? 0.0 : peak->tflops[type];
+    const struct peak *peak = peak_find(device->name, 0);
+    return peak == NULL || device->kind == DEVICE_CPU ? 0.0 : peak->tflops[engine_peak_type(dtype)];
 }
 
 static struct gpt_training_shape training_shape(const struct config *config) {

@@ -20,7 +20,7 @@ static const struct command commands[] = {
     {"eval", "the loss of a trained model on a validation set", command_eval},
     {"data", "make token shards from text, and look into them", command_data},
     {"plan", "parameters, memory and work of a run, without running it", command_plan},
-    {"bench", "time whole steps, and what they are made of", command_bench},
+    {"bench", "time steps, their floor, GEMMs and operations", command_bench},
     {"probe", "what this machine can do", command_probe},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -222,6 +222,10 @@ enum status metrics_step(struct metrics *metrics, const struct step_record *step
     add_mfu(&record, &step->mfu);
     add_real(&record, "loss_z", step->loss_z);
     add_real(&record, "norm_z", step->norm_z);
+    if (step->gpu_power_w > 0.0) {
+        add_real(&record, "gpu_power_w", step->gpu_power_w);
+        add_real(&record, "gpu_clock_mhz", step->gpu_clock_mhz);
+    }
     return record_end(metrics, &record);
 }
 
@@ -248,6 +252,16 @@ enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char
     struct record record = record_begin("checkpoint", step);
     add_text(&record, "path", path);
     add_real(&record, "ms", ms);
+    return record_end(metrics, &record);
+}
+
+enum status metrics_energy(struct metrics *metrics, int64_t step, const struct run_energy *energy) {
+    struct record record = record_begin("energy", step);
+    add_real(&record, "joules", energy->joules);
+    add_real(&record, "seconds", energy->seconds);
+    add_integer(&record, "tokens", energy->tokens);
+    add_real(&record, "kj_per_million_tokens", energy->joules / (double)energy->tokens * 1e3);
+    add_real(&record, "mean_w", energy->joules / energy->seconds);
     return record_end(metrics, &record);
 }
 

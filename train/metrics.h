@@ -35,6 +35,13 @@ struct step_record {
     double data_wait_ms;   /* of step_ms, waiting for the loader */
     double tokens_per_s, tflops;
     struct mfu mfu;
+    double gpu_power_w, gpu_clock_mhz; /* the latest look, four a second at most; 0: not known */
+};
+
+/* What this process took from its first step to its end, all in between included. */
+struct run_energy {
+    double joules, seconds;
+    int64_t tokens;
 };
 
 struct metrics;
@@ -55,6 +62,7 @@ enum status metrics_validation(struct metrics *metrics, int64_t step, double los
 enum status metrics_sample(struct metrics *metrics, int64_t step, const char *prompt,
                            const char *text);
 enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms);
+enum status metrics_energy(struct metrics *metrics, int64_t step, const struct run_energy *energy);
 enum status metrics_event(struct metrics *metrics, int64_t step, const char *what);
 
 /* fsyncs and releases; NULL is fine. */

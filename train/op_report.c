@@ -35,6 +35,8 @@ void op_report_print(const struct op_trace *trace, double steps, double step_sec
         const double rest = step_seconds - explained;
         printf("  %-44s %7s %11s %11s %9.2f %6.1f%%\n", "everything else (data, host)", "", "", "",
                rest * 1e3, 100.0 * rest / step_seconds);
+        printf("  %-44s %7s %11s %11s %9.2f %6.1f%%\n", "the step", "", "", "", step_seconds * 1e3,
+               100.0);
     }
     print_header("its GEMMs, m x n x k", timed);
     for (size_t i = 0; i < trace->gemm_count; i++) {

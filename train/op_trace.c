@@ -31,17 +31,29 @@ static enum status end_interval(struct op_trace *trace, struct device *device, s
     return device_mark(device, trace->last_mark);
 }
 
-/* The inner operation, if there is one, then its row of the table. */
-#define TRACE_CALL(name, call, flops, bytes)                                                   \
-    struct op_total *const total = find_total(trace, name);                                    \
-    if (trace->inner != NULL) TRY(trace->inner->call);                                         \
-    add(total, (flops), (double)(bytes));                                                      \
-    return end_interval(trace, device, total, NULL)
+/* Counts the call that the inner operation, if there is one, has just been asked for; `shape` NULL: no
+ * GEMM. */
+static enum status end_call(struct op_trace *trace, struct device *device, const struct op_call *call,
+                            struct op_total *shape) {
+    struct op_total *const total = find_total(trace, call->name);
+    if (trace->list != NULL) TRY(op_list_add(trace->list, call));
+    add(total, call->flops, (double)call->bytes);
+    if (shape != NULL) add(shape, call->flops, (double)call->bytes);
+    return end_interval(trace, device, total, shape);
+}
 
-#define TRACED(op, flops)                                                                      \
+#define TRACE_CALL(call, run, shape)                    \
+    if (trace->inner != NULL) TRY(trace->inner->run);   \
+    return end_call(trace, device, call, shape)
+
+#define TRACED(op, op_kind, count)                                                             \
     static enum status traced_##op(struct device *device, const struct op *a) {                \
         struct op_trace *trace = device->interposed;                                           \
-        TRACE_CALL(#op, op(device, a), flops, op##_bytes(a));                                  \
+        const struct op_call call = {                                                          \
+            .kind = op_kind, .name = #op, .flops = (count), .bytes = op##_bytes(a),            \
+            .written_bytes = op##_written_bytes(a), .args.op = *a,                             \
+        };                                                                                     \
+        TRACE_CALL(&call, op(device, a), NULL);                                                \
     }
 
 /* Causal: half the square, two products forward; twice that backward. What an implementation
@@ -50,19 +62,19 @@ static double attention_flops(size_t batch, size_t length, size_t width) {
     return 2.0 * (double)batch * (double)length * (double)length * (double)width;
 }
 
-TRACED(embedding_forward, 0.0)
-TRACED(embedding_backward, 0.0)
-TRACED(norm_forward, 0.0)
-TRACED(norm_backward, 0.0)
-TRACED(attention_forward, attention_flops(a->batch, a->sequence_length, a->out.columns))
-TRACED(attention_backward, 2.0 * attention_flops(a->batch, a->sequence_length, a->out.columns))
-TRACED(attention_cached, 4.0 * (double)a->out.rows * (double)(a->past + a->sequence_length) *
+TRACED(embedding_forward, OP_EMBEDDING_FORWARD, 0.0)
+TRACED(embedding_backward, OP_EMBEDDING_BACKWARD, 0.0)
+TRACED(norm_forward, OP_NORM_FORWARD, 0.0)
+TRACED(norm_backward, OP_NORM_BACKWARD, 0.0)
+TRACED(attention_forward, OP_ATTENTION_FORWARD, attention_flops(a->batch, a->sequence_length, a->out.columns))
+TRACED(attention_backward, OP_ATTENTION_BACKWARD, 2.0 * attention_flops(a->batch, a->sequence_length, a->out.columns))
+TRACED(attention_cached, OP_ATTENTION_CACHED, 4.0 * (double)a->out.rows * (double)(a->past + a->sequence_length) *
                              (double)a->out.columns)
-TRACED(gelu_forward, 0.0)
-TRACED(gelu_backward, 0.0)
-TRACED(bias_backward, 0.0)
-TRACED(cross_entropy, 0.0)
-TRACED(adamw, 0.0)
+TRACED(gelu_forward, OP_GELU_FORWARD, 0.0)
+TRACED(gelu_backward, OP_GELU_BACKWARD, 0.0)
+TRACED(bias_backward, OP_BIAS_BACKWARD, 0.0)
+TRACED(cross_entropy, OP_CROSS_ENTROPY, 0.0)
+TRACED(adamw, OP_ADAMW, 0.0)
 
 static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm *a, size_t k) {
     for (size_t i = 0; i < trace->gemm_count; i++) {
@@ -84,47 +96,71 @@ static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm *a
 
 static enum status traced_gemm(struct device *device, const struct gemm *a) {
     struct op_trace *trace = device->interposed;
-    const size_t k = a->transpose_a ? a->a.rows : a->a.columns;
-    const double flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)k;
-    const double bytes = (double)gemm_bytes(a);
+    const size_t k = gemm_k(a);
+    const struct op_call call = {
+        .kind = OP_GEMM, .name = "gemm",
+        .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)k,
+        .bytes = gemm_bytes(a), .written_bytes = gemm_written_bytes(a), .args.gemm = *a,
+    };
     struct gemm_total *shape = find_gemm(trace, a, k);
     if (shape == NULL) {
         return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
     }
-    struct op_total *const total = find_total(trace, "gemm");
-    if (trace->inner != NULL) TRY(trace->inner->gemm(device, a));
-    add(total, flops, bytes);
-    add(&shape->total, flops, bytes);
-    return end_interval(trace, device, total, &shape->total);
+    TRACE_CALL(&call, gemm(device, a), &shape->total);
 }
 
 static enum status traced_convert(struct device *device, struct tensor out, struct tensor in) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("convert", convert(device, out, in), 0.0, convert_bytes(out, in));
+    const struct op_call call = {
+        .kind = OP_CONVERT, .name = "convert", .bytes = convert_bytes(out, in),
+        .written_bytes = tensor_bytes(out), .args.convert = {out, in},
+    };
+    TRACE_CALL(&call, convert(device, out, in), NULL);
 }
 
 static enum status traced_loss_sum(struct device *device, struct step_state *state,
                                    const float *losses, size_t count) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("loss_sum", loss_sum(device, state, losses, count), 0.0, loss_sum_bytes(count));
+    const struct op_call call = {
+        .kind = OP_LOSS_SUM, .name = "loss_sum", .bytes = loss_sum_bytes(count),
+        .args.sum = {state, losses, count},
+    };
+    TRACE_CALL(&call, loss_sum(device, state, losses, count), NULL);
 }
 
 static enum status traced_gradient_sumsq(struct device *device, struct step_state *state,
                                          const float *gradients, size_t count) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("gradient_sumsq", gradient_sumsq(device, state, gradients, count), 0.0,
-               gradient_sumsq_bytes(count));
+    const struct op_call call = {
+        .kind = OP_GRADIENT_SUMSQ, .name = "gradient_sumsq", .bytes = gradient_sumsq_bytes(count),
+        .args.sum = {state, gradients, count},
+    };
+    TRACE_CALL(&call, gradient_sumsq(device, state, gradients, count), NULL);
 }
 
 static enum status traced_step_begin(struct device *device, struct step_state *state,
                                      const struct step_policy *policy) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("step_begin", step_begin(device, state, policy), 0.0, sizeof *state);
+    const struct op_call call = {
+        .kind = OP_STEP_BEGIN, .name = "step_begin", .bytes = sizeof *state,
+        .args.step = {state, *policy},
+    };
+    TRACE_CALL(&call, step_begin(device, state, policy), NULL);
 }
 
 static enum status traced_step_decide(struct device *device, struct step_state *state) {
     struct op_trace *trace = device->interposed;
-    TRACE_CALL("step_decide", step_decide(device, state), 0.0, sizeof *state);
+    const struct op_call call = {
+        .kind = OP_STEP_DECIDE, .name = "step_decide", .bytes = sizeof *state,
+        .args.step = {.state = state},
+    };
+    TRACE_CALL(&call, step_decide(device, state), NULL);
+}
+
+/* No model asks for it. */
+static enum status traced_stream(struct device *device, const struct stream *a) {
+    const struct op_trace *trace = device->interposed;
+    return trace->inner == NULL ? STATUS_OK : trace->inner->stream(device, a);
 }
 
 /* A step asks for no diagnosis; the search is passed on, not counted. */
@@ -166,6 +202,7 @@ static const struct ops traced_ops = {
     .step_begin = traced_step_begin,
     .step_decide = traced_step_decide,
     .adamw = traced_adamw,
+    .stream = traced_stream,
     .find_nonfinite = traced_find_nonfinite,
 };
 

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "kernels/ops.h"
+#include "train/op_list.h"
 
 struct op_total {
     const char *name;
@@ -35,6 +36,7 @@ struct op_interval {
 struct op_trace {
     const struct ops *own;   /* the device's table */
     const struct ops *inner; /* the same, or NULL: record only */
+    struct op_list *list;    /* NULL, or set after op_trace_attach: every call is kept there too */
     struct op_total ops[OP_TRACE_OPS];
     size_t op_count;
     struct gemm_total gemms[OP_TRACE_GEMMS]; /* every distinct shape; also summed in `ops` */

@@ -60,7 +60,9 @@ static struct step_record step_record(const struct trainer *t, double seconds,
         .data_wait_ms = waited_seconds * 1e3,
         .tokens_per_s = (double)tokens / seconds,
         .tflops = tflops,
-        .mfu = mfu_compute(tflops, t->peak_tflops, trainer_peak_type(t)),
+        .mfu = mfu_compute(tflops, t->peak_tflops, engine_peak_type(t->engine.dtype)),
+        .gpu_power_w = (double)t->gpu_watts,
+        .gpu_clock_mhz = (double)t->gpu_mhz,
     };
 }
 
@@ -117,6 +119,7 @@ static enum status report_skip(struct trainer *t, const struct step_record *reco
 static enum status log_step(struct trainer *t, double waited_seconds) {
     const double now = clock_seconds();
     const double seconds = now - t->finished_seconds;
+    trainer_look_at_power(t);
     const struct step_record record = step_record(t, seconds, waited_seconds);
     t->finished_seconds = now;
     progress_step(&t->progress, &record);
@@ -193,7 +196,11 @@ static enum status run_steps(struct trainer *t) {
 }
 
 enum status trainer_run(struct trainer *t) {
-    const enum status status = run_steps(t);
+    t->powered_step = t->state.step;
+    gpu_power_start(&t->power);
+    enum status status = run_steps(t);
     progress_close(&t->progress);
-    return status;
+    if (status != STATUS_OK && status != STATUS_INTERRUPTED) return status;
+    const enum status reported = trainer_report_energy(t);
+    return status != STATUS_OK ? status : reported;
 }

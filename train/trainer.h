@@ -13,6 +13,7 @@
 
 #include "checkpoints/run_lock.h"
 #include "data/loader.h"
+#include "kernels/cuda/power.h"
 #include "train/engine.h"
 #include "train/flops.h"
 #include "train/metrics.h"
@@ -44,6 +45,10 @@ struct trainer {
     int64_t validated_step;        /* -1: none */
     char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
     double finished_seconds;       /* clock when the newest seen step was seen */
+    struct gpu_power power;        /* started before the first step of this process */
+    int64_t powered_step;          /* the step that it was started at */
+    double looked_seconds;         /* clock of the last look at power */
+    unsigned gpu_watts, gpu_mhz;   /* that look; 0: not known */
 };
 
 /* Opens everything for `config` (checked before), continues from a checkpoint where train.resume

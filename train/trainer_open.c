@@ -148,7 +148,8 @@ static enum status open_all(struct trainer *t) {
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(start_or_resume(t));
-    t->peak_tflops = engine_peak_tflops(&t->engine, c);
+    gpu_power_open(&t->power, t->engine.device.bus_id);
+    t->peak_tflops = engine_peak_tflops(&t->engine.device, t->engine.dtype, c);
     TRY(open_metrics(t));
     t->asked = t->state.step;
     trainer_print_header(t);
@@ -176,6 +177,7 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
 
 enum status trainer_close(struct trainer *t) {
     loader_close(t->loader);
+    gpu_power_close(&t->power);
     const enum status status = metrics_close(t->metrics);
     engine_close(&t->engine);
     dataset_close(&t->validation_data);

@@ -13,15 +13,6 @@
 #include "train/validation.h"
 #include "train/version.h"
 
-enum peak_type trainer_peak_type(const struct trainer *t) {
-    switch (t->engine.dtype) {
-        case DTYPE_F32: return PEAK_FP32;
-        case DTYPE_BF16: return PEAK_BF16;
-        case DTYPE_F16: return PEAK_FP16;
-    }
-    return PEAK_FP32;
-}
-
 enum status trainer_event(struct trainer *t, const char *what) {
     progress_message(&t->progress, "step %lld  %s", (long long)t->state.step, what);
     return metrics_event(t->metrics, t->state.step, what);
@@ -210,4 +201,32 @@ void trainer_print_header(const struct trainer *t) {
     printf("memory      %s (`deepwell plan` shows the parts)\n", text_bytes(bytes, memory));
     printf("run         %s, from step %lld\n", c->train.out, (long long)t->state.step);
     fflush(stdout);
+}
+
+void trainer_look_at_power(struct trainer *t) {
+    static const double pause_seconds = 0.25;
+    const double now = clock_seconds();
+    if (now - t->looked_seconds < pause_seconds) return;
+    t->looked_seconds = now;
+    if (!gpu_power_now(&t->power, &t->gpu_watts, &t->gpu_mhz)) t->gpu_watts = t->gpu_mhz = 0;
+}
+
+enum status trainer_report_energy(struct trainer *t) {
+    const int64_t steps = t->state.step - t->powered_step;
+    gpu_power_stop(&t->power);
+    if (steps <= 0) return STATUS_OK;
+    if (t->power.joules < 0.0 || t->power.seconds <= 0.0) {
+        printf("energy      n/a: %s\n",
+               t->power.library == NULL ? t->power.absent : "this GPU counts none");
+        return STATUS_OK;
+    }
+    const struct run_energy energy = {
+        .joules = t->power.joules, .seconds = t->power.seconds,
+        .tokens = steps * (int64_t)(t->shape.micro_batches * t->engine.training.shape.batch *
+                                    t->engine.training.shape.sequence_length),
+    };
+    printf("energy      %.2f kJ over %lld steps and all between them: mean %.0f W, %.2f kJ a million "
+           "tokens\n", energy.joules * 1e-3, (long long)steps, energy.joules / energy.seconds,
+           energy.joules / (double)energy.tokens * 1e3);
+    return metrics_energy(t->metrics, t->state.step, &energy);
 }

@@ -40,6 +40,7 @@ enum status cpu_step_begin(struct device *device, struct step_state *state,
                             const struct step_policy *policy);
 enum status cpu_step_decide(struct device *device, struct step_state *state);
 enum status cpu_adamw(struct device *device, const struct adamw *op);
+enum status cpu_stream(struct device *device, const struct stream *op);
 enum status cpu_find_nonfinite(struct device *device, struct tensor in, size_t *index);
 
 /* What each family needs of the scratch memory, in bytes, at most. */

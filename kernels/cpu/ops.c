@@ -44,6 +44,7 @@ const struct ops cpu_ops = {
     .step_begin = cpu_step_begin,
     .step_decide = cpu_step_decide,
     .adamw = cpu_adamw,
+    .stream = cpu_stream,
     .find_nonfinite = cpu_find_nonfinite,
 };
 

@@ -143,6 +143,7 @@ enum status cuda_step_begin(struct device *device, struct step_state *state,
                              const struct step_policy *policy);
 enum status cuda_step_decide(struct device *device, struct step_state *state);
 enum status cuda_adamw(struct device *device, const struct adamw *op);
+enum status cuda_stream(struct device *device, const struct stream *op);
 enum status cuda_find_nonfinite(struct device *device, struct tensor in, size_t *index);
 
 #ifdef __cplusplus

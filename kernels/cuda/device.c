@@ -311,6 +311,7 @@ static enum status open_backend(struct device *device) {
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->copy_stream, cudaStreamNonBlocking));
     TRY(open_slots(backend));
     snprintf(device->name, sizeof device->name, "%.100s", properties.name);
+    CUDA_TRY(cudaDeviceGetPCIBusId(device->bus_id, sizeof device->bus_id, 0));
     TRY(gemm_service_open(device));
     TRY(attention_service_open(device));
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));

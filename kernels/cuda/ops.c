@@ -48,5 +48,6 @@ const struct ops cuda_ops = {
     .step_begin = cuda_step_begin,
     .step_decide = cuda_step_decide,
     .adamw = cuda_adamw,
+    .stream = cuda_stream,
     .find_nonfinite = cuda_find_nonfinite,
 };

@@ -114,6 +114,29 @@ static void test_convert_and_update(void **state) {
     }
 }
 
+/* Bit equal, checksum and all; counts that fill the grid once, several times, and hardly. */
+static void test_stream(void **state) {
+    static const size_t counts[][2] = {{1, 1}, {3000000, 3000000}, {3000001, 1000000}, {1000000, 3000001},
+                                       {2000000, 1000}, {70, 2000000}, {2000000, 0}};
+    (void)state;
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        const size_t reads = counts[i][0], writes = counts[i][1];
+        struct pair in = pair_random(DTYPE_F32, 4, reads, 1, 0.0, 1.0), sum = pair_of(filled_tensor(DTYPE_F32, 1, 1, 1.0));
+        struct pair out = pair_poison(DTYPE_F32, 4, writes + 1);
+        const struct stream a = {out.host.data, in.host.data, reads, writes, sum.host.data};
+        const struct stream b = {out.there.data, in.there.data, reads, writes, sum.there.data};
+        ON_BOTH(stream, &a, &b);
+        struct tensor got = copied_tensor(out.host), got_sum = copied_tensor(sum.host);
+        EXPECT_OK(device_download(&gpu, got.data, out.there.data, tensor_bytes(got)));
+        EXPECT_OK(device_download(&gpu, got_sum.data, sum.there.data, tensor_bytes(got_sum)));
+        assert_memory_equal(got.data, out.host.data, tensor_bytes(got));
+        assert_memory_equal(got_sum.data, sum.host.data, tensor_bytes(got_sum));
+        free(got.data);
+        free(got_sum.data);
+        FREE_PAIRS(&in, &out, &sum);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
@@ -123,6 +146,7 @@ int main(void) {
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_convert_and_update),
+        cmocka_unit_test(test_stream),
     };
     const struct op_limits limits = {.tokens = 2048,
                                      .width = 3200,

@@ -2,7 +2,7 @@
  * Arenas, device memory, the device itself, and traffic formulas. Oracles: the measuring pass
  * against the real one (equal sizes, every pointer inside, aligned and apart); refusals by asking
  * for more than there is; affinity and OMP_NUM_THREADS set by the test; traffic counted by hand for
- * one small shape.
+ * one small shape; the definition of `stream`, word by word.
  */
 #include <sched.h>
 #include <unistd.h>
@@ -157,21 +157,72 @@ static void test_traffic(void **state) {
     assert_int_equal(gemm_bytes(&gemm), 2 * (180 + 60 + 300 + 30));
     const struct norm_forward norm = {.out = x, .residual = x, .residual_in = x, .delta = &x,
                                       .weight = vector, .bias = vector};
+    assert_int_equal(gemm_written_bytes(&gemm), 2 * 180);
     assert_int_equal(norm_forward_bytes(&norm), 2 * (4 * 60 + 20) + 4 * 12);
+    assert_int_equal(norm_forward_written_bytes(&norm), 2 * (2 * 60) + 4 * 12);
     const struct norm_backward back = {
         .residual_gradient = x, .out_gradient = x, .residual = x, .weight = vector,
         .delta_bias_gradient = gradient, .accumulate = true};
     assert_int_equal(norm_backward_bytes(&back), 2 * (4 * 60 + 10) + 4 * (12 + 2 * 30));
+    assert_int_equal(norm_backward_written_bytes(&back), 2 * 60 + 4 * 30);
     const struct attention_forward attention = {.out = x, .qkv = qkv, .batch = 2,
                                                 .sequence_length = 3, .heads = 5};
     assert_int_equal(attention_forward_bytes(&attention), 2 * 240 + 4 * 30);
+    assert_int_equal(attention_forward_written_bytes(&attention), 2 * 60 + 4 * 30);
     const struct cross_entropy loss = {.logits = logits, .vocabulary = 100, .write_gradient = true};
     assert_int_equal(cross_entropy_bytes(&loss), 2 * (600 + 768) + 8 * 6);
+    assert_int_equal(cross_entropy_written_bytes(&loss), 2 * 768 + 4 * 6);
     const struct gelu_backward gelu = {.x_gradient = x, .out_gradient = x, .x = x, .bias = vector};
     assert_int_equal(gelu_backward_bytes(&gelu), 2 * (3 * 60 + 10) + 4 * 10);
+    assert_int_equal(gelu_backward_written_bytes(&gelu), 2 * 60 + 4 * 10);
     const struct adamw_range ranges[] = {{0, 70, 0.1f}, {128, 30, 0.0f}};
     const struct adamw adamw = {.ranges = ranges, .range_count = 2, .weights = x};
     assert_int_equal(adamw_bytes(&adamw), 100 * 28);
+    assert_int_equal(adamw_written_bytes(&adamw), 100 * 12);
+    const struct embedding_backward embedding = {
+        .out_gradient = x, .position_gradient = w, .sequence_length = 3};
+    assert_int_equal(embedding_backward_bytes(&embedding), 2 * 60 + 4 * 6 + 4 * (2 * 60 + 300));
+    assert_int_equal(embedding_backward_written_bytes(&embedding), 4 * (60 + 300));
+    assert_int_equal(stream_bytes(&(struct stream){.read_units = 5, .write_units = 2}), 16 * 7);
+}
+
+/* Against the definition of kernels/ops.h, word by word; counts on both sides of the eighth that decides
+ * how many threads walk, and none. Nothing beyond the written units is touched. */
+static void test_stream(void **state) {
+    static const struct { size_t reads, writes, n; } cases[] = {
+        {5000, 5000, 5000}, {9001, 3000, 3000}, {3000, 9001, 3000}, {8000, 1000, 1000},
+        {8008, 1000, 8008}, {9000, 0, 9000}, {0, 77, 77}, {1, 1, 1}, {0, 0, 0},
+    };
+    enum { WORDS = STREAM_UNIT_BYTES / 4, UNITS = 9100 };
+    struct device device = any_device();
+    uint32_t *in = aligned_alloc(16, UNITS * STREAM_UNIT_BYTES);
+    uint32_t *out = aligned_alloc(16, UNITS * STREAM_UNIT_BYTES);
+    (void)state;
+    assert_true(in != NULL && out != NULL);
+    for (size_t i = 0; i < UNITS; i++) random_words(3, RANDOM_TEST, i, in + i * WORDS);
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        uint32_t checksum = 12345, expected = 12345;
+        memset(out, 0xAB, UNITS * STREAM_UNIT_BYTES);
+        const struct stream op = {out, in, cases[c].reads, cases[c].writes, &checksum};
+        EXPECT_OK(device.ops->stream(&device, &op));
+        assert_int_equal(stream_threads(&op), cases[c].n);
+        for (size_t i = 0; i < op.read_units * WORDS; i++) expected ^= in[i];
+        assert_int_equal(checksum, expected);
+        for (size_t i = 0; i < UNITS * WORDS; i++) {
+            uint32_t x = 0;
+            if (i >= op.write_units * WORDS) x = 0xABABABABu;
+            else {
+                for (size_t j = i % (cases[c].n * WORDS); j < op.read_units * WORDS;
+                     j += cases[c].n * WORDS) x ^= in[j];
+            }
+            assert_int_equal(out[i], x);
+        }
+    }
+    const struct stream crooked = {(char *)out + 8, in, 1, 1, out};
+    expect_status(STATUS_INTERNAL, device.ops->stream(&device, &crooked));
+    free(in);
+    free(out);
+    device_close(&device);
 }
 
 int main(void) {
@@ -182,6 +233,7 @@ int main(void) {
         cmocka_unit_test(test_too_much_memory_is_refused),
         cmocka_unit_test(test_device_threads),
         cmocka_unit_test(test_traffic),
+        cmocka_unit_test(test_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -127,6 +127,24 @@ static void a_step_reads_back_to_the_same_bits(void **state) {
     assert_number(object, "mfu", step.mfu.share);
     assert_int_equal(cJSON_GetArraySize(object), 15);
     cJSON_Delete(object);
+    struct step_record on_gpu = step; /* power and clock only where they are known */
+    on_gpu.gpu_power_w = 688.0;
+    on_gpu.gpu_clock_mhz = 1440.0;
+    assert_int_equal(metrics_step(metrics, &on_gpu), STATUS_OK);
+    object = take_line(place);
+    assert_number(object, "gpu_power_w", 688.0);
+    assert_number(object, "gpu_clock_mhz", 1440.0);
+    assert_int_equal(cJSON_GetArraySize(object), 17);
+    cJSON_Delete(object);
+    const struct run_energy energy = {.joules = 1260.0, .seconds = 2.0, .tokens = 100000};
+    assert_int_equal(metrics_energy(metrics, 7, &energy), STATUS_OK);
+    object = take_line(place);
+    assert_text(object, "record", "energy");
+    assert_number(object, "step", 7);
+    assert_number(object, "joules", 1260.0);
+    assert_number(object, "mean_w", 630.0);
+    assert_number(object, "kj_per_million_tokens", 1260.0 / 100000.0 * 1e3);
+    cJSON_Delete(object);
     assert_int_equal(metrics_close(metrics), STATUS_OK);
 }
 

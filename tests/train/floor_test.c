@@ -1,0 +1,232 @@
+/*
+ * Recorded steps, and the floor made of one. Oracles: bit equality of a replayed list with the step that it
+ * was recorded from; FLOPs by train/flops.h and bytes by the sums of the list, exactly; the definition of a
+ * ring (no operand of one operation overlaps another, none lies outside).
+ */
+#include <stdio.h>
+
+#include "kernels/traffic.h"
+#include "tests/train/small_run.h"
+#include "train/ceiling.h"
+#include "train/flops.h"
+#include "train/floor.h"
+#include "train/step_trace.h"
+
+/* One micro-batch, so that no tokens come in between. */
+static void whole_config(struct config *config, enum config_recipe recipe) {
+    small_config(config, recipe);
+    config->train.micro_batch = BATCH;
+}
+
+/* Every kind of operation of a step, with its own arguments, where they were recorded. */
+static void a_replayed_list_is_the_step(void **state) {
+    (void)state;
+    for (int recompute = CONFIG_RECOMPUTE_NONE; recompute <= CONFIG_RECOMPUTE_BLOCK; recompute++) {
+        struct snapshot snapshots[2];
+        for (int replayed = 0; replayed < 2; replayed++) {
+            struct small_run run;
+            struct op_list list = {0};
+            static struct op_trace trace;
+            whole_config(&run.config, CONFIG_RECIPE_BF16);
+            run.config.train.recompute = recompute;
+            small_run_open(&run, ENGINE_TRAIN);
+            const struct step_policy policy = step_policy(&run.config, 0);
+            if (replayed) {
+                small_run_gradients(&run, &policy); /* for its tokens; the list overwrites the rest */
+                EXPECT_OK(step_trace(&run.engine, &run.config, &trace, &list));
+                for (size_t i = 0; i < list.count; i++) {
+                    EXPECT_OK(op_call_run(&run.engine.device, &list.calls[i]));
+                }
+                assert_true(list.count > 40);
+            } else {
+                small_run_step(&run, &policy);
+            }
+            snapshots[replayed] = snapshot_of(&run);
+            op_list_close(&list);
+            small_run_close(&run);
+        }
+        assert_true(snapshot_equal(snapshots[0], snapshots[1]));
+        free(snapshots[0].memory);
+        free(snapshots[1].memory);
+    }
+}
+
+static void equal_work_is_found(void **state) {
+    struct step_work work;
+    struct config config;
+    char text[OP_CALL_TEXT_BYTES];
+    size_t gemms = 0, norms = 0;
+    (void)state;
+    small_config(&config, CONFIG_RECIPE_BF16);
+    EXPECT_OK(step_work_open(&work, &config));
+    for (size_t i = 0; i < work.calls.count; i++) {
+        const struct op_call *call = &work.calls.calls[i];
+        if (op_list_first_same(&work.calls, i) != i) continue;
+        gemms += call->kind == OP_GEMM;
+        norms += call->kind == OP_NORM_FORWARD;
+    }
+    /* 15 shapes (op_trace_test.c); the four weight gradients of a block and the head's also add, in the
+     * second micro-batch */
+    assert_int_equal(gemms, 15 + 5);
+    assert_int_equal(norms, 2); /* the first has no branch to add */
+    op_call_text(text, &work.calls.calls[2]);
+    assert_string_equal(work.calls.calls[2].name, "norm_forward");
+    op_call_text(text, &work.calls.calls[3]); /* query, key and value: N = 14, C = 24 */
+    assert_string_equal(text, "gemm 14 x 72 x 24 NT bf16 -> bf16, bias");
+    step_work_close(&work);
+}
+
+/* [begin, end) of an operand that lies in one of the floor's rings, or nowhere. */
+static void assert_inside(const struct floor_ring *ring, const void *data, size_t bytes) {
+    const char *begin = data;
+    assert_true(begin >= ring->base && begin + bytes <= ring->base + ring->bytes);
+    assert_int_equal((size_t)(begin - ring->base) % ARENA_ALIGNMENT, 0);
+}
+
+static void check_gemm(const struct floor *floor, const struct op_call *call) {
+    const struct gemm *g = &call->args.gemm;
+    assert_inside(&floor->operands, g->a.data, tensor_bytes(g->a));
+    assert_inside(&floor->operands, g->b.data, tensor_bytes(g->b));
+    assert_true((char *)g->a.data + tensor_bytes(g->a) <= (char *)g->b.data);
+    if (g->bias != NULL) {
+        const struct tensor bias = call->pointees[0];
+        assert_inside(&floor->operands, bias.data, tensor_bytes(bias));
+        assert_true((char *)g->b.data + tensor_bytes(g->b) <= (char *)bias.data);
+    }
+    if (g->accumulate) assert_ptr_equal(g->c.data, floor->sums);
+    else assert_inside(&floor->results, g->c.data, tensor_bytes(g->c));
+}
+
+static void check_call(const struct floor *floor, const struct floor_call *call) {
+    const struct stream *s = &call->stream;
+    switch (call->part) {
+    case FLOOR_GEMM: check_gemm(floor, &call->call); break;
+    case FLOOR_ATTENTION: break;
+    default:
+        assert_inside(&floor->operands, s->in, s->read_units * STREAM_UNIT_BYTES);
+        assert_inside(&floor->results, s->out, s->write_units * STREAM_UNIT_BYTES);
+        break;
+    }
+}
+
+/* What the floor does is what the step asked for: FLOPs and calls equal, bytes rounded up to units. */
+static void the_floor_does_the_work_of_the_step(void **state) {
+    (void)state;
+    for (int recipe = CONFIG_RECIPE_FP32; recipe <= CONFIG_RECIPE_FP16; recipe++) {
+        struct config config;
+        struct step_work work;
+        struct device device;
+        struct floor floor;
+        size_t calls[FLOOR_PARTS] = {0}, units = 0;
+        small_config(&config, (enum config_recipe)recipe);
+        EXPECT_OK(step_work_open(&work, &config));
+        EXPECT_OK(device_open_cpu(&device, 2));
+        EXPECT_OK(floor_open(&floor, &device, &work.calls, work.scratch_bytes, engine_dtype(&config)));
+        for (size_t i = 0; i < work.calls.count; i++) {
+            const struct op_call *call = &work.calls.calls[i];
+            const bool attention = strncmp(call->name, "attention", 9) == 0;
+            const enum floor_part part = call->kind == OP_GEMM ? FLOOR_GEMM
+                                         : attention           ? FLOOR_ATTENTION : FLOOR_BYTES;
+            calls[part]++;
+            if (part != FLOOR_BYTES) continue;
+            units += (call->bytes - call->written_bytes + 15) / 16 + (call->written_bytes + 15) / 16;
+        }
+        for (size_t part = 0; part < FLOOR_PARTS; part++) {
+            assert_int_equal(floor.work[part].calls, calls[part]);
+        }
+        assert_int_equal(floor.work[FLOOR_BYTES].bytes, units * STREAM_UNIT_BYTES);
+        const double tokens = (double)step_tokens(&config);
+        const double padding = (128.0 - VOCABULARY) * 6.0 * 24.0 * tokens; /* of the head, multiplied too */
+        assert_true(floor.work[FLOOR_GEMM].flops - padding + floor.work[FLOOR_ATTENTION].flops ==
+                    (double)work.flops.total * tokens);
+        for (size_t i = 0; i < floor.count; i++) check_call(&floor, &floor.calls[i]);
+        floor_close(&floor);
+        device_close(&device);
+        step_work_close(&work);
+    }
+}
+
+/* It runs, every part of it, and its GEMMs multiply numbers: none of what they add to is left zero or not
+ * finite. */
+static void the_floor_runs(void **state) {
+    struct config config;
+    struct step_work work;
+    struct device device;
+    struct floor floor;
+    struct floor_times times;
+    struct gpu_power power;
+    size_t bad = 0;
+    (void)state;
+    small_config(&config, CONFIG_RECIPE_BF16);
+    EXPECT_OK(step_work_open(&work, &config));
+    EXPECT_OK(device_open_cpu(&device, 2));
+    EXPECT_OK(floor_open(&floor, &device, &work.calls, work.scratch_bytes, DTYPE_BF16));
+    gpu_power_open(&power, "");
+    EXPECT_OK(floor_measure(&floor, 0.02, &power, &times));
+    assert_true(times.whole.runs > 0 && times.whole.run_seconds > 0.0);
+    assert_true(times.whole.seconds >= 0.02);
+    for (size_t part = 0; part < FLOOR_PARTS; part++) assert_true(times.parts[part].run_seconds > 0.0);
+    const float *sums = floor.sums;
+    for (size_t i = 0; i < 24 * 24; i++) bad += !isfinite(sums[i]) || sums[i] == 0.0f;
+    assert_int_equal(bad, 0);
+    EXPECT_OK(device.ops->find_nonfinite(
+        &device, tensor_make(floor.attention_out.data, DTYPE_BF16, 14, 24), &bad));
+    assert_true(bad == SIZE_MAX);
+    gpu_power_close(&power);
+    floor_close(&floor);
+    device_close(&device);
+    step_work_close(&work);
+}
+
+/* A stream longer than a ring is several, of the same bytes together; a GEMM-less list has no GEMMs. */
+static void long_streams_are_cut(void **state) {
+    const struct op_call call = {
+        .kind = OP_ADAMW, .name = "adamw", .bytes = (300 << 20) + 40, .written_bytes = 40,
+    };
+    struct op_list list = {0};
+    struct device device;
+    struct floor floor;
+    struct floor_times times;
+    size_t reads = 0, writes = 0;
+    (void)state;
+    EXPECT_OK(op_list_add(&list, &call));
+    EXPECT_OK(device_open_cpu(&device, 2));
+    EXPECT_OK(floor_open(&floor, &device, &list, 0, DTYPE_F32));
+    assert_int_equal(floor.count, 5); /* of at most 64 MiB */
+    for (size_t i = 0; i < floor.count; i++) {
+        check_call(&floor, &floor.calls[i]);
+        reads += floor.calls[i].stream.read_units;
+        writes += floor.calls[i].stream.write_units;
+    }
+    assert_int_equal(reads, (300 << 20) / 16);
+    assert_int_equal(writes, 3);
+    EXPECT_OK(floor_measure(&floor, 0.01, NULL, &times));
+    assert_true(times.parts[FLOOR_BYTES].runs > 0 && times.parts[FLOOR_GEMM].runs == 0);
+    floor_close(&floor);
+    device_close(&device);
+    op_list_close(&list);
+}
+
+static void ceilings_are_measured(void **state) {
+    struct device device;
+    double rate = 0.0, tflops = 0.0;
+    size_t side = 0;
+    (void)state;
+    EXPECT_OK(device_open_cpu(&device, 2));
+    EXPECT_OK(ceiling_copy(&device, 0.01, NULL, &rate));
+    EXPECT_OK(ceiling_gemm(&device, DTYPE_F32, 0.01, NULL, &tflops, &side));
+    assert_true(rate > 0.0 && tflops > 0.0 && side > 0);
+    device_close(&device);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_replayed_list_is_the_step),
+        cmocka_unit_test(equal_work_is_found),
+        cmocka_unit_test(the_floor_does_the_work_of_the_step),
+        cmocka_unit_test(the_floor_runs),
+        cmocka_unit_test(long_streams_are_cut),
+        cmocka_unit_test(ceilings_are_measured),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,142 @@
+/* deepwell bench ops */
+#include <stdio.h>
+
+#include "base/checked.h"
+#include "train/bench.h"
+#include "train/ceiling.h"
+#include "train/cli.h"
+#include "train/step.h"
+
+static const char usage[] =
+    "usage: deepwell bench ops [CONFIG] [--seconds S] [--warmup N] [--section.key VALUE ...]\n"
+    "\n"
+    "Every distinct operation of a step alone, for seconds: its time, the bytes that it must move\n"
+    "at least, and the share of this device's copy rate, measured in the same run, that this comes\n"
+    "to; for GEMMs and attention TFLOPS. The operands are those of training: a whole step runs\n"
+    "before each. What is in a cache when an operation begins is what it left there itself.\n"
+    "\n"
+    "  --seconds S          timed seconds of each (default 1)\n"
+    "  --warmup N           steps before the first (default 2)\n"
+    "\n"
+    "  deepwell bench ops configs/gpt2_124m.conf --data.train= --train.batch 64\n";
+
+struct ops_run {
+    struct bench bench;
+    struct op_list step;
+    struct arena spare;      /* what GELU's backward pass writes: in place it would soon work on zeros */
+    double copy_bytes_per_s;
+    double seconds;          /* of each */
+    double sum_seconds;      /* of a step, one operation after the other */
+    enum status verdict;     /* of the first figure that cannot be true: returned when all is printed */
+};
+
+static enum status run_call(struct device *device, void *context) {
+    return op_call_run(device, context);
+}
+
+static enum status open_spare(struct ops_run *run) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < run->step.count; i++) {
+        const struct op_call *call = &run->step.calls[i];
+        if (call->kind != OP_GELU_BACKWARD) continue;
+        bytes = size_max(bytes, tensor_bytes(call->args.gelu_backward.x_gradient));
+    }
+    return arena_open(&run->spare, "spare", &run->bench.engine.device, size_max(bytes, 1));
+}
+
+static void print_row(const struct ops_run *run, const struct op_call *call, size_t calls,
+                      double seconds) {
+    char text[OP_CALL_TEXT_BYTES], tflops[24] = "";
+    const double rate = (double)call->bytes / seconds;
+    if (call->flops > 0.0) snprintf(tflops, sizeof tflops, "%.4f", call->flops / seconds * 1e-12);
+    printf("  %-58s %6zu %10.4f %10.3f %10.2f %8.1f %6.1f%% %9s\n", op_call_text(text, call), calls,
+           seconds * 1e3, seconds * 1e3 * (double)calls, (double)call->bytes * 1e-6, rate * 1e-9,
+           100.0 * rate / run->copy_bytes_per_s, tflops);
+    fflush(stdout);
+}
+
+static enum status measure_call(struct ops_run *run, size_t index) {
+    struct bench *b = &run->bench;
+    struct op_call call = run->step.calls[index];
+    struct step_state state;
+    struct sustained times;
+    size_t calls = 0;
+    for (size_t i = index; i < run->step.count; i++) {
+        calls += op_call_same(&call, &run->step.calls[i]) ? 1 : 0;
+    }
+    if (call.kind == OP_GELU_BACKWARD) call.args.gelu_backward.x_gradient.data = run->spare.base;
+    TRY(bench_run_step(b));
+    TRY(bench_read_state(b, &state));
+    TRY(sustained_run(&b->engine.device, run_call, &call, run->seconds, NULL, &times));
+    run->sum_seconds += times.run_seconds * (double)calls;
+    print_row(run, &call, calls, times.run_seconds);
+    if (call.kind == OP_GEMM && run->verdict == STATUS_OK) {
+        char text[OP_CALL_TEXT_BYTES];
+        const double peak = engine_peak_tflops(&b->engine.device, call.args.gemm.a.dtype, b->config);
+        run->verdict = bench_check_tflops(op_call_text(text, &call),
+                                          call.flops / times.run_seconds * 1e-12, peak,
+                                          "the device's peak");
+    }
+    return STATUS_OK;
+}
+
+/* The mean of some whole steps, to stand beside the sum. */
+static enum status time_step(struct bench *b, double *seconds) {
+    enum { STEPS = 3 };
+    struct device *device = &b->engine.device;
+    TRY(device_mark(device, 0));
+    for (int i = 0; i < STEPS; i++) TRY(bench_run_step(b));
+    TRY(device_mark(device, 1));
+    TRY(device_seconds_between(device, 0, 1, seconds));
+    *seconds /= STEPS;
+    return STATUS_OK;
+}
+
+static enum status measure(struct ops_run *run, int64_t warmup) {
+    struct bench *b = &run->bench;
+    static struct op_trace trace; /* large */
+    double step_seconds = 0.0;
+    const size_t scratch_bytes = b->engine.device.scratch_bytes;
+    void *const scratch = b->engine.device.scratch;
+    TRY(step_trace(&b->engine, b->config, &trace, &run->step));
+    TRY(open_spare(run));
+    for (int64_t i = 0; i < warmup; i++) TRY(bench_run_step(b));
+    TRY(ceiling_copy(&b->engine.device, run->seconds, &b->power, &run->copy_bytes_per_s));
+    device_set_scratch(&b->engine.device, scratch, scratch_bytes);
+    TRY(time_step(b, &step_seconds));
+    printf("copy        %.1f GB/s, read and written, under sustained load\n",
+           run->copy_bytes_per_s * 1e-9);
+    printf("%-60s %6s %10s %10s %10s %8s %7s %9s\n", "operation alone", "calls", "ms", "ms a step",
+           "MB", "GB/s", "copy", "TFLOPS");
+    for (size_t i = 0; i < run->step.count; i++) {
+        if (op_list_first_same(&run->step, i) == i) TRY(measure_call(run, i));
+    }
+    printf("  %-58s %6zu %10s %10.3f\n", "their sum, one after the other", run->step.count, "",
+           run->sum_seconds * 1e3);
+    printf("  %-58s %6s %10s %10.3f\n", "a whole step", "", "", step_seconds * 1e3);
+    return run->verdict;
+}
+
+enum status bench_ops(int argc, char **argv) {
+    int64_t warmup = 2;
+    static struct ops_run run = {.seconds = 1.0};
+    const struct cli_option options[] = {
+        {.name = "--seconds", .real = &run.seconds, .most = 3600},
+        {.name = "--warmup", .whole = &warmup, .least = 0, .most = 1000000},
+    };
+    const struct cli cli = {
+        .command = "bench ops", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    struct config config;
+    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
+    if (names.help) return STATUS_OK;
+    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
+    enum status status = bench_open(&run.bench, &config);
+    if (status == STATUS_OK) status = measure(&run, warmup);
+    op_list_close(&run.step);
+    if (run.spare.base != NULL) arena_close(&run.spare);
+    bench_close(&run.bench);
+    return status;
+}

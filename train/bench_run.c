@@ -1,0 +1,116 @@
+/* The model that bench steps, and what every subcommand prints; behind train/bench.h. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/random.h"
+#include "base/text.h"
+#include "train/bench.h"
+#include "train/signals.h"
+#include "train/step.h"
+
+static enum status open_tokens(struct bench *b) {
+    const struct config *c = b->config;
+    const size_t micro = (size_t)config_micro_batch(c), length = (size_t)config_sequence_length(c);
+    const struct loader_shape shape = {
+        .rows = micro, .micro_batches = (size_t)c->train.batch / micro, .ranks = 1,
+    };
+    if (c->data.train[0] != '\0') {
+        const enum status opened = dataset_open(&b->dataset, c->data.train, length,
+                                                (size_t)c->model.vocabulary, ORDER_SHUFFLED,
+                                                (uint64_t)c->train.seed);
+        if (opened != STATUS_OK) {
+            return status_context(opened, "data.train (--data.train= times random tokens)");
+        }
+        return loader_open(&b->loader, &b->dataset, &shape, 0);
+    }
+    b->random = calloc(micro * length + 1, sizeof *b->random);
+    if (b->random == NULL) return status_set(STATUS_MEMORY, "out of memory for random tokens");
+    return STATUS_OK;
+}
+
+/* Fresh ones for every micro-batch: repeated ones would be learned by heart. */
+static void draw_tokens(struct bench *b, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const float uniform = random_uniform((uint64_t)b->config->train.seed, RANDOM_TEST, b->drawn++);
+        b->random[i] = (int32_t)(uniform * (float)b->config->model.vocabulary);
+    }
+}
+
+static enum status upload_tokens(struct bench *b) {
+    const struct gpt_training *training = &b->engine.training;
+    const size_t bytes = training->shape.batch * training->shape.sequence_length * sizeof(int32_t);
+    struct batch batch = {.inputs = b->random, .targets = b->random == NULL ? NULL : b->random + 1};
+    if (b->loader != NULL) TRY(loader_next(b->loader, &batch));
+    else draw_tokens(b, bytes / sizeof(int32_t) + 1);
+    TRY(device_upload(&b->engine.device, training->inputs, batch.inputs, bytes));
+    return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
+}
+
+enum status bench_run_step(struct bench *b) {
+    const struct step_policy policy = step_policy(b->config, b->step++);
+    const int64_t micro_batches = b->config->train.batch / config_micro_batch(b->config);
+    if (signals_received() != NULL) {
+        return status_set(STATUS_INTERRUPTED, "stopped by %s", signals_received());
+    }
+    TRY(step_begin(&b->engine, &policy));
+    for (int64_t micro = 0; micro < micro_batches; micro++) {
+        TRY(upload_tokens(b));
+        TRY(step_micro_batch(&b->engine, &policy, micro == 0));
+    }
+    return step_update(&b->engine, b->config);
+}
+
+enum status bench_read_state(struct bench *b, struct step_state *state) {
+    TRY(device_download(&b->engine.device, state, b->engine.state, sizeof *state));
+    if (state->skipped_nonfinite == 0) return STATUS_OK;
+    return status_set(STATUS_NUMERICS, "%lld of %lld steps are not finite: their time would mean nothing",
+                      (long long)state->skipped_nonfinite, (long long)b->step);
+}
+
+void bench_print_device(const struct device *device) {
+    printf("device      %s\n", device->name);
+    if (device->note[0] != '\0') printf("            %s\n", device->note);
+}
+
+void bench_print_step(const struct config *config, const struct device *device, const char *tokens) {
+    char count[TEXT_BYTES];
+    const enum dtype dtype = engine_dtype(config);
+    printf("model       GPT-2, %lld layers, %lld heads, width %lld, %s%s\n",
+           (long long)config->model.layers, (long long)config->model.heads,
+           (long long)config->model.width, dtype_name(dtype),
+           dtype != DTYPE_F32 && device->kind == DEVICE_CPU ? " (emulated)" : "");
+    printf("step        %lld sequences of %lld, %lld at a time: %s tokens%s%s\n",
+           (long long)config->train.batch, (long long)config_sequence_length(config),
+           (long long)config_micro_batch(config),
+           text_count(count, (uint64_t)step_tokens(config)), tokens[0] != '\0' ? " from " : "", tokens);
+    fflush(stdout);
+}
+
+enum status bench_open(struct bench *b, const struct config *config) {
+    *b = (struct bench){.config = config};
+    TRY(open_tokens(b));
+    TRY(engine_open(&b->engine, config, ENGINE_TRAIN, ENGINE_REAL));
+    TRY(engine_initialise(&b->engine, config));
+    gpu_power_open(&b->power, b->engine.device.bus_id);
+    bench_print_device(&b->engine.device);
+    bench_print_step(config, &b->engine.device,
+                     b->loader != NULL ? config->data.train
+                                       : "a uniform random generator (no data.train)");
+    return STATUS_OK;
+}
+
+void bench_close(struct bench *b) {
+    gpu_power_close(&b->power);
+    loader_close(b->loader);
+    dataset_close(&b->dataset);
+    free(b->random);
+    engine_close(&b->engine);
+    *b = (struct bench){0};
+}
+
+enum status bench_check_tflops(const char *what, double tflops, double limit, const char *whose) {
+    if (limit <= 0.0 || tflops <= limit) return STATUS_OK;
+    return status_set(STATUS_INTERNAL, "measurement error: %s at %.4g TFLOPS is above %.4g, %s: no "
+                      "figure of this run can be trusted. Check mfu.peak if it is set, and what else "
+                      "runs here", what, tflops, limit, whose);
+}

@@ -1,0 +1,181 @@
+/* deepwell bench step */
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "train/bench.h"
+#include "train/cli.h"
+#include "train/op_report.h"
+#include "train/step.h"
+
+static const char usage[] =
+    "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
+    "\n"
+    "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves\n"
+    "nothing behind. Tokens come from data.train; with --data.train= they are random, which the\n"
+    "report says.\n"
+    "\n"
+    "  --steps N            timed steps (default 10)\n"
+    "  --warmup N           steps before them (default 2)\n"
+    "  --ops                then one more step with every operation timed: where the time goes\n"
+    "  --floor              then the floor of this step (`deepwell bench floor --help`) in the\n"
+    "                       same process, after the model's memory was released, and the share\n"
+    "  --seconds S          how long the floor is timed (default 5)\n"
+    "\n"
+    "  deepwell bench step configs/gpt2_124m.conf --data.train= --train.batch 4 --train.micro_batch 4 \\\n"
+    "      --train.sequence_length 64 --steps 10 --ops\n";
+
+struct request {
+    int64_t steps, warmup;
+    double floor_seconds;
+    bool ops, floor;
+};
+
+/* What a step came to; kept after the model is gone. */
+struct result {
+    double median_seconds, tflops;
+    struct mfu mfu;
+};
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The value at this share of the sorted list, the nearest one. */
+static double quantile(const double *sorted, size_t count, double share) {
+    return sorted[(size_t)(share * (double)(count - 1) + 0.5)];
+}
+
+static enum status print_times(const struct bench *b, double *seconds, size_t count,
+                               double warmup_seconds, const struct step_state *state,
+                               struct result *result) {
+    const struct gpt *gpt = &b->engine.gpt;
+    const double tokens = (double)step_tokens(b->config);
+    struct flops flops;
+    struct rusage used;
+    char text[MFU_TEXT_BYTES], peak[TEXT_BYTES], planned[TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
+    size_t memory = 0;
+    TRY(flops_count(&gpt->table, gpt->config.layers, gpt->config.width,
+                    b->engine.training.shape.sequence_length, &flops));
+    qsort(seconds, count, sizeof *seconds, by_value);
+    const double median = quantile(seconds, count, 0.5);
+    const enum dtype dtype = b->engine.dtype;
+    *result = (struct result){median, flops_tera_per_second(flops.total, tokens, median), {0}};
+    result->mfu = mfu_compute(result->tflops, engine_peak_tflops(&b->engine.device, dtype, b->config),
+                              engine_peak_type(dtype));
+    for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
+    getrusage(RUSAGE_SELF, &used);
+    printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
+           quantile(seconds, count, 0.1) * 1e3, quantile(seconds, count, 0.9) * 1e3, count);
+    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, result->tflops,
+           mfu_text(text, &result->mfu));
+    printf("memory      %s at most in the process, %s planned\n",
+           text_bytes(peak, (size_t)used.ru_maxrss * 1024), text_bytes(planned, memory));
+    printf("warm-up     %s with the search for algorithms\n", text_duration(peak, warmup_seconds));
+    printf("power       %s\n", gpu_power_text(watts, &b->power, tokens * (double)count));
+    printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
+    fflush(stdout);
+    return STATUS_OK;
+}
+
+static enum status time_ops(struct bench *b) {
+    static struct op_trace trace; /* large */
+    struct device *device = &b->engine.device;
+    double seconds = 0.0;
+    TRY(op_trace_attach(&trace, device, false));
+    const enum status status = bench_run_step(b);
+    const size_t last = trace.last_mark;
+    const enum status detached = op_trace_detach(&trace, device);
+    TRY(status);
+    TRY(detached);
+    TRY(device_seconds_between(device, 0, last, &seconds));
+    op_report_print(&trace, 1.0, seconds);
+    return STATUS_OK;
+}
+
+/* Runs the steps one behind the other, as training does, and then reads the marks between them. */
+static enum status time_steps(struct bench *b, double *seconds, size_t steps) {
+    struct device *device = &b->engine.device;
+    TRY(device_wait(device));
+    gpu_power_start(&b->power);
+    TRY(device_mark(device, 0));
+    for (size_t i = 0; i < steps; i++) {
+        TRY(bench_run_step(b));
+        TRY(device_mark(device, i + 1));
+        gpu_power_look(&b->power);
+    }
+    TRY(device_wait(device));
+    gpu_power_stop(&b->power);
+    for (size_t i = 0; i < steps; i++) {
+        TRY(device_seconds_between(device, i, i + 1, &seconds[i]));
+    }
+    return STATUS_OK;
+}
+
+static enum status measure(struct bench *b, const struct request *request, struct result *result) {
+    struct step_state state = {0};
+    enum status status = STATUS_OK;
+    double *seconds = calloc((size_t)request->steps, sizeof *seconds);
+    const double begun = clock_seconds();
+    if (seconds == NULL) {
+        return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)request->steps);
+    }
+    for (int64_t i = 0; i < request->warmup; i++) TRY_GOTO(bench_run_step(b), cleanup);
+    TRY_GOTO(bench_read_state(b, &state), cleanup);
+    const double warmup_seconds = clock_seconds() - begun;
+    TRY_GOTO(time_steps(b, seconds, (size_t)request->steps), cleanup);
+    TRY_GOTO(bench_read_state(b, &state), cleanup);
+    TRY_GOTO(print_times(b, seconds, (size_t)request->steps, warmup_seconds, &state, result),
+             cleanup);
+    if (request->ops) status = time_ops(b);
+cleanup:
+    free(seconds);
+    return status;
+}
+
+static enum status compare_floor(const struct config *config, const struct request *request,
+                                 const struct result *step) {
+    struct bench_floor_result floor;
+    TRY(bench_floor_run(config, request->floor_seconds, false, &floor));
+    printf("share       step at %.1f %% of the floor: %.0f of %.0f tokens/s in this run\n",
+           100.0 * floor.seconds / step->median_seconds,
+           (double)step_tokens(config) / step->median_seconds,
+           (double)step_tokens(config) / floor.seconds);
+    return bench_check_tflops("the step", step->tflops, floor.gemm_tflops,
+                              "the rate of its GEMMs alone");
+}
+
+static enum status run(const struct config *config, const struct request *request) {
+    struct bench bench;
+    struct result result = {0};
+    enum status status = bench_open(&bench, config);
+    if (status == STATUS_OK) status = measure(&bench, request, &result);
+    bench_close(&bench);
+    TRY(status);
+    TRY(bench_check_tflops("the step", result.tflops, result.mfu.peak_tflops, "the device's peak"));
+    return request->floor ? compare_floor(config, request, &result) : STATUS_OK;
+}
+
+enum status bench_step(int argc, char **argv) {
+    struct request request = {.steps = 10, .warmup = 2, .floor_seconds = 5.0};
+    const struct cli_option options[] = {
+        {.name = "--steps", .whole = &request.steps, .least = 1, .most = DEVICE_MARKS - 1},
+        {.name = "--warmup", .whole = &request.warmup, .least = 0, .most = 1000000},
+        {.name = "--ops", .flag = &request.ops},
+        {.name = "--floor", .flag = &request.floor},
+        {.name = "--seconds", .real = &request.floor_seconds, .most = 3600},
+    };
+    const struct cli cli = {
+        .command = "bench step", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    struct config config;
+    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
+    if (names.help) return STATUS_OK;
+    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
+    return run(&config, &request);
+}

@@ -1,0 +1,89 @@
+/* Sustained ceilings of this machine, behind train/probe_measure.h. */
+#include "train/probe_measure.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "train/ceiling.h"
+#include "train/engine.h"
+#include "train/signals.h"
+
+static enum status open_device(struct device *device, int threads) {
+    struct config config;
+    config_defaults(&config);
+    config.threads = threads;
+    return engine_open_device(device, &config);
+}
+
+static void print_limits(const struct gpu_power *power) {
+    double watts = 0.0;
+    unsigned mhz = 0, now_watts = 0, now_mhz = 0;
+    gpu_power_limits(power, &watts, &mhz);
+    if (power->library == NULL) {
+        printf("power       n/a: %s\n", power->absent);
+        return;
+    }
+    printf("power       limit ");
+    if (watts > 0.0) printf("%.0f W", watts);
+    else printf("n/a");
+    printf(", SM clock up to ");
+    if (mhz > 0) printf("%u MHz", mhz);
+    else printf("n/a");
+    if (gpu_power_now(power, &now_watts, &now_mhz)) printf("; now %u W, %u MHz", now_watts, now_mhz);
+    printf("\n");
+}
+
+/* The rate of one type; *error: it is above the vendor's peak. */
+static enum status measure_gemm(struct device *device, enum dtype dtype, double seconds,
+                                struct gpu_power *power, bool *error) {
+    char share[MFU_TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
+    struct config config;
+    double tflops = 0.0;
+    size_t side = 0;
+    config_defaults(&config);
+    TRY(ceiling_gemm(device, dtype, seconds, power, &tflops, &side));
+    const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(device, dtype, &config),
+                                       engine_peak_type(dtype));
+    if (mfu.state == MFU_MEASUREMENT_ERROR) *error = true;
+    printf("gemm %-6s %.4g TFLOPS sustained, %zu x %zu x %zu", dtype_name(dtype), tflops, side, side,
+           side);
+    if (mfu.state != MFU_UNKNOWN) printf(", %s", mfu_text(share, &mfu) + strlen("mfu "));
+    if (power->library != NULL) printf("; %s", gpu_power_text(watts, power, 0.0));
+    printf("\n");
+    fflush(stdout);
+    return STATUS_OK;
+}
+
+static enum status measure_all(struct device *device, double seconds, struct gpu_power *power) {
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
+    const size_t native = device->kind == DEVICE_CPU ? 1 : sizeof types / sizeof types[0];
+    char watts[GPU_POWER_TEXT_BYTES];
+    double bytes_per_s = 0.0;
+    bool error = false;
+    print_limits(power);
+    for (size_t i = native; i-- > 0;) {
+        TRY(measure_gemm(device, types[i], seconds, power, &error));
+    }
+    TRY(ceiling_copy(device, seconds, power, &bytes_per_s));
+    printf("copy        %.1f GB/s sustained, read and written", bytes_per_s * 1e-9);
+    if (power->library != NULL) printf("; %s", gpu_power_text(watts, power, 0.0));
+    printf("\n");
+    if (!error) return STATUS_OK;
+    return status_set(STATUS_INTERNAL, "measurement error: a GEMM above the vendor's peak (train/peak.c): "
+                      "no figure of this run can be trusted");
+}
+
+enum status probe_measure(int threads, double seconds) {
+    struct device device;
+    struct gpu_power power;
+    TRY(signals_install());
+    TRY(open_device(&device, threads));
+    gpu_power_open(&power, device.bus_id);
+    printf("measuring   %s\n", device.name);
+    if (device.note[0] != '\0') printf("            %s\n", device.note);
+    fflush(stdout);
+    const enum status status = measure_all(&device, seconds, &power);
+    gpu_power_close(&power);
+    device_close(&device);
+    return status;
+}
