@@ -177,13 +177,14 @@ struct adamw {
     const struct step_state *state;       /* device memory */
 };
 
-/* Moves bytes and does nothing else, in units of 16: what measures how fast memory can be, and stands
- * for a memory-bound operation of which only the bytes matter (train/floor.h).
+/* Moves bytes and does nothing else, in units of 16: what measures how fast memory can be, and
+ * stands for a memory-bound operation of which only the bytes matter (train/floor.h).
  *   x[i] = xor of in[j] over j = i, i + n, ... < read_units             for i < n
  *   out[j] = x[j mod n] for j < write_units;   *checksum ^= xor of the 32-bit words of all x
- * n = stream_threads(): where neither count is below an eighth of the other, a thread holds one unit of
- * each of several arrays, as operations with several operands do; else the longer one is walked once.
- * Equal counts make a copy. in and out lie apart; both begin at multiples of 16 bytes. */
+ * n = stream_threads(): where neither count is below an eighth of the other, a thread holds one
+ * unit of each of several arrays, as operations with several operands do; else the longer one
+ * is walked once. Equal counts make a copy. in and out lie apart; both begin at multiples of 16
+ * bytes. */
 struct stream {
     void *out;
     const void *in;

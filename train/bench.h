@@ -37,19 +37,20 @@ void bench_close(struct bench *bench);
 /* A whole optimizer step, asked for. STATUS_INTERRUPTED after a signal. */
 enum status bench_run_step(struct bench *bench);
 
-/* The state after what was run so far, which is waited for; STATUS_NUMERICS if a step was not finite. */
+/* The state after what was run so far, which is waited for; STATUS_NUMERICS if a step was not
+ * finite. */
 enum status bench_read_state(struct bench *bench, struct step_state *state);
 
 /* Device, and why it is this one; then model and step. */
 void bench_print_device(const struct device *device);
 void bench_print_step(const struct config *config, const struct device *device, const char *tokens);
 
-/* STATUS_INTERNAL, naming `what`, if it is faster than `limit` TFLOPS (0: not known), which `whose` is: then
- * the measurement is wrong, and must not stand as a result. */
+/* STATUS_INTERNAL, naming `what`, if it is faster than `limit` TFLOPS (0: not known), which
+ * `whose` is: then the measurement is wrong, and must not stand as a result. */
 enum status bench_check_tflops(const char *what, double tflops, double limit, const char *whose);
 
-/* The floor of the configuration's step, measured on a device that is opened for it, and printed; `header`:
- * behind what it runs on. */
+/* The floor of the configuration's step, measured on a device that is opened for it, and
+ * printed; `header`: behind what it runs on. */
 struct bench_floor_result {
     double seconds;      /* of a step */
     double gemm_tflops;  /* of its GEMMs alone; 0: it has none */

@@ -55,7 +55,8 @@ static enum status report(const struct config *config, const struct step_work *w
     char text[MFU_TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
     *result = (struct bench_floor_result){
         .seconds = seconds,
-        .gemm_tflops = gemm_seconds > 0.0 ? floor->work[FLOOR_GEMM].flops / gemm_seconds * 1e-12 : 0.0,
+        .gemm_tflops = gemm_seconds > 0.0 ? floor->work[FLOOR_GEMM].flops / gemm_seconds * 1e-12
+                                          : 0.0,
     };
     printf("floor       %.3f ms, %.0f tokens/s, %.4f TFLOPS, %s; mean of %llu\n", seconds * 1e3,
            tokens / seconds, tflops, mfu_text(text, &mfu), (unsigned long long)times->whole.runs);
@@ -67,8 +68,9 @@ static enum status report(const struct config *config, const struct step_work *w
                               "the device's peak");
 }
 
-static enum status measure(const struct config *config, double seconds, const struct step_work *work,
-                           struct device *device, struct bench_floor_result *result) {
+static enum status measure(const struct config *config, double seconds,
+                           const struct step_work *work, struct device *device,
+                           struct bench_floor_result *result) {
     struct gpu_power power;
     struct floor floor;
     struct floor_times times;

@@ -13,12 +13,12 @@ static const char usage[] =
     "usage: deepwell bench gemm [M N K | CONFIG] [options] [--section.key VALUE ...]\n"
     "\n"
     "Every distinct GEMM of a configuration's step, or one of this shape (c is M x N, K is summed\n"
-    "over), each for seconds after a common warm-up: TFLOPS, share of the vendor's peak, power and\n"
-    "clock. Operands are random normal numbers, and as many sets of them as the caches do not hold.\n"
+    "over), each for seconds after a common warm-up: TFLOPS, share of the vendor's peak, power,\n"
+    "clock. Operands are random normal numbers, as many sets of them as the caches do not hold.\n"
     "\n"
     "  --seconds S          timed seconds of each (default 1)\n"
     "  --warmup S           seconds before the first (default 2)\n"
-    "  --type T             of the operands of M N K: fp32, bf16, fp16 (default: precision.recipe)\n"
+    "  --type T             of the operands of M N K: fp32, bf16, fp16 (default: the recipe)\n"
     "  --result T           of its result: fp32 or the operands' type (default: that)\n"
     "  --transpose_a        its first operand lies as K x M\n"
     "  --transpose_b        its second operand lies as N x K\n"
@@ -110,8 +110,9 @@ static enum status measure_group(struct floor *floor, const struct config *confi
     const enum dtype dtype = call->args.gemm.a.dtype;
     struct sustained times;
     char text[OP_CALL_TEXT_BYTES];
-    TRY(floor_measure_calls(floor, group->first, group->copies, first ? request->warmup_seconds : 0.0,
-                            request->seconds, power, &times));
+    TRY(floor_measure_calls(floor, group->first, group->copies,
+                            first ? request->warmup_seconds : 0.0, request->seconds, power,
+                            &times));
     const double seconds = times.run_seconds / (double)group->copies;
     const double tflops = call->flops / seconds * 1e-12;
     const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(floor->device, dtype, config),
@@ -139,7 +140,8 @@ static enum status measure(const struct config *config, struct device *device,
     if (power.library == NULL) printf("power       n/a: %s\n", power.absent);
     print_heading();
     for (size_t i = 0; i < groups->count && status == STATUS_OK; i++) {
-        status = measure_group(&floor, config, &groups->groups[i], request, i == 0, &power, &totals);
+        status = measure_group(&floor, config, &groups->groups[i], request, i == 0, &power,
+                               &totals);
     }
     if (status == STATUS_OK && totals.flops > 0.0) {
         printf("  all of a step: %.3f ms, %.4f TFLOPS\n", totals.seconds * 1e3,
@@ -185,8 +187,10 @@ static enum status parse_size(const char *text, size_t *out) {
     char *end = NULL;
     const long long number = strtoll(text, &end, 10);
     if (text[strspn(text, "0123456789")] != '\0' || number < 1 || number > size_max_option) {
-        return status_set(STATUS_CONFIG, "bench gemm: expected M N K, whole numbers from 1 to %lld, "
-                          "found \"%s\"", (long long)size_max_option, text);
+        return status_set(STATUS_CONFIG,
+                          "bench gemm: expected M N K, whole numbers from 1 to %lld, "
+                          "found \"%s\"",
+                          (long long)size_max_option, text);
     }
     *out = (size_t)number;
     return STATUS_OK;
@@ -228,7 +232,8 @@ static enum status run_shape(const size_t sizes[3], const struct config *config,
                                      .heads = 1, .head_width = 1, .dtype = call.args.gemm.a.dtype};
     bench_print_device(&device);
     TRY_GOTO(add_group(&groups, &call, 0, &device), cleanup);
-    status = measure(config, &device, &groups, device.ops->scratch_bytes(&device, &limits), request);
+    status = measure(config, &device, &groups, device.ops->scratch_bytes(&device, &limits),
+                     request);
 cleanup:
     free(groups.groups);
     op_list_close(&groups.list);
@@ -237,10 +242,12 @@ cleanup:
 }
 
 static enum status refuse_shape_options(const struct request *r) {
-    if (r->type == NULL && r->result == NULL && !r->transpose_a && !r->transpose_b && !r->accumulate) {
+    if (r->type == NULL && r->result == NULL && !r->transpose_a && !r->transpose_b &&
+        !r->accumulate) {
         return STATUS_OK;
     }
-    return status_set(STATUS_CONFIG, "bench gemm: --type, --result, --transpose_a, --transpose_b and "
+    return status_set(STATUS_CONFIG,
+                      "bench gemm: --type, --result, --transpose_a, --transpose_b and "
                       "--accumulate describe one GEMM: give M N K with them");
 }
 
@@ -265,7 +272,8 @@ enum status bench_gemm(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 0, 3, &names));
     if (names.help) return STATUS_OK;
     if (names.count == 2) {
-        return status_set(STATUS_CONFIG, "bench gemm: expected M N K or a configuration, found two names");
+        return status_set(STATUS_CONFIG,
+                          "bench gemm: expected M N K or a configuration, found two names");
     }
     TRY(cli_config(&cli, names.count == 1 ? names.names[0] : NULL, argc, argv, &config));
     if (names.count < 3) {

@@ -11,9 +11,9 @@ static const char usage[] =
     "usage: deepwell bench ops [CONFIG] [--seconds S] [--warmup N] [--section.key VALUE ...]\n"
     "\n"
     "Every distinct operation of a step alone, for seconds: its time, the bytes that it must move\n"
-    "at least, and the share of this device's copy rate, measured in the same run, that this comes\n"
-    "to; for GEMMs and attention TFLOPS. The operands are those of training: a whole step runs\n"
-    "before each. What is in a cache when an operation begins is what it left there itself.\n"
+    "at least, and the share of this device's copy rate, measured in the same run, that they\n"
+    "come to; for GEMMs and attention TFLOPS. The operands are those of training: a whole step\n"
+    "runs before each. What is in a cache when an operation begins is what it left there itself.\n"
     "\n"
     "  --seconds S          timed seconds of each (default 1)\n"
     "  --warmup N           steps before the first (default 2)\n"
@@ -23,11 +23,11 @@ static const char usage[] =
 struct ops_run {
     struct bench bench;
     struct op_list step;
-    struct arena spare;      /* what GELU's backward pass writes: in place it would soon work on zeros */
+    struct arena spare; /* what GELU's backward pass writes: in place it would soon work on zeros */
     double copy_bytes_per_s;
     double seconds;          /* of each */
     double sum_seconds;      /* of a step, one operation after the other */
-    enum status verdict;     /* of the first figure that cannot be true: returned when all is printed */
+    enum status verdict; /* of the first figure that cannot be true: returned when all is printed */
 };
 
 static enum status run_call(struct device *device, void *context) {
@@ -72,7 +72,8 @@ static enum status measure_call(struct ops_run *run, size_t index) {
     print_row(run, &call, calls, times.run_seconds);
     if (call.kind == OP_GEMM && run->verdict == STATUS_OK) {
         char text[OP_CALL_TEXT_BYTES];
-        const double peak = engine_peak_tflops(&b->engine.device, call.args.gemm.a.dtype, b->config);
+        const double peak = engine_peak_tflops(&b->engine.device, call.args.gemm.a.dtype,
+                                               b->config);
         run->verdict = bench_check_tflops(op_call_text(text, &call),
                                           call.flops / times.run_seconds * 1e-12, peak,
                                           "the device's peak");

@@ -31,7 +31,8 @@ static enum status open_tokens(struct bench *b) {
 /* Fresh ones for every micro-batch: repeated ones would be learned by heart. */
 static void draw_tokens(struct bench *b, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        const float uniform = random_uniform((uint64_t)b->config->train.seed, RANDOM_TEST, b->drawn++);
+        const float uniform = random_uniform((uint64_t)b->config->train.seed, RANDOM_TEST,
+                                             b->drawn++);
         b->random[i] = (int32_t)(uniform * (float)b->config->model.vocabulary);
     }
 }
@@ -63,7 +64,8 @@ enum status bench_run_step(struct bench *b) {
 enum status bench_read_state(struct bench *b, struct step_state *state) {
     TRY(device_download(&b->engine.device, state, b->engine.state, sizeof *state));
     if (state->skipped_nonfinite == 0) return STATUS_OK;
-    return status_set(STATUS_NUMERICS, "%lld of %lld steps are not finite: their time would mean nothing",
+    return status_set(STATUS_NUMERICS,
+                      "%lld of %lld steps are not finite: their time would mean nothing",
                       (long long)state->skipped_nonfinite, (long long)b->step);
 }
 
@@ -72,7 +74,8 @@ void bench_print_device(const struct device *device) {
     if (device->note[0] != '\0') printf("            %s\n", device->note);
 }
 
-void bench_print_step(const struct config *config, const struct device *device, const char *tokens) {
+void bench_print_step(const struct config *config, const struct device *device,
+                      const char *tokens) {
     char count[TEXT_BYTES];
     const enum dtype dtype = engine_dtype(config);
     printf("model       GPT-2, %lld layers, %lld heads, width %lld, %s%s\n",
@@ -81,8 +84,8 @@ void bench_print_step(const struct config *config, const struct device *device, 
            dtype != DTYPE_F32 && device->kind == DEVICE_CPU ? " (emulated)" : "");
     printf("step        %lld sequences of %lld, %lld at a time: %s tokens%s%s\n",
            (long long)config->train.batch, (long long)config_sequence_length(config),
-           (long long)config_micro_batch(config),
-           text_count(count, (uint64_t)step_tokens(config)), tokens[0] != '\0' ? " from " : "", tokens);
+           (long long)config_micro_batch(config), text_count(count, (uint64_t)step_tokens(config)),
+           tokens[0] != '\0' ? " from " : "", tokens);
     fflush(stdout);
 }
 
@@ -110,7 +113,10 @@ void bench_close(struct bench *b) {
 
 enum status bench_check_tflops(const char *what, double tflops, double limit, const char *whose) {
     if (limit <= 0.0 || tflops <= limit) return STATUS_OK;
-    return status_set(STATUS_INTERNAL, "measurement error: %s at %.4g TFLOPS is above %.4g, %s: no "
-                      "figure of this run can be trusted. Check mfu.peak if it is set, and what else "
-                      "runs here", what, tflops, limit, whose);
+    return status_set(
+        STATUS_INTERNAL,
+        "measurement error: %s at %.4g TFLOPS is above %.4g, %s: no "
+        "figure of this run can be trusted. Check mfu.peak if it is set, and what else "
+        "runs here",
+        what, tflops, limit, whose);
 }

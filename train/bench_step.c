@@ -24,8 +24,8 @@ static const char usage[] =
     "                       same process, after the model's memory was released, and the share\n"
     "  --seconds S          how long the floor is timed (default 5)\n"
     "\n"
-    "  deepwell bench step configs/gpt2_124m.conf --data.train= --train.batch 4 --train.micro_batch 4 \\\n"
-    "      --train.sequence_length 64 --steps 10 --ops\n";
+    "  deepwell bench step configs/gpt2_124m.conf --data.train= --train.batch 4 \\\n"
+    "      --train.micro_batch 4 --train.sequence_length 64 --steps 10 --ops\n";
 
 struct request {
     int64_t steps, warmup;
@@ -64,7 +64,8 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     const double median = quantile(seconds, count, 0.5);
     const enum dtype dtype = b->engine.dtype;
     *result = (struct result){median, flops_tera_per_second(flops.total, tokens, median), {0}};
-    result->mfu = mfu_compute(result->tflops, engine_peak_tflops(&b->engine.device, dtype, b->config),
+    result->mfu = mfu_compute(result->tflops,
+                              engine_peak_tflops(&b->engine.device, dtype, b->config),
                               engine_peak_type(dtype));
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
     getrusage(RUSAGE_SELF, &used);

@@ -112,8 +112,9 @@ static enum status set_fraction(const struct cli_option *option, const char *val
 static enum status set_real(const struct cli_option *option, const char *value) {
     double number = 0.0;
     if (!parse_decimal(value, &number) || !(number > 0.0 && number <= (double)option->most)) {
-        return status_set(STATUS_CONFIG, "%s: expected a number above 0, at most %lld, found \"%s\"",
-                          option->name, (long long)option->most, value);
+        return status_set(STATUS_CONFIG,
+                          "%s: expected a number above 0, at most %lld, found \"%s\"", option->name,
+                          (long long)option->most, value);
     }
     *option->real = number;
     return STATUS_OK;

@@ -16,8 +16,8 @@
 #include "base/status.h"
 #include "train/config.h"
 
-/* One of flag, whole, fraction, real, text and config_key is set: where the value goes. The last one
- * wins. */
+/* One of flag, whole, fraction, real, text and config_key is set: where the value goes. The last
+ * one wins. */
 struct cli_option {
     const char *name;       /* "--prompt" */
     bool *flag;             /* set to true; takes no value */

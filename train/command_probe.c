@@ -151,8 +151,9 @@ static bool print_gpus(void) {
 
 static void print_recipes(bool gpu) {
     if (gpu) {
-        printf("recipes     fp32, bf16 and fp16 are native on gpu 0, which runs take (device = auto or\n"
-               "            cuda); with --device cpu:\n");
+        printf(
+            "recipes     fp32, bf16 and fp16 are native on gpu 0, which runs take (device = auto\n"
+            "            or cuda); with --device cpu:\n");
     }
     printf("%s fp32  native on the CPU\n"
            "            bf16  emulated on the CPU: stored and rounded as BF16, computed in FP32\n"

@@ -95,7 +95,8 @@ enum peak_type engine_peak_type(enum dtype dtype) {
     return PEAK_FP32;
 }
 
-double engine_peak_tflops(const struct device *device, enum dtype dtype, const struct config *config) {
+double engine_peak_tflops(const struct device *device, enum dtype dtype,
+                          const struct config *config) {
     if (config->mfu.peak > 0.0) return config->mfu.peak;
     const struct peak *peak = peak_find(device->name, 0);
     return peak == NULL || device->kind == DEVICE_CPU ? 0.0 : peak->tflops[engine_peak_type(dtype)];

@@ -92,9 +92,10 @@ enum status engine_load(struct engine *engine, const struct checkpoint *checkpoi
 /* The device that the configuration asks for. */
 enum status engine_open_device(struct device *device, const struct config *config);
 
-/* Of numbers of this type: mfu.peak where it is set, else the device's row in the table of peaks; 0:
- * unknown. */
-double engine_peak_tflops(const struct device *device, enum dtype dtype, const struct config *config);
+/* Of numbers of this type: mfu.peak where it is set, else the device's row in the table of
+ * peaks; 0: unknown. */
+double engine_peak_tflops(const struct device *device, enum dtype dtype,
+                          const struct config *config);
 enum peak_type engine_peak_type(enum dtype dtype);
 
 struct gpt_config engine_model(const struct config *config);

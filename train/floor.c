@@ -19,7 +19,8 @@ static size_t aligned(size_t bytes) { return align_up(bytes, ARENA_ALIGNMENT); }
 
 static enum floor_part part_of(const struct op_call *call) {
     if (call->kind == OP_GEMM) return FLOOR_GEMM;
-    const bool attention = call->kind == OP_ATTENTION_FORWARD || call->kind == OP_ATTENTION_BACKWARD;
+    const bool attention = call->kind == OP_ATTENTION_FORWARD ||
+                           call->kind == OP_ATTENTION_BACKWARD;
     return attention ? FLOOR_ATTENTION : FLOOR_BYTES;
 }
 
@@ -74,11 +75,12 @@ static struct floor_needs needs_of(const struct op_list *step, size_t least_byte
     return needs;
 }
 
-static enum status lay_out(struct floor *floor, struct arena *arena, const struct floor_needs *needs,
-                           size_t scratch_bytes, void **scratch) {
+static enum status lay_out(struct floor *floor, struct arena *arena,
+                           const struct floor_needs *needs, size_t scratch_bytes, void **scratch) {
     void *operands = NULL, *results = NULL, *lse = NULL, *checksum = NULL;
     TRY(arena_take(arena, needs->operands, 1, &operands));
-    TRY(arena_take(arena, needs->qkv, 1, &floor->qkv.data)); /* behind the operands: filled with them */
+    TRY(arena_take(arena, needs->qkv, 1,
+                   &floor->qkv.data)); /* behind the operands: filled with them */
     TRY(arena_take(arena, needs->results, 1, &results));
     TRY(arena_take(arena, needs->sums, 1, &floor->sums));
     TRY(arena_take(arena, needs->attention_out, 1, &floor->attention_out.data));
@@ -169,7 +171,8 @@ static void add_attention(struct floor *floor, const struct op_call *from) {
 
 static void add_streams(struct floor *floor, const struct op_call *from, size_t piece_bytes) {
     const size_t pieces = stream_count(from, piece_bytes);
-    size_t reads = units_of(from->bytes - from->written_bytes), writes = units_of(from->written_bytes);
+    size_t reads = units_of(from->bytes - from->written_bytes),
+           writes = units_of(from->written_bytes);
     for (size_t left = pieces; left > 0; left--) {
         struct stream s = {
             .read_units = reads / left, .write_units = writes / left, .checksum = floor->checksum,
@@ -210,7 +213,8 @@ static enum status open_all(struct floor *floor, const struct op_list *step, siz
     struct arena measured = arena_measure("floor");
     void *scratch = NULL;
     floor->calls = calloc(size_max(needs.calls, 1), sizeof *floor->calls);
-    if (floor->calls == NULL) return status_set(STATUS_MEMORY, "out of memory for the floor's list");
+    if (floor->calls == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for the floor's list");
     TRY(lay_out(floor, &measured, &needs, scratch_bytes, &scratch));
     TRY(arena_open(&floor->arena, "floor", device, measured.used_bytes));
     TRY(lay_out(floor, &floor->arena, &needs, scratch_bytes, &scratch));

@@ -1,10 +1,10 @@
 /*
- * The floor of a step: its GEMMs through the device's own operation, its attention calls, and for every
- * other operation a stream of its least bytes (kernels/traffic.h), in the step's order and nothing else, on
- * operands of its own. It computes nothing of use; its time is what the step would take if everything but
- * GEMMs and attention ran at the speed of memory and nothing came between two operations. It is no bound of
- * nature: an implementation that moves fewer bytes (a fusion that kernels/traffic.h does not know) or whose
- * GEMMs are better goes below it.
+ * The floor of a step: its GEMMs through the device's own operation, its attention calls, and for
+ * every other operation a stream of its least bytes (kernels/traffic.h), in the step's order and
+ * nothing else, on operands of its own. It computes nothing of use; its time is what the step
+ * would take if everything but GEMMs and attention ran at the speed of memory and nothing came
+ * between two operations. It is no bound of nature: an implementation that moves fewer bytes (a
+ * fusion that kernels/traffic.h does not know) or whose GEMMs are better goes below it.
  *
  * Built by `bench floor` and `bench step --floor` from a recorded step (step_trace.h).
  */
@@ -49,8 +49,8 @@ struct floor {
     uint32_t *checksum;
 };
 
-/* Lays out and fills the operands on `device`, which must stay open; `dtype` is that of the activations.
- * STATUS_MEMORY with the numbers if they do not fit. */
+/* Lays out and fills the operands on `device`, which must stay open; `dtype` is that of the
+ * activations. STATUS_MEMORY with the numbers if they do not fit. */
 enum status floor_open(struct floor *floor, struct device *device, const struct op_list *step,
                        size_t scratch_bytes, enum dtype dtype);
 void floor_close(struct floor *floor);
@@ -60,12 +60,13 @@ struct floor_times {
     struct sustained parts[FLOOR_PARTS]; /* each alone; runs 0 where a step has none */
 };
 
-/* All of it for `seconds`, after half as long to warm up, with `power` watched; then each part alone. */
+/* All of it for `seconds`, after half as long to warm up, with `power` watched; then each part
+ * alone. */
 enum status floor_measure(struct floor *floor, double seconds, struct gpu_power *power,
                           struct floor_times *times);
 
-/* Calls [first, first + count) of it alone, one run being all of them. `warmup_seconds` 0: the device is
- * warm already. */
+/* Calls [first, first + count) of it alone, one run being all of them. `warmup_seconds` 0: the
+ * device is warm already. */
 enum status floor_measure_calls(struct floor *floor, size_t first, size_t count,
                                 double warmup_seconds, double seconds, struct gpu_power *power,
                                 struct sustained *out);

@@ -23,7 +23,8 @@ enum status op_list_add(struct op_list *list, const struct op_call *call) {
         const size_t capacity = list->capacity == 0 ? 256 : 2 * list->capacity;
         struct op_call *grown = reallocarray(list->calls, capacity, sizeof *grown);
         if (grown == NULL) {
-            return status_set(STATUS_MEMORY, "out of memory for a list of %zu operations", capacity);
+            return status_set(STATUS_MEMORY, "out of memory for a list of %zu operations",
+                              capacity);
         }
         list->calls = grown;
         list->capacity = capacity;
@@ -94,8 +95,8 @@ static bool same_gemm(const struct gemm *a, const struct gemm *b) {
            a->c.dtype == b->c.dtype && (a->bias == NULL) == (b->bias == NULL);
 }
 
-/* Equal names, FLOPs and bytes, read and written, are equal work: a step has one width and one number of
- * tokens. GEMMs can be told apart further. */
+/* Equal names, FLOPs and bytes, read and written, are equal work: a step has one width and one
+ * number of tokens. GEMMs can be told apart further. */
 bool op_call_same(const struct op_call *a, const struct op_call *b) {
     return a->kind == b->kind && a->bytes == b->bytes && a->written_bytes == b->written_bytes &&
            a->flops == b->flops &&

@@ -1,7 +1,7 @@
 /*
- * Operations as they were asked for, in order, with their arguments: what op_trace.h records where it is
- * given a list. floor.c runs the GEMMs and attention calls of one again on operands of its own and streams
- * the bytes of the rest; bench_gemm.c and bench_ops.c time its entries one by one.
+ * Operations as they were asked for, in order, with their arguments: what op_trace.h records where
+ * it is given a list. floor.c runs the GEMMs and attention calls of one again on operands of its
+ * own and streams the bytes of the rest; bench_gemm.c and bench_ops.c time its entries one by one.
  */
 #ifndef DEEPWELL_TRAIN_OP_LIST_H_
 #define DEEPWELL_TRAIN_OP_LIST_H_
@@ -54,7 +54,8 @@ struct op_call {
         struct { struct step_state *state; struct step_policy policy; } step;
         struct adamw adamw;
     } args;
-    struct tensor pointees[2]; /* what the arguments' own pointers pointed to: bias; delta, delta_bias */
+    struct tensor
+        pointees[2]; /* what the arguments' own pointers pointed to: bias; delta, delta_bias */
 };
 
 struct op_list {
@@ -78,7 +79,8 @@ bool op_call_same(const struct op_call *a, const struct op_call *b);
 /* Index of the first call with the same work as calls[i]: i itself where it is the first. */
 size_t op_list_first_same(const struct op_list *list, size_t i);
 
-/* "gemm 65536 x 2304 x 768 NT bf16 -> bf16, bias", or the name. Writes into `text` and returns it. */
+/* "gemm 65536 x 2304 x 768 NT bf16 -> bf16, bias", or the name. Writes into `text` and returns
+ * it. */
 enum { OP_CALL_TEXT_BYTES = 96 };
 const char *op_call_text(char text[OP_CALL_TEXT_BYTES], const struct op_call *call);
 

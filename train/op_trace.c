@@ -31,10 +31,10 @@ static enum status end_interval(struct op_trace *trace, struct device *device, s
     return device_mark(device, trace->last_mark);
 }
 
-/* Counts the call that the inner operation, if there is one, has just been asked for; `shape` NULL: no
- * GEMM. */
-static enum status end_call(struct op_trace *trace, struct device *device, const struct op_call *call,
-                            struct op_total *shape) {
+/* Counts the call that the inner operation, if there is one, has just been asked for; `shape`
+ * NULL: no GEMM. */
+static enum status end_call(struct op_trace *trace, struct device *device,
+                            const struct op_call *call, struct op_total *shape) {
     struct op_total *const total = find_total(trace, call->name);
     if (trace->list != NULL) TRY(op_list_add(trace->list, call));
     add(total, call->flops, (double)call->bytes);
@@ -66,10 +66,12 @@ TRACED(embedding_forward, OP_EMBEDDING_FORWARD, 0.0)
 TRACED(embedding_backward, OP_EMBEDDING_BACKWARD, 0.0)
 TRACED(norm_forward, OP_NORM_FORWARD, 0.0)
 TRACED(norm_backward, OP_NORM_BACKWARD, 0.0)
-TRACED(attention_forward, OP_ATTENTION_FORWARD, attention_flops(a->batch, a->sequence_length, a->out.columns))
-TRACED(attention_backward, OP_ATTENTION_BACKWARD, 2.0 * attention_flops(a->batch, a->sequence_length, a->out.columns))
-TRACED(attention_cached, OP_ATTENTION_CACHED, 4.0 * (double)a->out.rows * (double)(a->past + a->sequence_length) *
-                             (double)a->out.columns)
+TRACED(attention_forward, OP_ATTENTION_FORWARD,
+       attention_flops(a->batch, a->sequence_length, a->out.columns))
+TRACED(attention_backward, OP_ATTENTION_BACKWARD,
+       2.0 * attention_flops(a->batch, a->sequence_length, a->out.columns))
+TRACED(attention_cached, OP_ATTENTION_CACHED,
+       4.0 * (double)a->out.rows * (double)(a->past + a->sequence_length) * (double)a->out.columns)
 TRACED(gelu_forward, OP_GELU_FORWARD, 0.0)
 TRACED(gelu_backward, OP_GELU_BACKWARD, 0.0)
 TRACED(bias_backward, OP_BIAS_BACKWARD, 0.0)

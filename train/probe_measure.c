@@ -29,7 +29,8 @@ static void print_limits(const struct gpu_power *power) {
     printf(", SM clock up to ");
     if (mhz > 0) printf("%u MHz", mhz);
     else printf("n/a");
-    if (gpu_power_now(power, &now_watts, &now_mhz)) printf("; now %u W, %u MHz", now_watts, now_mhz);
+    if (gpu_power_now(power, &now_watts, &now_mhz))
+        printf("; now %u W, %u MHz", now_watts, now_mhz);
     printf("\n");
 }
 
@@ -45,8 +46,8 @@ static enum status measure_gemm(struct device *device, enum dtype dtype, double 
     const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(device, dtype, &config),
                                        engine_peak_type(dtype));
     if (mfu.state == MFU_MEASUREMENT_ERROR) *error = true;
-    printf("gemm %-6s %.4g TFLOPS sustained, %zu x %zu x %zu", dtype_name(dtype), tflops, side, side,
-           side);
+    printf("gemm %-6s %.4g TFLOPS sustained, %zu x %zu x %zu", dtype_name(dtype), tflops, side,
+           side, side);
     if (mfu.state != MFU_UNKNOWN) printf(", %s", mfu_text(share, &mfu) + strlen("mfu "));
     if (power->library != NULL) printf("; %s", gpu_power_text(watts, power, 0.0));
     printf("\n");
@@ -69,7 +70,8 @@ static enum status measure_all(struct device *device, double seconds, struct gpu
     if (power->library != NULL) printf("; %s", gpu_power_text(watts, power, 0.0));
     printf("\n");
     if (!error) return STATUS_OK;
-    return status_set(STATUS_INTERNAL, "measurement error: a GEMM above the vendor's peak (train/peak.c): "
+    return status_set(STATUS_INTERNAL,
+                      "measurement error: a GEMM above the vendor's peak (train/peak.c): "
                       "no figure of this run can be trusted");
 }
 

@@ -4,9 +4,9 @@
 
 #include "base/status.h"
 
-/* Prints power limit and clocks, the rate of GEMMs in every type that the device computes in, and of a copy,
- * each over `seconds`. The first GPU, or the CPU with `threads` where there is none. STATUS_INTERNAL, after
- * all is printed, if a rate is above the vendor's peak. */
+/* Prints power limit and clocks, the rate of GEMMs in every type that the device computes in,
+ * and of a copy, each over `seconds`. The first GPU, or the CPU with `threads` where there is
+ * none. STATUS_INTERNAL, after all is printed, if a rate is above the vendor's peak. */
 enum status probe_measure(int threads, double seconds);
 
 #endif

@@ -4,8 +4,8 @@
 #include "base/clock.h"
 #include "train/signals.h"
 
-/* A batch of runs between two marks: long against the host's part in it, short enough for a few looks at
- * power a second. */
+/* A batch of runs between two marks: long against the host's part in it, short enough for a few
+ * looks at power a second. */
 static const double batch_seconds = 0.1;
 static const uint64_t batch_runs_max = 100000;
 

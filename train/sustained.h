@@ -1,7 +1,7 @@
 /*
- * Work repeated for seconds while the device never waits: a GPU under its power limit is a quarter slower
- * than the first calls on a cool one, and training lives under that limit. Used by floor.c, `bench` and
- * `probe --measure`.
+ * Work repeated for seconds while the device never waits: a GPU under its power limit is a quarter
+ * slower than the first calls on a cool one, and training lives under that limit. Used by floor.c,
+ * `bench` and `probe --measure`.
  */
 #ifndef DEEPWELL_TRAIN_SUSTAINED_H_
 #define DEEPWELL_TRAIN_SUSTAINED_H_
@@ -17,8 +17,9 @@ struct sustained {
     double run_seconds; /* of one, on average */
 };
 
-/* Runs `run` twice and then for `seconds` or a little longer, once more at least. `power` (NULL: nobody
- * asks) is started, looked at and stopped around the timed runs. STATUS_INTERRUPTED after a signal. */
+/* Runs `run` twice and then for `seconds` or a little longer, once more at least. `power`
+ * (NULL: nobody asks) is started, looked at and stopped around the timed runs.
+ * STATUS_INTERRUPTED after a signal. */
 enum status sustained_run(struct device *device, enum status (*run)(struct device *, void *),
                           void *context, double seconds, struct gpu_power *power,
                           struct sustained *out);

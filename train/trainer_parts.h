@@ -22,7 +22,8 @@ enum status trainer_save(struct trainer *trainer);
 /* Looks at power and clock, unless it did a quarter of a second ago. */
 void trainer_look_at_power(struct trainer *trainer);
 
-/* What the steps of this process took, on a line and in the metrics; why it is not known, on a line. */
+/* What the steps of this process took, on a line and in the metrics; why it is not known, on a
+ * line. */
 enum status trainer_report_energy(struct trainer *trainer);
 
 /* The header: what will run, on what, with how much memory. */

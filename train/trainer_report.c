@@ -225,8 +225,10 @@ enum status trainer_report_energy(struct trainer *t) {
         .tokens = steps * (int64_t)(t->shape.micro_batches * t->engine.training.shape.batch *
                                     t->engine.training.shape.sequence_length),
     };
-    printf("energy      %.2f kJ over %lld steps and all between them: mean %.0f W, %.2f kJ a million "
-           "tokens\n", energy.joules * 1e-3, (long long)steps, energy.joules / energy.seconds,
-           energy.joules / (double)energy.tokens * 1e3);
+    printf(
+        "energy      %.2f kJ over %lld steps and all between them: mean %.0f W, %.2f kJ a million "
+        "tokens\n",
+        energy.joules * 1e-3, (long long)steps, energy.joules / energy.seconds,
+        energy.joules / (double)energy.tokens * 1e3);
     return metrics_energy(t->metrics, t->state.step, &energy);
 }

@@ -29,8 +29,8 @@ enum status cpu_stream(struct device *device, const struct stream *op) {
     const size_t n = stream_threads(op);
     uint64_t sum = 0;
     if (((uintptr_t)op->in | (uintptr_t)op->out) % STREAM_UNIT_BYTES != 0 || op->checksum == NULL) {
-        return status_set(STATUS_INTERNAL, "stream: from %p to %p, expected multiples of %d", op->in,
-                          op->out, STREAM_UNIT_BYTES);
+        return status_set(STATUS_INTERNAL, "stream: from %p to %p, expected multiples of %d",
+                          op->in, op->out, STREAM_UNIT_BYTES);
     }
 #pragma omp parallel for schedule(static) num_threads(device->threads) reduction(^ : sum)
     for (size_t first = 0; first < n; first += TILE) {

@@ -77,7 +77,8 @@ static int64_t energy_mj(const struct gpu_power *power) {
 
 bool gpu_power_now(const struct gpu_power *power, unsigned *watts, unsigned *sm_mhz) {
     unsigned mw = 0;
-    if (power->library == NULL || power->clock_info == NULL || power->power_usage == NULL) return false;
+    if (power->library == NULL || power->clock_info == NULL || power->power_usage == NULL)
+        return false;
     if (power->clock_info(power->device, NVML_CLOCK_SM, sm_mhz) != NVML_SUCCESS ||
         power->power_usage(power->device, &mw) != NVML_SUCCESS) {
         return false;
@@ -152,15 +153,16 @@ const char *gpu_power_limit_text(char text[GPU_POWER_TEXT_BYTES], const struct g
     if (power->looks == 0) return text;
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
         if ((power->throttle & reasons[i].bit) == 0) continue;
-        snprintf(text + used, GPU_POWER_TEXT_BYTES - used, "%s%s", used == 0 ? "limited by " : " and ",
-                 reasons[i].name);
+        snprintf(text + used, GPU_POWER_TEXT_BYTES - used, "%s%s",
+                 used == 0 ? "limited by " : " and ", reasons[i].name);
         used = strlen(text);
     }
     if (used == 0) snprintf(text, GPU_POWER_TEXT_BYTES, "not limited");
     return text;
 }
 
-const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_power *power, double tokens) {
+const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_power *power,
+                           double tokens) {
     char limits[GPU_POWER_TEXT_BYTES], energy[64] = "";
     const double watts = gpu_power_mean_watts(power);
     if (power->library == NULL || watts < 0.0) {
@@ -175,6 +177,7 @@ const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_pow
     }
     gpu_power_limit_text(limits, power);
     snprintf(text, GPU_POWER_TEXT_BYTES, "%.0f W, SM %u MHz (median of %zu looks)%s%.100s%s", watts,
-             gpu_power_median_mhz(power), power->looks, limits[0] != '\0' ? ", " : "", limits, energy);
+             gpu_power_median_mhz(power), power->looks, limits[0] != '\0' ? ", " : "", limits,
+             energy);
     return text;
 }

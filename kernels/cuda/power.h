@@ -1,7 +1,7 @@
 /*
- * Energy, power, clock and throttling of one GPU, through NVML (libnvidia-ml, NVIDIA Management Library
- * Reference), opened at run time: no build needs it. What is not to be had is said, never guessed.
- * Called by `bench`, `probe --measure` and the trainer.
+ * Energy, power, clock and throttling of one GPU, through NVML (libnvidia-ml, NVIDIA Management
+ * Library Reference), opened at run time: no build needs it. What is not to be had is said, never
+ * guessed. Called by `bench`, `probe --measure` and the trainer.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_POWER_H_
 #define DEEPWELL_KERNELS_CUDA_POWER_H_
@@ -36,7 +36,8 @@ struct gpu_power {
 void gpu_power_open(struct gpu_power *power, const char *bus_id);
 void gpu_power_close(struct gpu_power *power);
 
-/* Power and clock at this moment; false if they are not to be had. Costs less than a millisecond. */
+/* Power and clock at this moment; false if they are not to be had. Costs less than a
+ * millisecond. */
 bool gpu_power_now(const struct gpu_power *power, unsigned *watts, unsigned *sm_mhz);
 
 /* What the GPU may draw and how fast its clock may go; 0: not known. */
@@ -46,16 +47,18 @@ void gpu_power_start(struct gpu_power *power);
 void gpu_power_look(struct gpu_power *power); /* clock, power and reasons at this moment */
 void gpu_power_stop(struct gpu_power *power);
 
-/* Over the stretch: the counter's joules by the time, or where there is none the median look; negative:
- * not known. */
+/* Over the stretch: the counter's joules by the time, or where there is none the median look;
+ * negative: not known. */
 double gpu_power_mean_watts(const struct gpu_power *power);
 unsigned gpu_power_median_mhz(const struct gpu_power *power); /* 0: not known */
 
-/* "limited by power", "not limited", or "" where nobody looked. Writes into `text` and returns it. */
+/* "limited by power", "not limited", or "" where nobody looked. Writes into `text` and returns
+ * it. */
 const char *gpu_power_limit_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_power *power);
 
-/* "688 W, SM 1440 MHz (median of 20 looks), limited by power; 12.60 kJ a million tokens", or "n/a: ..." with
- * the reason. `tokens` of the stretch; 0: no energy a token. Writes into `text` and returns it. */
+/* "688 W, SM 1440 MHz (median of 20 looks), limited by power; 12.60 kJ a million tokens", or
+ * "n/a: ..." with the reason. `tokens` of the stretch; 0: no energy a token. Writes into `text`
+ * and returns it. */
 const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_power *power, double tokens);
 
 #endif

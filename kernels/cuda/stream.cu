@@ -1,7 +1,7 @@
 /*
- * Moving bytes and nothing else, in 16-byte accesses that leave the caches alone. Threads side by side hold
- * units side by side, one of each array; 8 blocks of 512 threads for a multiprocessor, twice what it holds at
- * once, reach the copy rate of an H200 (4.2 TB/s).
+ * Moving bytes and nothing else, in 16-byte accesses that leave the caches alone. Threads side by
+ * side hold units side by side, one of each array; 8 blocks of 512 threads for a multiprocessor,
+ * twice what it holds at once, reach the copy rate of an H200 (4.2 TB/s).
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -14,7 +14,8 @@ enum { THREADS = 512, BLOCKS_EACH = 8 };
 __device__ inline uint32_t fold(uint4 x) { return x.x ^ x.y ^ x.z ^ x.w; }
 
 __global__ void __launch_bounds__(THREADS)
-stream_kernel(uint4 *out, const uint4 *in, size_t reads, size_t writes, size_t n, uint32_t *checksum) {
+    stream_kernel(uint4 *out, const uint4 *in, size_t reads, size_t writes, size_t n,
+                  uint32_t *checksum) {
     __shared__ uint32_t sums[THREADS / WARP];
     const size_t stride = (size_t)gridDim.x * THREADS;
     uint32_t sum = 0;
@@ -42,12 +43,14 @@ stream_kernel(uint4 *out, const uint4 *in, size_t reads, size_t writes, size_t n
 extern "C" enum status cuda_stream(struct device *device, const struct stream *op) {
     const struct cuda_backend *backend = backend_of(device);
     const size_t n = stream_threads(op);
-    if (((uintptr_t)op->in | (uintptr_t)op->out) % STREAM_UNIT_BYTES != 0 || op->checksum == nullptr) {
-        return status_set(STATUS_INTERNAL, "stream: from %p to %p, expected multiples of %d", op->in,
-                          op->out, STREAM_UNIT_BYTES);
+    if (((uintptr_t)op->in | (uintptr_t)op->out) % STREAM_UNIT_BYTES != 0 ||
+        op->checksum == nullptr) {
+        return status_set(STATUS_INTERNAL, "stream: from %p to %p, expected multiples of %d",
+                          op->in, op->out, STREAM_UNIT_BYTES);
     }
     if (n == 0) return STATUS_OK;
-    const size_t blocks = size_min(ceil_div(n, THREADS), (size_t)backend->multiprocessors * BLOCKS_EACH);
+    const size_t blocks = size_min(ceil_div(n, THREADS),
+                                   (size_t)backend->multiprocessors * BLOCKS_EACH);
     stream_kernel<<<(unsigned)blocks, THREADS, 0, backend->stream>>>(
         (uint4 *)op->out, (const uint4 *)op->in, op->read_units, op->write_units, n, op->checksum);
     return cuda_launched("stream");

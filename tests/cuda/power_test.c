@@ -1,6 +1,7 @@
 /*
- * Power and energy through NVML. Oracle: the figures of a library under NVML's name (fake_nvml.c), which the
- * test loads first, so that the loader takes it for libnvidia-ml.so.1. Its path is the first argument.
+ * Power and energy through NVML. Oracle: the figures of a library under NVML's name (fake_nvml.c),
+ * which the test loads first, so that the loader takes it for libnvidia-ml.so.1. Its path is the
+ * first argument.
  */
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -32,8 +33,11 @@ static void figures_are_nvmls(void **state) {
     assert_true(watts == 688 && mhz == 1440);
     gpu_power_start(&power);
     gpu_power_look(&power);
-    set_figures(&(struct fake_nvml){.counts_energy = true, .energy_mj = 5000000 + 126000, .mw = 1000,
-                                    .mhz = 1500, .reasons = 0x20});
+    set_figures(&(struct fake_nvml){.counts_energy = true,
+                                    .energy_mj = 5000000 + 126000,
+                                    .mw = 1000,
+                                    .mhz = 1500,
+                                    .reasons = 0x20});
     gpu_power_look(&power);
     gpu_power_look(&power);
     gpu_power_stop(&power);
@@ -58,9 +62,10 @@ static void no_counter_is_said(void **state) {
     gpu_power_look(&power);
     gpu_power_stop(&power);
     assert_true(power.joules < 0.0 && gpu_power_mean_watts(&power) == 70.0);
-    assert_string_equal(gpu_power_text(text, &power, 10.0),
-                        "70 W, SM 900 MHz (median of 1 looks), not limited; energy n/a: this GPU counts "
-                        "none");
+    assert_string_equal(
+        gpu_power_text(text, &power, 10.0),
+        "70 W, SM 900 MHz (median of 1 looks), not limited; energy n/a: this GPU counts "
+        "none");
     assert_string_equal(gpu_power_text(text, &power, 0.0),
                         "70 W, SM 900 MHz (median of 1 looks), not limited");
     gpu_power_close(&power);

@@ -1,8 +1,9 @@
 /*
  * The measuring commands, run as a user runs them. Times are noise and are not looked at.
  *
- * Oracles: the counts of `plan` (calls, GEMM shapes), which come from the step's own code; exit codes and
- * messages of a table of wrong inputs; the rule that a figure above the peak is an error.
+ * Oracles: the counts of `plan` (calls, GEMM shapes), which come from the step's own code; exit
+ * codes and messages of a table of wrong inputs; the rule that a figure above the peak is an
+ * error.
  */
 #include "tests/e2e/e2e.h"
 
@@ -37,8 +38,9 @@ static void the_floor_has_the_plans_calls(void **state) {
     assert_true(gemms > 0 && attention > 0);
     free(plan);
     const struct outcome *floor = e2e_expect(0, "", "bench floor ../tiny.conf --seconds 0.05");
-    e2e_assert_words("bench floor", floor->out,
-                     "device |floor |tokens/s|TFLOPS|their sum|power       n/a: the work is on the CPU");
+    e2e_assert_words(
+        "bench floor", floor->out,
+        "device |floor |tokens/s|TFLOPS|their sum|power       n/a: the work is on the CPU");
     snprintf(expected, sizeof expected, "ms alone, %ld calls", gemms);
     e2e_assert_words("GEMMs", e2e_value(floor->out, "\n  GEMMs"), expected);
     snprintf(expected, sizeof expected, "ms alone, %ld calls", attention);
@@ -49,14 +51,16 @@ static void a_step_stands_beside_its_floor(void **state) {
     (void)state;
     const struct outcome *step = e2e_run(
         "bench step ../tiny.conf --steps 2 --warmup 1 --ops --floor --seconds 0.05");
-    /* on a machine whose speed jumps, the step may have been faster than the GEMMs alone: then it says so */
+    /* on a machine whose speed jumps, the step may have been faster than the GEMMs alone: then
+     * it says so */
     if (step->code != 0) {
         assert_int_equal(step->code, STATUS_INTERNAL);
         e2e_assert_words("bench step --floor", step->err, "measurement error|its GEMMs alone");
     }
-    e2e_assert_words("bench step --floor", step->out,
-                     "\nstep |\nspeed |power       n/a|operations of a step|everything else|the step|"
-                     "\nfloor |\nshare       step at|% of the floor");
+    e2e_assert_words(
+        "bench step --floor", step->out,
+        "\nstep |\nspeed |power       n/a|operations of a step|everything else|the step|"
+        "\nfloor |\nshare       step at|% of the floor");
     const double share = strtod(strstr(step->out, "step at ") + strlen("step at "), NULL);
     double mine = 0.0, floor = 0.0;
     assert_int_equal(sscanf(strstr(step->out, "of the floor: "), "of the floor: %lf of %lf", &mine,
@@ -89,7 +93,8 @@ static void every_operation_is_timed_alone(void **state) {
         "bias_backward", "cross_entropy", "adamw", "gradient_sumsq", "loss_sum",
     };
     (void)state;
-    const struct outcome *ops = e2e_expect(0, "", "bench ops ../tiny.conf --seconds 0.01 --warmup 1");
+    const struct outcome *ops = e2e_expect(0, "",
+                                           "bench ops ../tiny.conf --seconds 0.01 --warmup 1");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         char start[64];
         snprintf(start, sizeof start, "  %s ", names[i]);
@@ -101,7 +106,8 @@ static void every_operation_is_timed_alone(void **state) {
 static void probe_measures(void **state) {
     (void)state;
     const struct outcome *probe = e2e_expect(0, "", "probe --measure --seconds 0.02");
-    e2e_assert_words("probe --measure", probe->out, "measuring |\npower |\ngemm fp32|sustained|\ncopy ");
+    e2e_assert_words("probe --measure", probe->out,
+                     "measuring |\npower |\ngemm fp32|sustained|\ncopy ");
 }
 
 /* A run on the CPU says once that its energy is not known, and its metrics claim nothing. */
@@ -156,7 +162,8 @@ static void every_subcommand_has_help(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         e2e_assert_words("help", e2e_expect(0, "", "bench --help")->out, names[i]);
-        e2e_assert_words("help", e2e_expect(0, "", "bench %s --help", names[i])->out, "usage:|--seconds");
+        e2e_assert_words("help", e2e_expect(0, "", "bench %s --help", names[i])->out,
+                         "usage:|--seconds");
     }
 }
 

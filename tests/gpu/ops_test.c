@@ -116,12 +116,14 @@ static void test_convert_and_update(void **state) {
 
 /* Bit equal, checksum and all; counts that fill the grid once, several times, and hardly. */
 static void test_stream(void **state) {
-    static const size_t counts[][2] = {{1, 1}, {3000000, 3000000}, {3000001, 1000000}, {1000000, 3000001},
-                                       {2000000, 1000}, {70, 2000000}, {2000000, 0}};
+    static const size_t counts[][2] =
+        {{1, 1},          {3000000, 3000000}, {3000001, 1000000}, {1000000, 3000001},
+         {2000000, 1000}, {70, 2000000},      {2000000, 0}};
     (void)state;
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
         const size_t reads = counts[i][0], writes = counts[i][1];
-        struct pair in = pair_random(DTYPE_F32, 4, reads, 1, 0.0, 1.0), sum = pair_of(filled_tensor(DTYPE_F32, 1, 1, 1.0));
+        struct pair in = pair_random(DTYPE_F32, 4, reads, 1, 0.0, 1.0),
+                    sum = pair_of(filled_tensor(DTYPE_F32, 1, 1, 1.0));
         struct pair out = pair_poison(DTYPE_F32, 4, writes + 1);
         const struct stream a = {out.host.data, in.host.data, reads, writes, sum.host.data};
         const struct stream b = {out.there.data, in.there.data, reads, writes, sum.there.data};

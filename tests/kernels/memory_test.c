@@ -186,8 +186,8 @@ static void test_traffic(void **state) {
     assert_int_equal(stream_bytes(&(struct stream){.read_units = 5, .write_units = 2}), 16 * 7);
 }
 
-/* Against the definition of kernels/ops.h, word by word; counts on both sides of the eighth that decides
- * how many threads walk, and none. Nothing beyond the written units is touched. */
+/* Against the definition of kernels/ops.h, word by word; counts on both sides of the eighth that
+ * decides how many threads walk, and none. Nothing beyond the written units is touched. */
 static void test_stream(void **state) {
     static const struct { size_t reads, writes, n; } cases[] = {
         {5000, 5000, 5000}, {9001, 3000, 3000}, {3000, 9001, 3000}, {8000, 1000, 1000},

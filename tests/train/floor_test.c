@@ -1,7 +1,8 @@
 /*
- * Recorded steps, and the floor made of one. Oracles: bit equality of a replayed list with the step that it
- * was recorded from; FLOPs by train/flops.h and bytes by the sums of the list, exactly; the definition of a
- * ring (no operand of one operation overlaps another, none lies outside).
+ * Recorded steps, and the floor made of one. Oracles: bit equality of a replayed list with the
+ * step that it was recorded from; FLOPs by train/flops.h and bytes by the sums of the list,
+ * exactly; the definition of a ring (no operand of one operation overlaps another, none lies
+ * outside).
  */
 #include <stdio.h>
 
@@ -32,7 +33,8 @@ static void a_replayed_list_is_the_step(void **state) {
             small_run_open(&run, ENGINE_TRAIN);
             const struct step_policy policy = step_policy(&run.config, 0);
             if (replayed) {
-                small_run_gradients(&run, &policy); /* for its tokens; the list overwrites the rest */
+                small_run_gradients(&run,
+                                    &policy); /* for its tokens; the list overwrites the rest */
                 EXPECT_OK(step_trace(&run.engine, &run.config, &trace, &list));
                 for (size_t i = 0; i < list.count; i++) {
                     EXPECT_OK(op_call_run(&run.engine.device, &list.calls[i]));
@@ -65,8 +67,8 @@ static void equal_work_is_found(void **state) {
         gemms += call->kind == OP_GEMM;
         norms += call->kind == OP_NORM_FORWARD;
     }
-    /* 15 shapes (op_trace_test.c); the four weight gradients of a block and the head's also add, in the
-     * second micro-batch */
+    /* 15 shapes (op_trace_test.c); the four weight gradients of a block and the head's also add,
+     * in the second micro-batch */
     assert_int_equal(gemms, 15 + 5);
     assert_int_equal(norms, 2); /* the first has no branch to add */
     op_call_text(text, &work.calls.calls[2]);
@@ -109,7 +111,8 @@ static void check_call(const struct floor *floor, const struct floor_call *call)
     }
 }
 
-/* What the floor does is what the step asked for: FLOPs and calls equal, bytes rounded up to units. */
+/* What the floor does is what the step asked for: FLOPs and calls equal, bytes rounded up to
+ * units. */
 static void the_floor_does_the_work_of_the_step(void **state) {
     (void)state;
     for (int recipe = CONFIG_RECIPE_FP32; recipe <= CONFIG_RECIPE_FP16; recipe++) {
@@ -121,7 +124,8 @@ static void the_floor_does_the_work_of_the_step(void **state) {
         small_config(&config, (enum config_recipe)recipe);
         EXPECT_OK(step_work_open(&work, &config));
         EXPECT_OK(device_open_cpu(&device, 2));
-        EXPECT_OK(floor_open(&floor, &device, &work.calls, work.scratch_bytes, engine_dtype(&config)));
+        EXPECT_OK(
+            floor_open(&floor, &device, &work.calls, work.scratch_bytes, engine_dtype(&config)));
         for (size_t i = 0; i < work.calls.count; i++) {
             const struct op_call *call = &work.calls.calls[i];
             const bool attention = strncmp(call->name, "attention", 9) == 0;
@@ -129,14 +133,16 @@ static void the_floor_does_the_work_of_the_step(void **state) {
                                          : attention           ? FLOOR_ATTENTION : FLOOR_BYTES;
             calls[part]++;
             if (part != FLOOR_BYTES) continue;
-            units += (call->bytes - call->written_bytes + 15) / 16 + (call->written_bytes + 15) / 16;
+            units += (call->bytes - call->written_bytes + 15) / 16 +
+                     (call->written_bytes + 15) / 16;
         }
         for (size_t part = 0; part < FLOOR_PARTS; part++) {
             assert_int_equal(floor.work[part].calls, calls[part]);
         }
         assert_int_equal(floor.work[FLOOR_BYTES].bytes, units * STREAM_UNIT_BYTES);
         const double tokens = (double)step_tokens(&config);
-        const double padding = (128.0 - VOCABULARY) * 6.0 * 24.0 * tokens; /* of the head, multiplied too */
+        const double padding = (128.0 - VOCABULARY) * 6.0 * 24.0 *
+                               tokens; /* of the head, multiplied too */
         assert_true(floor.work[FLOOR_GEMM].flops - padding + floor.work[FLOOR_ATTENTION].flops ==
                     (double)work.flops.total * tokens);
         for (size_t i = 0; i < floor.count; i++) check_call(&floor, &floor.calls[i]);
@@ -146,8 +152,8 @@ static void the_floor_does_the_work_of_the_step(void **state) {
     }
 }
 
-/* It runs, every part of it, and its GEMMs multiply numbers: none of what they add to is left zero or not
- * finite. */
+/* It runs, every part of it, and its GEMMs multiply numbers: none of what they add to is left
+ * zero or not finite. */
 static void the_floor_runs(void **state) {
     struct config config;
     struct step_work work;
@@ -165,7 +171,8 @@ static void the_floor_runs(void **state) {
     EXPECT_OK(floor_measure(&floor, 0.02, &power, &times));
     assert_true(times.whole.runs > 0 && times.whole.run_seconds > 0.0);
     assert_true(times.whole.seconds >= 0.02);
-    for (size_t part = 0; part < FLOOR_PARTS; part++) assert_true(times.parts[part].run_seconds > 0.0);
+    for (size_t part = 0; part < FLOOR_PARTS; part++)
+        assert_true(times.parts[part].run_seconds > 0.0);
     const float *sums = floor.sums;
     for (size_t i = 0; i < 24 * 24; i++) bad += !isfinite(sums[i]) || sums[i] == 0.0f;
     assert_int_equal(bad, 0);
@@ -178,7 +185,8 @@ static void the_floor_runs(void **state) {
     step_work_close(&work);
 }
 
-/* A stream longer than a ring is several, of the same bytes together; a GEMM-less list has no GEMMs. */
+/* A stream longer than a ring is several, of the same bytes together; a GEMM-less list has no
+ * GEMMs. */
 static void long_streams_are_cut(void **state) {
     const struct op_call call = {
         .kind = OP_ADAMW, .name = "adamw", .bytes = (300 << 20) + 40, .written_bytes = 40,
