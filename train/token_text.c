@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "data/tokenizer.h"
-#include "train/encode.h"
 
 static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
 

@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "train/encode.h"
+#include "base/utf8.h"
 #include "train/token_text.h"
 
 enum { BYTES = 256, GPT2 = 50257, TEXT_ROOM = 4096 };
