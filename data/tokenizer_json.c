@@ -347,7 +347,7 @@ static enum status read_all_added(struct reader *reader) {
 static enum status read_root(struct reader *reader, const cJSON *root, size_t file_bytes) {
     const cJSON *model = NULL, *item = NULL;
     TRY(tokenizer_json_find(root, "model", &model));
-    if (model == NULL) {
+    if (!cJSON_IsObject(model)) { /* "model" is a word of GPT-2's vocabulary */
         return status_set(STATUS_DATA, "expected a tokenizer.json, found no \"model\" in it%s",
                           cJSON_GetObjectItemCaseSensitive(root, "!") != NULL ? " (this looks like GPT-2's encoder.json:"
                           " `deepwell data prepare --tokenizer` takes it with vocab.bpe and writes "
