@@ -107,6 +107,7 @@ static enum status find_word(struct encoding *encoding, const char *word, size_t
         used += length;
     }
     *token = token_table_find(&encoding->tokenizer->table, encoding->characters, used);
+    if (*token >= 0 && encoding->tokenizer->texts[*token].outside) *token = -1;
     return STATUS_OK;
 }
 

@@ -123,7 +123,7 @@ static enum status add_token(struct reader *reader, const char *what, const char
         return status_set(STATUS_DATA, "%s: the token \"%.40s\" stands twice", what, text);
     }
     char *stands_for = keep_string(reader, text, bytes);
-    *entry = (struct token_text){stands_for, token_bytes(key, bytes, stands_for)};
+    *entry = (struct token_text){stands_for, token_bytes(key, bytes, stands_for), false};
     tokenizer->longest = size_max(tokenizer->longest, entry->count);
     return STATUS_OK;
 }
@@ -307,7 +307,10 @@ static enum status read_added(struct reader *reader, const cJSON *item, size_t *
     const bool known = tokenizer_find(reader->tokenizer, content) >= 0;
     added->token = token_number(id);
     TRY(check_added_number(reader->tokenizer, content, added->token, next));
-    if (!known) TRY(add_token(reader, "added_tokens", content, added->token));
+    if (!known) {
+        TRY(add_token(reader, "added_tokens", content, added->token));
+        reader->tokenizer->texts[added->token].outside = true;
+    }
     added->bytes = strlen(content);
     added->content = keep_string(reader, content, added->bytes);
     TRY(tokenizer_json_flag(item, "special", &added->special));
@@ -383,7 +386,7 @@ static enum status parse_text(const char *json, size_t bytes, cJSON **root) {
     }
     const char *end = json;
     *root = cJSON_ParseWithLengthOpts(json, bytes, &end, false);
-    if (*root != NULL) end += strspn(end, " \t\r\n"); /* file_read puts a NUL behind the file */
+    while (*root != NULL && end < json + bytes && strchr(" \t\r\n", *end) != NULL) end++;
     if (*root != NULL && end == json + bytes) return STATUS_OK;
     return status_set(STATUS_DATA, "expected a tokenizer.json, found no JSON (it breaks off at "
                       "byte %zu of %zu)", (size_t)(end - json), bytes);

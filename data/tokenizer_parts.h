@@ -29,8 +29,9 @@ struct tokenizer_step {
 };
 
 struct token_text {
-    const char *bytes;
+    const char *bytes; /* NULL: no token has this number */
     size_t count;
+    bool outside; /* an added token that the model's vocabulary does not have */
 };
 
 struct tokenizer {

@@ -51,7 +51,7 @@ def check_out(out, overwrite):
     if not os.path.isdir(out):
         raise Failure(CONFIG, f"expected a folder or nothing at --out, found something else: {out}")
     names = sorted(os.listdir(out))
-    strangers = [name for name in names if not OURS.match(name)]
+    strangers = [name for name in names if not OURS.match(name) or not os.path.isfile(os.path.join(out, name))]
     if strangers:
         raise Failure(CONFIG, f"expected a new folder or an earlier output at --out {out}, found "
                               f"{strangers[0]} in it: choose another --out")
