@@ -33,6 +33,7 @@ static void assert_message_has(const char *words) {
 /* What the printer prints for a token; -1: at the end. */
 static const char *printed(struct token_printer *printer, int32_t token) {
     static char text[64];
+    text[0] = '\0'; /* what fmemopen leaves alone if nothing is printed */
     FILE *out = fmemopen(text, sizeof text, "w");
     assert_non_null(out);
     if (token >= 0) token_printer_add(printer, token, out);
