@@ -1,6 +1,6 @@
 /*
- * dataset.json, which `deepwell data prepare` writes beside shards: how to read their tokens. Shards
- * that others made have none. Used by inspect.c and by train/vocabulary.c.
+ * dataset.json, which `deepwell data prepare` writes beside shards: how to read their tokens.
+ * Shards that others made have none. Used by inspect.c and by train/vocabulary.c.
  */
 #ifndef DEEPWELL_DATA_DESCRIPTION_H_
 #define DEEPWELL_DATA_DESCRIPTION_H_

@@ -69,9 +69,10 @@ static enum status check_shard(const struct description *description, const char
     text_count(tokens, shard.tokens);
     shard_close(&shard);
     if (description->found) TRY(description_check_shard(description, path, &known));
+    const char *found = description->found ? "not named in dataset.json"
+                                           : "no dataset.json: header, length";
     fprintf(out, "good  %15s tokens  %s  (%s)\n", tokens, path,
-            known ? "as dataset.json says" : description->found ? "not named in dataset.json"
-                                                                 : "no dataset.json: header, length");
+            known ? "as dataset.json says" : found);
     return STATUS_OK;
 }
 

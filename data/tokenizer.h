@@ -31,7 +31,8 @@ enum {
     TOKENIZER_FILE_BYTES_MAX = 1 << 28,
 };
 
-/* STATUS_DATA with the path for a file that is no such tokenizer, STATUS_IO if it cannot be read. */
+/* STATUS_DATA with the path for a file that is no such tokenizer, STATUS_IO if it cannot be
+ * read. */
 enum status tokenizer_open(struct tokenizer **tokenizer, const char *path);
 
 /* The same from memory; `label` stands for the file in messages. */

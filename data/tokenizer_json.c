@@ -351,10 +351,11 @@ static enum status read_root(struct reader *reader, const cJSON *root, size_t fi
     const cJSON *model = NULL, *item = NULL;
     TRY(tokenizer_json_find(root, "model", &model));
     if (!cJSON_IsObject(model)) { /* "model" is a word of GPT-2's vocabulary */
+        const bool bare = cJSON_GetObjectItemCaseSensitive(root, "!") != NULL; /* a vocabulary */
         return status_set(STATUS_DATA, "expected a tokenizer.json, found no \"model\" in it%s",
-                          cJSON_GetObjectItemCaseSensitive(root, "!") != NULL ? " (this looks like GPT-2's encoder.json:"
-                          " `deepwell data prepare --tokenizer` takes it with vocab.bpe and writes "
-                          "a tokenizer.json)" : "");
+                          bare ? " (this looks like GPT-2's encoder.json: `deepwell data prepare "
+                                 "--tokenizer` takes it with vocab.bpe and writes a tokenizer.json)"
+                               : "");
     }
     TRY(check_model(model, &reader->tokenizer->whole_words));
     TRY(tokenizer_json_find(root, "normalizer", &item));

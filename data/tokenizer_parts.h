@@ -46,7 +46,7 @@ struct tokenizer {
     size_t step_count;
     struct added_token *added; /* the longest first */
     size_t added_count;
-    bool added_starts[2][BYTE_VOCABULARY]; /* [normalized]: some added token begins with this byte */
+    bool added_starts[2][BYTE_VOCABULARY]; /* [normalized][first byte of an added token] */
     struct split space, word; /* one character of white space; of a word */
 };
 

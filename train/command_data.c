@@ -24,9 +24,10 @@ static const char help_data[] =
 static const char help_prepare[] =
     "deepwell data prepare --out FOLDER [options] INPUT...\n"
     "\n"
-    "With --tokenizer or --new-vocabulary, ./deepwell runs a Python tool that also reads .jsonl and\n"
-    ".parquet: ./deepwell data prepare --tokenizer bytes --help has its options. Without:\n"
-    "\n"    "Writes FOLDER/train.bin, FOLDER/validation.bin and FOLDER/dataset.json. Every byte of text\n"
+    "With --tokenizer or --new-vocabulary, ./deepwell runs a Python tool that also reads .jsonl\n"
+    "and .parquet: ./deepwell data prepare --tokenizer bytes --help has its options. Without:\n"
+    "\n"
+    "Writes FOLDER/train.bin, FOLDER/validation.bin and FOLDER/dataset.json. Every byte of text\n"
     "is a token, and token 0 ends each document. An input is a text file, which is one document,\n"
     "or a folder, of which every text file is one; hidden names, links and binary files are\n"
     "passed over.\n"
@@ -63,8 +64,8 @@ static const char help_check[] =
 static const char help_show[] =
     "deepwell data show SHARD [options]\n"
     "\n"
-    "Prints tokens: as text by the tokenizer that the dataset.json beside the shard names; without\n"
-    "one, as text if all tokens of the shard are bytes, as numbers otherwise.\n"
+    "Prints tokens: as text by the tokenizer that the dataset.json beside the shard names;\n"
+    "without one, as text if all tokens of the shard are bytes, as numbers otherwise.\n"
     "\n"
     "  --first 0          the first token to print, counted from 0\n"
     "  --count 256        how many\n"
@@ -191,6 +192,6 @@ enum status command_data(int argc, char **argv) {
     }
     const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
     return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell data`%s%s; there are "
-                      "prepare, info, check and show", argv[1], nearest == NULL ? "" : ", did you mean ",
-                      nearest == NULL ? "" : nearest);
+                      "prepare, info, check and show", argv[1],
+                      nearest == NULL ? "" : ", did you mean ", nearest == NULL ? "" : nearest);
 }

@@ -17,7 +17,7 @@ static const char usage[] =
     "another.\n"
     "\n"
     "  --data PATTERN       token shards (default: data.validation of the run)\n"
-    "  --tokenizer FILE     tokenizer.json, for bits a byte (default: the checkpoint's, or the run's)\n"
+    "  --tokenizer FILE     tokenizer.json for bits a byte (default: the checkpoint's or the run's)\n"
     "  --sequences N        only the first N sequences (default: all)\n"
     "\n"
     "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n";

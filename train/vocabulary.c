@@ -7,10 +7,20 @@
 #include "base/file.h"
 #include "data/description.h"
 
-static enum status set_tokenizer(struct config *config, const char *path) {
-    const enum status status = config_set(config, "data.tokenizer", path);
+/* Takes a tokenizer that was found, not asked for. One that is not read here (with a normalizer,
+ * say) is no reason to refuse the run: training needs numbers only. */
+static enum status take_tokenizer(struct config *config, const char *path) {
+    struct tokenizer *tokenizer = NULL;
+    enum status status = tokenizer_open(&tokenizer, path);
+    tokenizer_close(tokenizer);
+    if (status == STATUS_DATA) {
+        fprintf(stderr, "note: %s; tokens are shown as numbers\n", status_message());
+        config->data.tokenizer[0] = '\0';
+        return STATUS_OK;
+    }
+    if (status == STATUS_OK) status = config_set(config, "data.tokenizer", path);
     if (status == STATUS_OK) return status;
-    return status_context(status, "a tokenizer was found, but its path cannot be kept");
+    return status_context(status, "the tokenizer beside the data (--data.tokenizer names another)");
 }
 
 int32_t vocabulary_end_of_text(const struct config *config) {
@@ -25,7 +35,7 @@ static enum status resolve_from_shards(struct config *config) {
     if (description.found) {
         if (config->data.end_of_text < 0) config->data.end_of_text = description.end_of_text;
         if (config->data.tokenizer[0] == '\0' && description.tokenizer[0] != '\0') {
-            status = set_tokenizer(config, description.tokenizer);
+            status = take_tokenizer(config, description.tokenizer);
         }
     }
     description_close(&description);
@@ -58,7 +68,7 @@ enum status vocabulary_resolve(struct config *config) {
 enum status vocabulary_prefer_checkpoint(struct config *config, const char *folder) {
     char path[PATH_BYTES];
     TRY(path_join(path, folder, "tokenizer.json"));
-    return path_is_file(path) ? set_tokenizer(config, path) : STATUS_OK;
+    return path_is_file(path) ? take_tokenizer(config, path) : STATUS_OK;
 }
 
 enum status vocabulary_open(struct vocabulary *vocabulary, const struct config *config) {

@@ -105,6 +105,12 @@ static void from_the_description(void **state) {
     config = config_for(FIXTURE_TOKENS);
     assert_int_equal(vocabulary_resolve(&config), STATUS_IO);
     assert_words("gone.json");
+    write_text("nfc.json", "{\"model\":{},\"normalizer\":{\"type\":\"NFC\"}}"); /* not read here */
+    write_text("dataset.json", "{\"tokenizer\":\"nfc.json\",\"vocabulary\":605,\"end_of_text\":7}");
+    config = config_for(FIXTURE_TOKENS);
+    assert_int_equal(vocabulary_resolve(&config), STATUS_OK);
+    assert_string_equal(config.data.tokenizer, "");
+    assert_int_equal(config.data.end_of_text, 7);
     write_text("dataset.json", "{}");
     config = config_for(FIXTURE_TOKENS);
     assert_int_equal(vocabulary_resolve(&config), STATUS_DATA);

@@ -128,8 +128,9 @@ class Shards:
             for index, tokens in enumerate(self.counts[split]):
                 path = self.staging.file(self._name(split, index))
                 size = HEADER_BYTES + tokens * self.token_bytes
-                if os.path.getsize(path) < size:
-                    raise ValueError(f"{path} is shorter than was noted")
+                if not os.path.isfile(path) or os.path.getsize(path) < size:
+                    raise Failure(IO, f"expected {size} bytes in {path}, as {JOURNAL} beside it notes, found "
+                                      f"less: remove {self.staging.path} and start again")
                 os.truncate(path, size)
             if self.counts[split]:
                 self.files[split] = open(path, "r+b")

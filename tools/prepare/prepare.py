@@ -136,9 +136,6 @@ def encode_all(options, found, staging, shards, journal, workers):
                 take()
         while waiting:
             take()
-    except KeyboardInterrupt:
-        note()
-        raise
     finally:
         progress.close()
 
