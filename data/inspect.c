@@ -1,11 +1,13 @@
-/* Shards described and shown. */
+/* Shards described, checked and shown. */
 #include "data/inspect.h"
 
+#include <inttypes.h>
 #include <stdint.h>
 
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "data/description.h"
 #include "data/shard.h"
 #include "data/shard_paths.h"
 #include "data/tokenizer.h"
@@ -20,6 +22,18 @@ static void print_row(FILE *out, const char *dtype, size_t tokens, const char *l
     char tokens_text[TEXT_BYTES], bytes_text[TEXT_BYTES];
     fprintf(out, "%-6s  %15s  %13s  %10s  %s\n", dtype, text_count(tokens_text, tokens), largest,
             text_bytes(bytes_text, bytes), path);
+}
+
+static enum status print_description(const char *pattern, FILE *out) {
+    struct description description;
+    TRY(description_open(&description, pattern));
+    if (description.found) {
+        fprintf(out, "tokenizer %s, vocabulary %" PRId64 ", end of text %" PRId64 " (%s)\n",
+                description.tokenizer[0] == '\0' ? "bytes" : description.tokenizer,
+                description.vocabulary, description.end_of_text, description.path);
+    }
+    description_close(&description);
+    return STATUS_OK;
 }
 
 enum status inspect_shards(const char *pattern, FILE *out) {
@@ -39,20 +53,63 @@ enum status inspect_shards(const char *pattern, FILE *out) {
         shard_close(&shard);
     }
     if (count > 1) print_row(out, "sum", tokens, "", bytes, pattern);
+    status = print_description(pattern, out);
 
 cleanup:
     names_free(paths, count);
     return status;
 }
 
-static void print_text(FILE *out, const int32_t *tokens, size_t count) {
+/* One shard against its description; opened with its header's own checks in any case. */
+static enum status check_shard(const struct description *description, const char *path, FILE *out) {
+    struct shard shard;
+    bool known = false;
+    char tokens[TEXT_BYTES];
+    TRY(shard_open(&shard, path, (size_t)description->vocabulary));
+    text_count(tokens, shard.tokens);
+    shard_close(&shard);
+    if (description->found) TRY(description_check_shard(description, path, &known));
+    const char *found = description->found ? "not named in dataset.json"
+                                           : "no dataset.json: header, length";
+    fprintf(out, "good  %15s tokens  %s  (%s)\n", tokens, path,
+            known ? "as dataset.json says" : found);
+    return STATUS_OK;
+}
+
+enum status inspect_check(const char *pattern, FILE *out) {
+    enum status status = STATUS_OK;
+    struct description description = {.found = false};
+    char **paths = NULL;
+    size_t count = 0;
+    TRY(shard_paths(pattern, &paths, &count));
+    TRY_GOTO(description_open(&description, pattern), cleanup);
+    if (description.found) TRY_GOTO(description_check_tokenizer(&description), cleanup);
+    for (size_t i = 0; i < count; i++) TRY_GOTO(check_shard(&description, paths[i], out), cleanup);
+
+cleanup:
+    description_close(&description);
+    names_free(paths, count);
+    return status;
+}
+
+static void print_byte(FILE *out, unsigned char byte) {
+    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F) {
+        fprintf(out, "\\x%02X", byte);
+    } else {
+        fputc(byte, out);
+    }
+}
+
+/* `tokenizer` NULL: the tokens are bytes. */
+static void print_text(FILE *out, const struct tokenizer *tokenizer, const int32_t *tokens,
+                       size_t count) {
     for (size_t i = 0; i < count; i++) {
-        const int32_t byte = tokens[i];
-        if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F) {
-            fprintf(out, "\\x%02X", (unsigned)byte);
-        } else {
-            fputc(byte, out);
-        }
+        const unsigned char byte = (unsigned char)tokens[i];
+        const char *text = (const char *)&byte;
+        size_t bytes = 1;
+        if (tokenizer != NULL) text = tokenizer_text(tokenizer, tokens[i], &bytes);
+        for (size_t k = 0; k < bytes; k++) print_byte(out, (unsigned char)text[k]);
+        if (bytes == 0) fprintf(out, "\\token{%d}", tokens[i]);
     }
 }
 
@@ -63,31 +120,61 @@ static void print_numbers(FILE *out, const int32_t *tokens, size_t count) {
     }
 }
 
-enum status inspect_tokens(const char *path, size_t first, size_t count, FILE *out) {
-    struct shard shard;
-    TRY(shard_open(&shard, path, 0));
-    if (first >= shard.tokens) {
-        const enum status status =
-            status_set(STATUS_CONFIG, "expected a first token below %zu, the number of tokens in "
-                       "%s, found %zu", shard.tokens, path, first);
-        shard_close(&shard);
-        return status;
+/* The tokenizer to show the shard with; NULL: none, and then *bytes says whether it is bytes. */
+static enum status choose_tokenizer(const struct shard *shard, const char *wished,
+                                    struct tokenizer **tokenizer, bool *bytes) {
+    struct description description;
+    *tokenizer = NULL;
+    *bytes = false;
+    if (wished[0] != '\0') return tokenizer_open(tokenizer, wished);
+    TRY(description_open(&description, shard->path));
+    enum status status = STATUS_OK;
+    if (description.tokenizer[0] != '\0') {
+        status = tokenizer_open(tokenizer, description.tokenizer);
+    } else {
+        *bytes = shard_largest_token(shard) < BYTE_VOCABULARY;
     }
-    const bool text = shard_largest_token(&shard) < BYTE_VOCABULARY;
-    const size_t shown = size_min(count, shard.tokens - first);
-    fprintf(out, "%s: tokens %zu to %zu of %zu\n", path, first, first + shown, shard.tokens);
+    description_close(&description);
+    return status;
+}
+
+static void print_tokens(const struct shard *shard, const struct inspect_range *range,
+                         const struct tokenizer *tokenizer, bool text, FILE *out) {
+    const size_t shown = size_min(range->count, shard->tokens - range->first);
+    fprintf(out, "%s: tokens %zu to %zu of %zu\n", shard->path, range->first, range->first + shown,
+            shard->tokens);
     for (size_t done = 0; done < shown;) {
         int32_t tokens[READ_TOKENS];
         const size_t block = size_min(shown - done, READ_TOKENS);
-        shard_read(&shard, first + done, block, tokens);
+        shard_read(shard, range->first + done, block, tokens);
         if (text) {
-            print_text(out, tokens, block);
+            print_text(out, tokenizer, tokens, block);
         } else {
             print_numbers(out, tokens, block);
         }
         done += block;
     }
     if (text) fputc('\n', out);
+}
+
+enum status inspect_tokens(const char *path, const struct inspect_range *range, FILE *out) {
+    enum status status = STATUS_OK;
+    struct tokenizer *tokenizer = NULL;
+    struct shard shard;
+    bool bytes = false;
+    TRY(shard_open(&shard, path, 0));
+    if (range->first >= shard.tokens) {
+        status = status_set(STATUS_CONFIG, "expected a first token below %zu, the number of tokens "
+                            "in %s, found %zu", shard.tokens, path, range->first);
+        goto cleanup;
+    }
+    if (!range->numbers) {
+        TRY_GOTO(choose_tokenizer(&shard, range->tokenizer, &tokenizer, &bytes), cleanup);
+    }
+    print_tokens(&shard, range, tokenizer, tokenizer != NULL || bytes, out);
+
+cleanup:
+    tokenizer_close(tokenizer);
     shard_close(&shard);
-    return STATUS_OK;
+    return status;
 }

@@ -1,11 +1,12 @@
 /*
  * Text to shards in five steps: find the documents (documents.c), decide the split, write all
- * outputs into a folder of their own below OUT, give them their names, done. Until the fourth step
- * nothing that was in OUT has changed, and an error removes what was written.
+ * outputs into a folder beside OUT, put it in the place of OUT, done. OUT is what it was or the
+ * complete new set, at every instant, and an error removes what was written.
  */
 #include "data/prepare.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 
 #include "base/checked.h"
 #include "base/file.h"
+#include "data/description.h"
 #include "data/documents.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
@@ -28,7 +30,6 @@ enum {
 
 enum split { SPLIT_TRAIN, SPLIT_VALIDATION, SPLITS };
 
-/* dataset.json is last: when it has its name, the shards have theirs. */
 enum { OUTPUTS = SPLITS + 1 };
 static const char *const output_names[OUTPUTS] = {"train.bin", "validation.bin", "dataset.json"};
 
@@ -37,7 +38,7 @@ struct prepare {
     struct document_list documents;
     size_t train_bytes; /* of the only document; with several documents unused */
     double threshold;   /* positions below it are for validation; with one document unused */
-    char staging[PATH_BYTES];
+    char out[PATH_BYTES], parent[PATH_BYTES], staging[PATH_BYTES];
     struct shard_writer *writers[SPLITS];
     size_t tokens[SPLITS];
 };
@@ -51,11 +52,26 @@ static enum split document_split(const struct prepare *prepare, const struct doc
     return document_position(document) < prepare->threshold ? SPLIT_VALIDATION : SPLIT_TRAIN;
 }
 
+/* A file that is named, and whose name says that it is no plain text. */
+static enum status check_kind(const char *path) {
+    static const char *const kinds[] = {".jsonl", ".ndjson", ".parquet", ".gz", ".zst"};
+    const size_t length = strlen(path);
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        const size_t end = strlen(kinds[i]);
+        if (length > end && strcmp(path + length - end, kinds[i]) == 0 && path_is_file(path)) {
+            return status_set(STATUS_CONFIG, "expected plain text, found %s: ./deepwell data "
+                              "prepare --tokenizer bytes reads it (or another tokenizer)", path);
+        }
+    }
+    return STATUS_OK;
+}
+
 static enum status check_options(const struct prepare_options *options) {
     if (options->input_count == 0) {
         return status_set(STATUS_CONFIG, "expected a text file or a folder to prepare, found none: "
                           "name at least one");
     }
+    for (size_t i = 0; i < options->input_count; i++) TRY(check_kind(options->inputs[i]));
     if (!(options->validation_fraction > 0.0 && options->validation_fraction < 1.0)) {
         return status_set(STATUS_CONFIG, "expected a validation fraction above 0 and below 1, "
                           "found %g", options->validation_fraction);
@@ -63,23 +79,53 @@ static enum status check_options(const struct prepare_options *options) {
     return STATUS_OK;
 }
 
-/* Refuses outputs that are there, or, when they may be replaced, whatever is no file. */
-static enum status check_outputs(const struct prepare_options *options) {
+/* Whether a name in OUT is one that a preparation gives, this one or tools/prepare. */
+static bool is_output(const char *name) {
     for (size_t i = 0; i < OUTPUTS; i++) {
+        if (strcmp(name, output_names[i]) == 0) return true;
+    }
+    int end = 0;
+    (void)sscanf(name, "train_%*6[0-9].bin%n", &end);
+    if (end == 0) (void)sscanf(name, "validation_%*6[0-9].bin%n", &end);
+    return strcmp(name, "tokenizer.json") == 0 || (end > 0 && name[end] == '\0');
+}
+
+/* Refuses a folder that holds what is no earlier output, or any, unless it may be replaced: the
+ * folder is replaced whole. */
+static enum status check_names(const struct prepare_options *options, char *const *names,
+                               size_t count) {
+    for (size_t i = 0; i < count; i++) {
         char path[PATH_BYTES];
-        struct stat info;
-        TRY(path_join(path, options->out_folder, output_names[i]));
-        if (lstat(path, &info) != 0) continue;
-        if (!options->overwrite) {
-            return status_set(STATUS_CONFIG, "expected no earlier output, found %s: choose another "
-                              "--out, or replace it with --overwrite", path);
-        }
-        if (!S_ISREG(info.st_mode)) {
-            return status_set(STATUS_IO, "expected a file to replace, found something else: %s; "
-                              "remove it or choose another --out", path);
+        TRY(path_join(path, options->out_folder, names[i]));
+        if (!is_output(names[i]) || !path_is_file(path)) {
+            return status_set(STATUS_CONFIG, "expected a new folder or an earlier output at --out "
+                              "%s, found %s in it: choose another --out", options->out_folder,
+                              names[i]);
         }
     }
+    if (count > 0 && !options->overwrite) {
+        return status_set(STATUS_CONFIG, "expected no earlier output, found %s/%s: choose another "
+                          "--out, or replace it with --overwrite", options->out_folder, names[0]);
+    }
     return STATUS_OK;
+}
+
+/* *present: there is an earlier output, which may be replaced. */
+static enum status check_outputs(const struct prepare_options *options, bool *present) {
+    struct stat info;
+    char **names = NULL;
+    size_t count = 0;
+    *present = false;
+    if (lstat(options->out_folder, &info) != 0) return STATUS_OK;
+    if (!path_is_folder(options->out_folder)) {
+        return status_set(STATUS_IO, "expected a folder or nothing at --out, found something else: "
+                          "%s; remove it or choose another --out", options->out_folder);
+    }
+    TRY(folder_list(options->out_folder, &names, &count));
+    const enum status status = check_names(options, names, count);
+    names_free(names, count);
+    *present = count > 0;
+    return status;
 }
 
 /* *cut = the place after the last line end in bytes [start, start + bytes) of the document; left
@@ -213,8 +259,30 @@ static enum status write_shards(struct prepare *prepare) {
     return STATUS_OK;
 }
 
+/* The shards with their checksums, as a list; NULL when out of memory. */
+static enum status list_shards(const struct prepare *prepare, cJSON **list) {
+    static const char *const splits[SPLITS] = {"train", "validation"};
+    cJSON *shards = cJSON_CreateArray();
+    *list = shards;
+    for (size_t i = 0; i < SPLITS; i++) {
+        char path[PATH_BYTES], digest[DIGEST_TEXT_BYTES];
+        TRY(path_join(path, prepare->staging, output_names[i]));
+        TRY(description_digest(path, digest));
+        cJSON *shard = cJSON_CreateObject();
+        if (!cJSON_AddStringToObject(shard, "name", output_names[i]) ||
+            !cJSON_AddStringToObject(shard, "split", splits[i]) ||
+            !cJSON_AddNumberToObject(shard, "tokens", (double)prepare->tokens[i]) ||
+            !cJSON_AddStringToObject(shard, "xxh3_128", digest) ||
+            !cJSON_AddItemToArray(shards, shard)) {
+            cJSON_Delete(shard);
+            return status_set(STATUS_MEMORY, "out of memory to describe the data");
+        }
+    }
+    return STATUS_OK;
+}
+
 /* What the shards are made of; NULL when out of memory. Release with cJSON_free. */
-static char *describe(const struct prepare *prepare) {
+static char *describe(const struct prepare *prepare, cJSON **shards) {
     const struct prepare_options *options = prepare->options;
     char *text = NULL;
     cJSON *root = cJSON_CreateObject();
@@ -231,7 +299,10 @@ static char *describe(const struct prepare *prepare) {
         cJSON_AddNumberToObject(root, "validation_fraction", options->validation_fraction) &&
         cJSON_AddItemToObject(root, "inputs", inputs)) {
         inputs = NULL; /* now the object's */
-        text = cJSON_Print(root);
+        if (cJSON_AddItemToObject(root, "shards", *shards)) {
+            *shards = NULL;
+            text = cJSON_Print(root);
+        }
     }
     cJSON_Delete(inputs);
     cJSON_Delete(root);
@@ -241,50 +312,73 @@ static char *describe(const struct prepare *prepare) {
 static enum status write_description(const struct prepare *prepare) {
     char path[PATH_BYTES];
     TRY(path_join(path, prepare->staging, output_names[SPLITS]));
-    char *text = describe(prepare);
+    cJSON *shards = NULL;
+    enum status status = list_shards(prepare, &shards);
+    char *text = status == STATUS_OK ? describe(prepare, &shards) : NULL;
+    cJSON_Delete(shards);
+    if (status != STATUS_OK) return status;
     if (text == NULL) return status_set(STATUS_MEMORY, "out of memory to describe the data");
     const size_t length = strlen(text);
     text[length] = '\n'; /* in place of the NUL */
-    const enum status status = file_write_durable(path, text, length + 1);
+    status = file_write_durable(path, text, length + 1);
     cJSON_free(text);
     return status;
 }
 
-/* Gives the finished files their names. Without --overwrite, a file that came up since the first
- * look is not replaced. */
-static enum status publish(const struct prepare *prepare) {
-    const struct prepare_options *options = prepare->options;
-    TRY(check_outputs(options));
-    for (size_t i = 0; i < OUTPUTS; i++) {
-        char from[PATH_BYTES], to[PATH_BYTES];
-        TRY(path_join(from, prepare->staging, output_names[i]));
-        TRY(path_join(to, options->out_folder, output_names[i]));
-        if (rename(from, to) != 0) {
-            return status_set(STATUS_IO, "cannot rename %s to %s: %s", from, to, strerror(errno));
-        }
+/* The finished folder takes its place in one step: by its name, or, where an earlier output is, by
+ * changing places with it. */
+static enum status publish(struct prepare *prepare) {
+    bool present = false;
+    TRY(check_outputs(prepare->options, &present));
+    TRY(folder_sync(prepare->staging));
+    const int failed = present ? renameat2(AT_FDCWD, prepare->staging, AT_FDCWD, prepare->out,
+                                           RENAME_EXCHANGE)
+                               : rename(prepare->staging, prepare->out);
+    if (failed != 0) {
+        return status_set(STATUS_IO, "cannot put %s in the place of %s in one step: %s; choose "
+                          "another --out", prepare->staging, prepare->out, strerror(errno));
     }
-    return folder_sync(options->out_folder);
+    if (!present) prepare->staging[0] = '\0'; /* otherwise it is the earlier output now */
+    return folder_sync(prepare->parent);
 }
 
+/* OUT without links, its parent, and a folder beside it to write in. */
 static enum status create_staging(struct prepare *prepare) {
-    TRY(folder_create(prepare->options->out_folder));
-    TRY(path_join(prepare->staging, prepare->options->out_folder, "unfinished-XXXXXX"));
-    if (mkdtemp(prepare->staging) != NULL) return STATUS_OK;
-    prepare->staging[0] = '\0';
-    return status_set(STATUS_IO, "cannot create a folder in %s: %s", prepare->options->out_folder,
-                      strerror(errno));
+    const char *out = prepare->options->out_folder;
+    char name[PATH_BYTES], folder[PATH_BYTES];
+    snprintf(folder, sizeof folder, "%s", out);
+    size_t length = strlen(folder);
+    if (length + 64 > sizeof folder) {
+        return status_set(STATUS_CONFIG, "expected a shorter path at --out, found %zu bytes",
+                          strlen(out));
+    }
+    while (length > 1 && folder[length - 1] == '/') folder[--length] = '\0';
+    if (path_is_folder(folder)) {
+        if (realpath(folder, prepare->out) == NULL) {
+            return status_set(STATUS_IO, "cannot look at %s: %s", folder, strerror(errno));
+        }
+    } else {
+        snprintf(prepare->out, sizeof prepare->out, "%s", folder);
+    }
+    const char *slash = strrchr(prepare->out, '/');
+    snprintf(prepare->parent, sizeof prepare->parent, "%.*s",
+             slash == NULL ? 1 : slash == prepare->out ? 1 : (int)(slash - prepare->out),
+             slash == NULL ? "." : prepare->out);
+    TRY(folder_create(prepare->parent));
+    snprintf(name, sizeof name, "%.*s.unfinished-%ld", (int)sizeof name - 64,
+             slash == NULL ? prepare->out : slash + 1, (long)getpid());
+    TRY(path_join(prepare->staging, prepare->parent, name));
+    TRY(folder_remove(prepare->staging)); /* of a process with this number that was killed */
+    return folder_create(prepare->staging);
 }
 
 /* Removes what is left, without a word: the message of the first error stays. */
 static void clean_up(struct prepare *prepare) {
     for (size_t i = 0; i < SPLITS; i++) shard_writer_abandon(prepare->writers[i]);
     if (prepare->staging[0] != '\0') {
-        for (size_t i = 0; i < OUTPUTS; i++) {
-            char path[PATH_BYTES + 32];
-            snprintf(path, sizeof path, "%s/%s", prepare->staging, output_names[i]);
-            unlink(path);
-        }
-        rmdir(prepare->staging);
+        char message[2048];
+        snprintf(message, sizeof message, "%s", status_message());
+        if (folder_remove(prepare->staging) != STATUS_OK) status_set(STATUS_OK, "%s", message);
     }
     documents_release(&prepare->documents);
 }
@@ -292,8 +386,9 @@ static void clean_up(struct prepare *prepare) {
 enum status prepare_text(const struct prepare_options *options, struct prepare_report *report) {
     enum status status = STATUS_OK;
     struct prepare prepare = {.options = options};
+    bool present = false;
     TRY(check_options(options));
-    TRY(check_outputs(options));
+    TRY(check_outputs(options, &present));
     TRY(documents_find(&prepare.documents, options->inputs, options->input_count,
                        options->out_folder));
     TRY_GOTO(decide_split(&prepare), cleanup);

@@ -16,12 +16,16 @@ static const char help_data[] =
     "\n"
     "  deepwell data prepare --out FOLDER INPUT...   text to token shards\n"
     "  deepwell data info PATTERN...                 what shards hold\n"
+    "  deepwell data check PATTERN...                whether they are what dataset.json says\n"
     "  deepwell data show SHARD                      tokens of a shard, as text\n"
     "\n"
     "`deepwell data SUBCOMMAND --help` says more.\n";
 
 static const char help_prepare[] =
     "deepwell data prepare --out FOLDER [options] INPUT...\n"
+    "\n"
+    "With --tokenizer or --new-vocabulary, ./deepwell runs a Python tool that also reads .jsonl\n"
+    "and .parquet: ./deepwell data prepare --tokenizer bytes --help has its options. Without:\n"
     "\n"
     "Writes FOLDER/train.bin, FOLDER/validation.bin and FOLDER/dataset.json. Every byte of text\n"
     "is a token, and token 0 ends each document. An input is a text file, which is one document,\n"
@@ -31,7 +35,7 @@ static const char help_prepare[] =
     "  --out FOLDER                where the shards go; made if it is not there\n"
     "  --validation-fraction 0.1   share of the text kept for validation: the end of a single\n"
     "                              document, or else whole documents, chosen by their content\n"
-    "  --overwrite                 replace shards that are there\n"
+    "  --overwrite                 replace an earlier output, all of it in one step\n"
     "\n"
     "Examples:\n"
     "  deepwell data prepare --out runs/shakespeare/data shakespeare.txt\n"
@@ -47,13 +51,26 @@ static const char help_info[] =
     "  deepwell data info runs/shakespeare/data/train.bin\n"
     "  deepwell data info 'data/fineweb/train_*.bin'\n";
 
+static const char help_check[] =
+    "deepwell data check PATTERN...\n"
+    "\n"
+    "Reads each shard whole: header and length, and, if a dataset.json stands beside it, number of\n"
+    "tokens, checksum, every token below the vocabulary, and the tokenizer's checksum. Exit code 3\n"
+    "at the first that is not as it should be.\n"
+    "\n"
+    "Example:\n"
+    "  deepwell data check 'data/fineweb/*.bin'\n";
+
 static const char help_show[] =
     "deepwell data show SHARD [options]\n"
     "\n"
-    "Prints tokens: as text if all tokens of the shard are bytes, as numbers otherwise.\n"
+    "Prints tokens: as text by the tokenizer that the dataset.json beside the shard names;\n"
+    "without one, as text if all tokens of the shard are bytes, as numbers otherwise.\n"
     "\n"
-    "  --first 0     the first token to print, counted from 0\n"
-    "  --count 256   how many\n"
+    "  --first 0          the first token to print, counted from 0\n"
+    "  --count 256        how many\n"
+    "  --tokenizer FILE   another tokenizer.json\n"
+    "  --numbers          as numbers, whatever they stand for\n"
     "\n"
     "Example:\n"
     "  deepwell data show runs/shakespeare/data/validation.bin --first 1000 --count 500\n";
@@ -74,7 +91,10 @@ static void print_report(const struct prepare_report *report, const char *folder
 static enum status prepare(int argc, char **argv) {
     struct prepare_options options = {.out_folder = "", .validation_fraction = 0.1};
     struct prepare_report report;
+    const char *tokenizer = NULL, *new_vocabulary = NULL; /* ./deepwell sees them before this */
     const struct cli_option list[] = {
+        {.name = "--tokenizer", .text = &tokenizer},
+        {.name = "--new-vocabulary", .text = &new_vocabulary},
         {.name = "--out", .text = &options.out_folder},
         {.name = "--validation-fraction", .fraction = &options.validation_fraction},
         {.name = "--overwrite", .flag = &options.overwrite},
@@ -87,6 +107,11 @@ static enum status prepare(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 0, CLI_NAMES_MAX, &inputs));
     if (inputs.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
+    if (tokenizer != NULL || new_vocabulary != NULL) {
+        return status_set(STATUS_CONFIG, "preparation with a tokenizer is a Python tool: call it "
+                          "through ./deepwell in the repository, or run tools/prepare/prepare.py "
+                          "with a Python that has tokenizers, pyarrow and xxhash");
+    }
     if (options.out_folder[0] == '\0') {
         return status_set(STATUS_CONFIG, "expected --out FOLDER, which says where the shards go");
     }
@@ -98,24 +123,38 @@ static enum status prepare(int argc, char **argv) {
     return STATUS_OK;
 }
 
-static enum status info(int argc, char **argv) {
-    static const struct cli cli = {.command = "data info", .usage = help_info};
+/* A command without options whose names are patterns. */
+static enum status each_pattern(const struct cli *cli, int argc, char **argv, const char *between,
+                                enum status (*inspect)(const char *pattern, FILE *out)) {
     struct cli_names patterns;
-    TRY(cli_positionals(&cli, argc, argv, 1, CLI_NAMES_MAX, &patterns));
+    TRY(cli_positionals(cli, argc, argv, 1, CLI_NAMES_MAX, &patterns));
     if (patterns.help) return STATUS_OK;
-    TRY(cli_options(&cli, argc, argv, NULL));
+    TRY(cli_options(cli, argc, argv, NULL));
     for (size_t i = 0; i < patterns.count; i++) {
-        if (i > 0) putchar('\n');
-        TRY(inspect_shards(patterns.names[i], stdout));
+        if (i > 0) fputs(between, stdout);
+        TRY(inspect(patterns.names[i], stdout));
     }
     return STATUS_OK;
 }
 
+static enum status info(int argc, char **argv) {
+    static const struct cli cli = {.command = "data info", .usage = help_info};
+    return each_pattern(&cli, argc, argv, "\n", inspect_shards);
+}
+
+static enum status check(int argc, char **argv) {
+    static const struct cli cli = {.command = "data check", .usage = help_check};
+    return each_pattern(&cli, argc, argv, "", inspect_check);
+}
+
 static enum status show(int argc, char **argv) {
     int64_t first = 0, count = 256;
+    struct inspect_range range = {.tokenizer = ""};
     const struct cli_option list[] = {
         {.name = "--first", .whole = &first, .least = 0, .most = INT64_MAX},
         {.name = "--count", .whole = &count, .least = 1, .most = INT64_MAX},
+        {.name = "--tokenizer", .text = &range.tokenizer},
+        {.name = "--numbers", .flag = &range.numbers},
     };
     const struct cli cli = {
         .command = "data show", .usage = help_show, .options = list,
@@ -125,21 +164,23 @@ static enum status show(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &shard));
     if (shard.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
-    return inspect_tokens(shard.names[0], (size_t)first, (size_t)count, stdout);
+    range.first = (size_t)first;
+    range.count = (size_t)count;
+    return inspect_tokens(shard.names[0], &range, stdout);
 }
 
 static const struct {
     const char *name;
     enum status (*run)(int argc, char **argv);
-} subcommands[] = {{"prepare", prepare}, {"info", info}, {"show", show}};
+} subcommands[] = {{"prepare", prepare}, {"info", info}, {"check", check}, {"show", show}};
 
 enum { SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
 
 enum status command_data(int argc, char **argv) {
     const char *names[SUBCOMMANDS];
     if (argc < 2) {
-        return status_set(STATUS_CONFIG, "expected a subcommand of `deepwell data`: prepare, info "
-                          "or show; `deepwell data --help` explains them");
+        return status_set(STATUS_CONFIG, "expected a subcommand of `deepwell data`: prepare, info, "
+                          "check or show; `deepwell data --help` explains them");
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         fputs(help_data, stdout);
@@ -151,6 +192,6 @@ enum status command_data(int argc, char **argv) {
     }
     const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
     return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell data`%s%s; there are "
-                      "prepare, info and show", argv[1], nearest == NULL ? "" : ", did you mean ",
-                      nearest == NULL ? "" : nearest);
+                      "prepare, info, check and show", argv[1],
+                      nearest == NULL ? "" : ", did you mean ", nearest == NULL ? "" : nearest);
 }

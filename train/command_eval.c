@@ -17,6 +17,7 @@ static const char usage[] =
     "another.\n"
     "\n"
     "  --data PATTERN       token shards (default: data.validation of the run)\n"
+    "  --tokenizer FILE     tokenizer.json for bits a byte (default: the checkpoint's or the run's)\n"
     "  --sequences N        only the first N sequences (default: all)\n"
     "\n"
     "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n";
@@ -64,6 +65,7 @@ close_dataset:
 enum status command_eval(int argc, char **argv) {
     static const struct cli_option options[] = {
         {.name = "--data", .config_key = "data.validation"},
+        {.name = "--tokenizer", .config_key = "data.tokenizer"},
         {.name = "--sequences", .config_key = "validation.sequences"},
     };
     static const struct cli cli = {
@@ -78,7 +80,8 @@ enum status command_eval(int argc, char **argv) {
     TRY(signals_install());
     TRY(run_folder_open(names.names[0], &checkpoint, &config));
     config.validation.sequences = 0; /* all, however many the run looked at */
-    enum status status = cli_options(&cli, argc, argv, &config);
+    enum status status = vocabulary_prefer_checkpoint(&config, checkpoint.path);
+    if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);
     if (status == STATUS_OK) status = evaluate(&checkpoint, &config);
     checkpoint_close(&checkpoint);
     return status;

@@ -15,8 +15,9 @@ static const char usage[] =
     "\n"
     "Continues a prompt with a trained model (a run's newest checkpoint, or the one named).\n"
     "\n"
-    "  --prompt TEXT        what to continue (default: the start of a new document); for a model\n"
-    "                       whose tokens are not bytes: token numbers separated by spaces\n"
+    "  --prompt TEXT        what to continue (default: the start of a new document); token numbers\n"
+    "                       separated by spaces where tokens are not bytes and there is no tokenizer\n"
+    "  --tokenizer FILE     tokenizer.json (default: the checkpoint's, or the run's data.tokenizer)\n"
     "  --tokens N           new tokens at most\n"
     "  --temperature T      0: always the most likely token; 1: the model's own distribution\n"
     "  --top_k K            only the K most likely tokens (0: all)\n"
@@ -27,35 +28,43 @@ static const char usage[] =
     "  deepwell sample runs/quickstart --prompt 'enum status ' --temperature 0.8 --tokens 200\n";
 
 static bool print_token(void *context, int32_t token) {
-    char text[TOKEN_TEXT_BYTES];
-    fputs(token_printer_add(context, token, text), stdout);
+    token_printer_add(context, token, stdout);
     fflush(stdout);
     return signals_received() == NULL;
 }
 
-static enum status sample(struct engine *engine, const struct config *config, int64_t count) {
-    const size_t vocabulary = engine->gpt.config.vocabulary;
+/* The sampler keeps what fits: all of a prompt up to the context, otherwise half a context. */
+static void warn_of_long_prompt(size_t tokens, size_t context) {
+    if (tokens <= context) return;
+    fprintf(stderr, "note: the prompt has %zu tokens, the model's context is %zu: only the last %zu "
+            "are used\n", tokens, context, context > 1 ? context / 2 : 1);
+}
+
+static enum status sample(struct engine *engine, const struct config *config, const char *text,
+                          int64_t count) {
+    const struct vocabulary *vocabulary = &engine->vocabulary;
     int32_t *prompt = NULL;
     size_t prompt_count = 0;
     enum status status = STATUS_OK;
-    TRY(prompt_tokens(config->sample.prompt, vocabulary, &prompt, &prompt_count));
+    TRY(prompt_tokens(vocabulary, text, &prompt, &prompt_count));
+    warn_of_long_prompt(prompt_count, engine->gpt.config.context);
     for (int64_t i = 0; i < count && signals_received() == NULL; i++) {
         struct token_printer printer = {.vocabulary = vocabulary};
-        char rest[TOKEN_TEXT_BYTES];
         struct generation_request request = {
             .prompt = prompt,
             .prompt_count = prompt_count,
             .tokens = (size_t)config->sample.tokens,
-            .stop = end_of_text_token(vocabulary),
+            .stop = vocabulary->end_of_text,
             .sampling = sampling_from_config(config),
             .emit = print_token,
             .context = &printer,
         };
         request.sampling.seed += (uint64_t)i;
         if (count > 1) printf("--- seed %llu\n", (unsigned long long)request.sampling.seed);
-        fputs(config->sample.prompt, stdout);
+        fputs(text, stdout);
         TRY_GOTO(sampler_generate(engine, &request), cleanup);
-        printf("%s\n", token_printer_end(&printer, rest));
+        token_printer_end(&printer, stdout);
+        putchar('\n');
     }
 cleanup:
     free(prompt);
@@ -63,20 +72,24 @@ cleanup:
 }
 
 static enum status load_and_sample(const struct checkpoint *checkpoint, const struct config *config,
-                                   int64_t count) {
+                                   const char *prompt, int64_t count) {
     struct engine engine;
     TRY(config_check(config));
     TRY(engine_open(&engine, config, ENGINE_GENERATE, ENGINE_REAL));
     enum status status = engine_load(&engine, checkpoint);
-    if (status == STATUS_OK) status = sample(&engine, config, count);
+    if (status == STATUS_OK) {
+        status = sample(&engine, config, prompt != NULL ? prompt : config->sample.prompt, count);
+    }
     engine_close(&engine);
     return status;
 }
 
 enum status command_sample(int argc, char **argv) {
     int64_t count = 1;
+    const char *prompt = NULL; /* of any length, unlike the configuration's */
     const struct cli_option options[] = {
-        {.name = "--prompt", .config_key = "sample.prompt"},
+        {.name = "--prompt", .text = &prompt},
+        {.name = "--tokenizer", .config_key = "data.tokenizer"},
         {.name = "--tokens", .config_key = "sample.tokens"},
         {.name = "--temperature", .config_key = "sample.temperature"},
         {.name = "--top_k", .config_key = "sample.top_k"},
@@ -95,8 +108,9 @@ enum status command_sample(int argc, char **argv) {
     if (names.help) return STATUS_OK;
     TRY(signals_install());
     TRY(run_folder_open(names.names[0], &checkpoint, &config));
-    enum status status = cli_options(&cli, argc, argv, &config);
-    if (status == STATUS_OK) status = load_and_sample(&checkpoint, &config, count);
+    enum status status = vocabulary_prefer_checkpoint(&config, checkpoint.path);
+    if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);
+    if (status == STATUS_OK) status = load_and_sample(&checkpoint, &config, prompt, count);
     checkpoint_close(&checkpoint);
     return status;
 }

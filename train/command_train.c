@@ -43,5 +43,6 @@ enum status command_train(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
     if (names.help) return STATUS_OK;
     TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
+    TRY(vocabulary_resolve(&config));
     return train(&config);
 }

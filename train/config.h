@@ -38,6 +38,8 @@ struct config_model {
 
 struct config_data {
     char train[CONFIG_TEXT_BYTES], validation[CONFIG_TEXT_BYTES]; /* a file or a glob */
+    char tokenizer[CONFIG_TEXT_BYTES]; /* tokenizer.json; empty: to be found, or none */
+    int64_t end_of_text;               /* -1: to be found, or none */
 };
 
 struct config_train {

@@ -54,6 +54,11 @@ const struct config_key config_keys[] = {
          "token shards to train on: a file or a glob; empty: none (bench)"),
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
+    TEXT(data.tokenizer, "",
+         "tokenizer.json for prompts and samples; empty: the one beside the training shards, if any"),
+    INTEGER(data.end_of_text, "-1", -1, TOKENS_MAX,
+            "token that ends a document; -1: as dataset.json beside the training shards or the "
+            "tokenizer says"),
 
     TEXT(train.out, "runs/gpt2_124m", "the run's folder: checkpoints, metrics.jsonl"),
     INTEGER(train.steps, "18865", 1, STEPS_MAX, "optimizer steps of the whole run"),

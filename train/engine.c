@@ -8,7 +8,6 @@
 
 #include "base/checked.h"
 #include "base/text.h"
-#include "train/token_text.h"
 
 enum { PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SCRATCH };
 
@@ -41,10 +40,11 @@ void engine_model_from_checkpoint(struct config *config, const struct hf_config 
     config->model.width = (int64_t)model->n_embd;
     config->model.context = (int64_t)model->n_positions;
     config->model.vocabulary = (int64_t)model->vocab_size;
+    if (config->data.end_of_text < 0) config->data.end_of_text = model->eos_token_id;
 }
 
 struct hf_config engine_hf_config(const struct config *config) {
-    const int end_of_text = end_of_text_token((size_t)config->model.vocabulary);
+    const int end_of_text = vocabulary_end_of_text(config);
     return (struct hf_config){
         .vocab_size = (size_t)config->model.vocabulary,
         .n_positions = (size_t)config->model.context,
@@ -316,6 +316,9 @@ enum status engine_open(struct engine *engine, const struct config *config, unsi
     *engine = (struct engine){.dtype = engine_dtype(config), .parts = parts, .memory = memory};
     TRY(engine_open_device(&engine->device, config));
     enum status status = gpt_open(&engine->gpt, &model, (unsigned)config->optimizer.decay_roles);
+    if (status == STATUS_OK && memory == ENGINE_REAL) {
+        status = vocabulary_open(&engine->vocabulary, config);
+    }
     if (status == STATUS_OK) status = lay_out(engine, config);
     if (status != STATUS_OK) engine_close(engine);
     return status;
@@ -335,6 +338,7 @@ void engine_close(struct engine *engine) {
             munmap(arena->base, size_max(arena->capacity_bytes, 1));
         else arena_close(arena);
     }
+    vocabulary_close(&engine->vocabulary);
     gpt_close(&engine->gpt);
     device_close(&engine->device);
     *engine = (struct engine){0};

@@ -24,6 +24,7 @@
 #include "layers/gpt_train.h"
 #include "train/config.h"
 #include "train/peak.h"
+#include "train/vocabulary.h"
 
 enum engine_part {
     ENGINE_TRAIN = 1,    /* gradients, optimizer, training activations */
@@ -48,6 +49,7 @@ struct engine_recording {
 struct engine {
     struct device device;
     struct gpt gpt;
+    struct vocabulary vocabulary;
     enum dtype dtype;           /* of weights and activations */
     unsigned parts;
     enum engine_memory memory;

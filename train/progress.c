@@ -11,7 +11,7 @@
 #include "base/checked.h"
 #include "base/clock.h"
 #include "base/text.h"
-#include "train/encode.h"
+#include "base/utf8.h"
 
 /* A terminal over a slow line must not be flooded by steps of a millisecond. */
 #define REDRAW_SECONDS 0.1

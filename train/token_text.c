@@ -7,15 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer.h"
-#include "train/encode.h"
+#include "base/utf8.h"
 
-static const char replacement[] = "\xEF\xBF\xBD"; /* U+FFFD */
-
-static bool is_bytes(size_t vocabulary) { return vocabulary == BYTE_VOCABULARY; }
-
-int32_t end_of_text_token(size_t vocabulary) {
-    return is_bytes(vocabulary) ? BYTE_END_OF_TEXT : (int32_t)vocabulary - 1;
+static bool is_bytes(const struct vocabulary *vocabulary) {
+    return vocabulary->tokenizer == NULL && vocabulary->size == BYTE_VOCABULARY;
 }
 
 /* Numbers separated by white space; there are at most as many as half the characters, rounded
@@ -42,7 +37,9 @@ static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t 
     return STATUS_OK;
 }
 
-enum status prompt_tokens(const char *prompt, size_t vocabulary, int32_t **tokens, size_t *count) {
+/* The prompt without a tokenizer: bytes or numbers. */
+static enum status plain_tokens(const struct vocabulary *vocabulary, const char *prompt,
+                                int32_t **tokens, size_t *count) {
     const size_t bytes = strlen(prompt);
     int32_t *list = calloc(bytes + 1, sizeof *list);
     enum status status = STATUS_OK;
@@ -52,13 +49,30 @@ enum status prompt_tokens(const char *prompt, size_t vocabulary, int32_t **token
         byte_encode((const unsigned char *)prompt, bytes, list);
         *count = bytes;
     } else {
-        status = parse_numbers(prompt, vocabulary, list, count);
+        status = parse_numbers(prompt, vocabulary->size, list, count);
     }
     if (status != STATUS_OK) {
         free(list);
         return status;
     }
-    if (*count == 0) list[(*count)++] = end_of_text_token(vocabulary);
+    *tokens = list;
+    return STATUS_OK;
+}
+
+enum status prompt_tokens(const struct vocabulary *vocabulary, const char *prompt, int32_t **tokens,
+                          size_t *count) {
+    int32_t *list = NULL;
+    if (vocabulary->tokenizer != NULL) {
+        TRY(tokenizer_encode(vocabulary->tokenizer, prompt, strlen(prompt), true, &list, count));
+    } else {
+        TRY(plain_tokens(vocabulary, prompt, &list, count));
+    }
+    if (*count == 0 && vocabulary->end_of_text < 0) {
+        free(list);
+        return status_set(STATUS_CONFIG, "expected a prompt, or data.end_of_text, the token that a "
+                          "new document begins with, found neither");
+    }
+    if (*count == 0) list[(*count)++] = vocabulary->end_of_text; /* both make room for one */
     *tokens = list;
     return STATUS_OK;
 }
@@ -78,42 +92,42 @@ static bool is_control(const unsigned char *character, size_t bytes) {
     return bytes == 1 && ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F);
 }
 
-/* Moves what is complete, or can never be, from the waiting bytes to the text. */
-static void drain(struct token_printer *printer, bool last, char *text) {
-    size_t used = strlen(text);
+/* Prints what is complete, or can never be, of the waiting bytes. */
+static void drain(struct token_printer *printer, bool last, FILE *out) {
     while (printer->waiting_bytes > 0) {
         const unsigned char *waiting = printer->waiting;
         const size_t left = printer->waiting_bytes;
         const size_t valid = utf8_sequence((const char *)waiting, left);
         const size_t taken = valid > 0 ? valid : 1;
         if (valid > 0 && !is_control(waiting, valid)) {
-            memcpy(text + used, waiting, valid);
-            used += valid;
+            fwrite(waiting, 1, valid, out);
         } else if (valid == 0 && !last && left < sequence_bytes(waiting[0])) {
             break;
         } else {
-            used += (size_t)snprintf(text + used, TOKEN_TEXT_BYTES - used, "%s", replacement);
+            fputs(UTF8_REPLACEMENT, out);
         }
         memmove(printer->waiting, waiting + taken, left - taken);
         printer->waiting_bytes = left - taken;
     }
-    text[used] = '\0';
 }
 
-const char *token_printer_add(struct token_printer *printer, int32_t token,
-                              char text[TOKEN_TEXT_BYTES]) {
-    text[0] = '\0';
-    if (!is_bytes(printer->vocabulary)) {
-        snprintf(text, TOKEN_TEXT_BYTES, "%d ", token);
-        return text;
+static void add_byte(struct token_printer *printer, unsigned char byte, FILE *out) {
+    printer->waiting[printer->waiting_bytes++] = byte;
+    drain(printer, false, out);
+}
+
+void token_printer_add(struct token_printer *printer, int32_t token, FILE *out) {
+    const struct vocabulary *vocabulary = printer->vocabulary;
+    if (vocabulary->tokenizer != NULL) {
+        size_t bytes = 0;
+        const char *text = tokenizer_text(vocabulary->tokenizer, token, &bytes);
+        for (size_t i = 0; i < bytes; i++) add_byte(printer, (unsigned char)text[i], out);
+        if (bytes == 0) fputs(UTF8_REPLACEMENT, out); /* one that only pads the model's vocabulary */
+    } else if (is_bytes(vocabulary)) {
+        add_byte(printer, (unsigned char)token, out);
+    } else {
+        fprintf(out, "%d ", token);
     }
-    printer->waiting[printer->waiting_bytes++] = (unsigned char)token;
-    drain(printer, false, text);
-    return text;
 }
 
-const char *token_printer_end(struct token_printer *printer, char text[TOKEN_TEXT_BYTES]) {
-    text[0] = '\0';
-    drain(printer, true, text);
-    return text;
-}
+void token_printer_end(struct token_printer *printer, FILE *out) { drain(printer, true, out); }

@@ -37,47 +37,46 @@ enum status trainer_validate(struct trainer *t) {
 /* A text that grows by tokens. */
 struct sample_text {
     struct token_printer printer;
-    char *text;
-    size_t used;
+    FILE *out; /* into memory */
 };
 
 static bool append_token(void *context, int32_t token) {
     struct sample_text *sample = context;
-    char piece[TOKEN_TEXT_BYTES];
-    token_printer_add(&sample->printer, token, piece);
-    const size_t bytes = strlen(piece);
-    memcpy(sample->text + sample->used, piece, bytes + 1);
-    sample->used += bytes;
+    token_printer_add(&sample->printer, token, sample->out);
     return true;
 }
 
 enum status trainer_sample(struct trainer *t) {
     const struct config_sample *c = &t->config->sample;
-    const size_t vocabulary = t->engine.gpt.config.vocabulary, tokens = (size_t)c->tokens;
+    const struct vocabulary *vocabulary = &t->engine.vocabulary;
+    char *text = NULL;
+    size_t text_bytes = 0;
     struct sample_text sample = {.printer = {.vocabulary = vocabulary}};
     struct generation_request request = {
-        .tokens = tokens,
-        .stop = end_of_text_token(vocabulary),
+        .tokens = (size_t)c->tokens,
+        .stop = vocabulary->end_of_text,
         .sampling = sampling_from_config(t->config),
         .emit = append_token,
         .context = &sample,
     };
     int32_t *prompt = NULL;
-    char rest[TOKEN_TEXT_BYTES];
-    TRY(prompt_tokens(c->prompt, vocabulary, &prompt, &request.prompt_count));
+    TRY(prompt_tokens(vocabulary, c->prompt, &prompt, &request.prompt_count));
     request.prompt = prompt;
-    sample.text = calloc(tokens + 1, TOKEN_TEXT_BYTES);
-    enum status status = sample.text == NULL
-                             ? status_set(STATUS_MEMORY, "out of memory for a sample")
-                             : sampler_generate(&t->engine, &request);
-    if (status == STATUS_OK) {
-        memcpy(sample.text + sample.used, token_printer_end(&sample.printer, rest),
-               strlen(rest) + 1);
-        progress_message(&t->progress, "step %lld  sample: %s%s", (long long)t->state.step,
-                         c->prompt, sample.text);
-        status = metrics_sample(t->metrics, t->state.step, c->prompt, sample.text);
+    sample.out = open_memstream(&text, &text_bytes);
+    enum status status = sample.out == NULL ? status_set(STATUS_MEMORY, "out of memory for a sample")
+                                            : sampler_generate(&t->engine, &request);
+    if (sample.out != NULL) {
+        token_printer_end(&sample.printer, sample.out);
+        if (fclose(sample.out) != 0 && status == STATUS_OK) {
+            status = status_set(STATUS_MEMORY, "out of memory for a sample");
+        }
     }
-    free(sample.text);
+    if (status == STATUS_OK) {
+        progress_message(&t->progress, "step %lld  sample: %s%s", (long long)t->state.step,
+                         c->prompt, text);
+        status = metrics_sample(t->metrics, t->state.step, c->prompt, text);
+    }
+    free(text);
     free(prompt);
     return status;
 }

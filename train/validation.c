@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
-#include "data/tokenizer.h"
 #include "train/signals.h"
 
 /* Host copies of one batch. */
@@ -32,6 +31,20 @@ static void fill(const struct dataset *dataset, const struct buffers *buffers, s
     }
 }
 
+/* Bytes of text that the targets of these rows stand for; 0 where that is not known. */
+static size_t text_bytes_of(const struct vocabulary *vocabulary, const int32_t *targets,
+                            size_t count) {
+    size_t sum = 0;
+    if (vocabulary->tokenizer == NULL) return vocabulary->size == BYTE_VOCABULARY ? count : 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t bytes = 0;
+        if (targets[i] == vocabulary->end_of_text) continue;
+        (void)tokenizer_text(vocabulary->tokenizer, targets[i], &bytes);
+        sum += bytes;
+    }
+    return sum;
+}
+
 static enum status run_batch(struct engine *engine, const struct buffers *buffers, size_t counted,
                              double *sum) {
     struct gpt_training *evaluation = &engine->evaluation;
@@ -52,6 +65,7 @@ enum status validation_run(struct engine *engine, const struct dataset *dataset,
                                          : size_min(sequences, dataset->sequences);
     enum status status = STATUS_OK;
     double sum = 0.0;
+    size_t text_bytes = 0;
     const struct buffers buffers = {
         .inputs = calloc(batch * length, sizeof(int32_t)),
         .targets = calloc(batch * length, sizeof(int32_t)),
@@ -69,12 +83,12 @@ enum status validation_run(struct engine *engine, const struct dataset *dataset,
             goto cleanup;
         }
         fill(dataset, &buffers, first, rows, batch);
+        text_bytes += text_bytes_of(&engine->vocabulary, buffers.targets, rows * length);
         TRY_GOTO(run_batch(engine, &buffers, rows * length, &sum), cleanup);
     }
-    const bool bytes = engine->gpt.config.vocabulary == BYTE_VOCABULARY;
     result->tokens = wanted * length;
     result->loss = sum / (double)result->tokens;
-    result->bits_per_byte = bytes ? result->loss / log(2.0) : (double)NAN;
+    result->bits_per_byte = text_bytes > 0 ? sum / log(2.0) / (double)text_bytes : (double)NAN;
 cleanup:
     free(buffers.inputs);
     free(buffers.targets);

@@ -7,7 +7,8 @@
 
 struct validation {
     double loss;          /* nats a token, mean over all tokens */
-    double bits_per_byte; /* NaN unless tokens are bytes */
+    double bits_per_byte; /* of the text that the tokens stand for, the end of a document being
+                             none; NaN where no tokenizer says what it is */
     size_t tokens;
 };
 

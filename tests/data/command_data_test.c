@@ -59,9 +59,9 @@ static void wrong_command_lines(void **state) {
     static const struct {
         const char *line, *words;
     } wrong[] = {
-        {"", "subcommand|prepare, info or show"},
+        {"", "subcommand|prepare, info, check or show"},
         {"prepair", "unknown subcommand prepair|did you mean prepare"},
-        {"xyzzyxyzzy", "unknown subcommand|there are prepare, info and show"},
+        {"xyzzyxyzzy", "unknown subcommand|there are prepare, info, check and show"},
         {"prepare text", "expected --out FOLDER"},
         {"prepare --out", "--out: its value is missing"},
         {"prepare --out= text", "expected --out FOLDER"},
@@ -115,7 +115,7 @@ static void help_is_printed(void **state) {
     static const struct {
         const char *line, *words;
     } helps[] = {
-        {"--help", "data prepare|data info|data show"},
+        {"--help", "data prepare|data info|data check|data show"},
         {"-h", "data prepare"},
         {"prepare --help", "--out FOLDER|--validation-fraction|--overwrite|Examples"},
         {"info --help", "PATTERN|Examples"},

@@ -44,7 +44,8 @@ static void shards_are_described(void **state) {
 }
 
 static enum status print_tokens(void **state, FILE *out) {
-    return inspect_tokens(in_folder(state, "a.bin"), 2, 20, out);
+    const struct inspect_range range = {.first = 2, .count = 20, .tokenizer = ""};
+    return inspect_tokens(in_folder(state, "a.bin"), &range, out);
 }
 
 static void bytes_are_shown_as_text(void **state) {
@@ -72,14 +73,56 @@ static void others_are_shown_as_numbers(void **state) {
 }
 
 static void impossible_wishes_are_refused(void **state) {
+    const struct inspect_range late = {.first = 10, .count = 1, .tokenizer = ""};
+    const struct inspect_range first = {.first = 0, .count = 1, .tokenizer = ""};
     write_counting_shard(in_folder(state, "a.bin"), 2, 0, 10);
-    assert_int_equal(inspect_tokens(in_folder(state, "a.bin"), 10, 1, stdout), STATUS_CONFIG);
+    assert_int_equal(inspect_tokens(in_folder(state, "a.bin"), &late, stdout), STATUS_CONFIG);
     assert_message("below 10|found 10");
-    assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), 0, 1, stdout), STATUS_IO);
+    assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), &first, stdout), STATUS_IO);
     assert_int_equal(inspect_shards(in_folder(state, "b*.bin"), stdout), STATUS_DATA);
     write_text(in_folder(state, "b.bin"), "text");
-    assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), 0, 1, stdout), STATUS_DATA);
+    assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), &first, stdout), STATUS_DATA);
     assert_message("b.bin|looks like text");
+}
+
+/* dataset.json beside a shard: right, then each thing it says made wrong. */
+static void shards_are_checked(void **state) {
+    static const struct {
+        const char *json, *words;
+    } cases[] = {
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":0,\"shards\":"
+         "[{\"name\":\"a.bin\",\"tokens\":10}]}", NULL},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":0}", NULL},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":0,\"shards\":"
+         "[{\"name\":\"a.bin\",\"tokens\":11}]}", "expected 11 tokens|found 10"},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":9,\"end_of_text\":0}",
+         "vocabulary of 9|token 9"},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":0,\"shards\":"
+         "[{\"name\":\"a.bin\",\"tokens\":10,\"xxh3_128\":\"00\"}]}", "XXH3-128 00|changed"},
+        {"{\"tokenizer\":\"no.json\",\"vocabulary\":256,\"end_of_text\":0,"
+         "\"tokenizer_xxh3_128\":\"00\"}", "no.json"},
+        {"{\"tokenizer\":\"../t.json\",\"vocabulary\":256,\"end_of_text\":0}", "\"tokenizer\""},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":1e99,\"end_of_text\":0}", "\"vocabulary\""},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":-1}", "\"end_of_text\""},
+        {"[]", "JSON object"},
+        {"{", "JSON object"},
+    };
+    char *printed_text = NULL;
+    size_t bytes = 0;
+    write_counting_shard(in_folder(state, "a.bin"), 2, 0, 10);
+    FILE *out = open_memstream(&printed_text, &bytes);
+    assert_int_equal(inspect_check(in_folder(state, "a.bin"), out), STATUS_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        write_text(in_folder(state, "dataset.json"), cases[i].json);
+        const enum status status = inspect_check(in_folder(state, "*.bin"), out);
+        assert_true((status == STATUS_OK) == (cases[i].words == NULL));
+        if (cases[i].words != NULL) assert_message(cases[i].words);
+    }
+    assert_int_equal(fclose(out), 0);
+    assert_non_null(strstr(printed_text, "no dataset.json"));
+    assert_non_null(strstr(printed_text, "as dataset.json says"));
+    assert_non_null(strstr(printed_text, "not named in dataset.json"));
+    free(printed_text);
 }
 
 int main(void) {
@@ -89,6 +132,7 @@ int main(void) {
         TEST(bytes_are_shown_as_text),
         TEST(others_are_shown_as_numbers),
         TEST(impossible_wishes_are_refused),
+        TEST(shards_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -305,7 +305,7 @@ static void inputs_that_are_refused(void **state) {
     assert_int_equal(prepare(state, "pipe", "out", 0.1, false, &report), STATUS_DATA);
     assert_message("pipe|something else");
     assert_int_equal(prepare(state, "in", "in", 0.1, false, &report), STATUS_CONFIG);
-    assert_message("as both|another --out");
+    assert_message("binary|another --out");
     write_text(in_folder(state, "text"), "text enough for both sides\n");
     const double fractions[] = {0.0, 1.0, -0.5, 1e300, 0.0 / 0.0};
     for (size_t i = 0; i < sizeof fractions / sizeof fractions[0]; i++) {
@@ -344,7 +344,7 @@ static void earlier_output_is_safe(void **state) {
     assert_int_equal(prepare(state, "in", "out", 0.2, false, &report), STATUS_OK);
     write_document(state, "in", 500, 3000);
     assert_int_equal(prepare(state, "in", "out", 0.2, false, &report), STATUS_CONFIG);
-    assert_message("train.bin|--overwrite");
+    assert_message("dataset.json|--overwrite");
     const size_t limits[] = {2048, 20000, 60000}; /* in the second shard, then in the first */
     for (size_t i = 0; i < 3; i++) {
         limit_file_bytes(limits[i]);
@@ -353,8 +353,9 @@ static void earlier_output_is_safe(void **state) {
         lift_file_limit();
         assert_int_equal(fresh, STATUS_IO);
         assert_int_equal(status, STATUS_IO);
-        assert_message("out/|File too large");
-        assert_int_equal(names_in(in_folder(state, "fresh")), 0);
+        assert_message("out.unfinished|File too large");
+        assert_false(path_is_folder(in_folder(state, "fresh")));
+        assert_int_equal(names_in(*state), 3); /* in, kept, out: nothing unfinished */
     }
     for (size_t i = 0; i < 3; i++) {
         char kept[PATH_BYTES], out[PATH_BYTES];
@@ -379,9 +380,19 @@ static void outputs_that_are_refused(void **state) {
     assert_int_equal(prepare(state, "text", "out", 0.2, false, &report), STATUS_OK);
     assert_int_equal(folder_remove(in_folder(state, "out/dataset.json")), STATUS_OK);
     assert_int_equal(folder_create(in_folder(state, "out/dataset.json")), STATUS_OK);
-    assert_int_equal(prepare(state, "text", "out", 0.5, true, &report), STATUS_IO);
-    assert_message("dataset.json|something else");
+    assert_int_equal(prepare(state, "text", "out", 0.5, true, &report), STATUS_CONFIG);
+    assert_message("expected a new folder|dataset.json");
     assert_int_equal(names_in(in_folder(state, "out")), 3);
+    /* what somebody else put there is not lost */
+    assert_int_equal(folder_remove(in_folder(state, "out/dataset.json")), STATUS_OK);
+    write_text(in_folder(state, "out/notes"), "mine\n");
+    assert_int_equal(prepare(state, "text", "out", 0.5, true, &report), STATUS_CONFIG);
+    assert_message("notes|another --out");
+    /* what is no plain text is not taken for it */
+    write_text(in_folder(state, "some.jsonl"), "{\"text\": \"a\"}\n");
+    assert_int_equal(prepare(state, "some.jsonl", "new", 0.5, false, &report), STATUS_CONFIG);
+    assert_message("some.jsonl|--tokenizer");
+    assert_false(path_is_folder(in_folder(state, "new")));
 }
 
 int main(void) {

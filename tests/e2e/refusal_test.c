@@ -68,7 +68,7 @@ static const struct refusal refusals[] = {
      "contradict"},
     {"train ../tiny.conf --optimizer.schedule wsd --optimizer.decay_steps 17", STATUS_CONFIG,
      "decay_steps = 17|steps = 16", "contradict"},
-    {"data prepare --out ../data ../text.txt", STATUS_CONFIG, "train.bin|--overwrite",
+    {"data prepare --out ../data ../text.txt", STATUS_CONFIG, "dataset.json|--overwrite",
      "is there already"},
 
     {"train ../tiny.conf --data.train nowhere.bin", STATUS_DATA,

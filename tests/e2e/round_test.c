@@ -4,9 +4,10 @@
  *
  * Oracles: the program's own numbers said twice (validation line and eval, header and plan, shard
  * and text); bit equality of two identical runs, of recomputation on and off; the closed forms of
- * train/schedule.h; UTF-8's definition (RFC 3629) by train/encode.h; the kernel's count of resident
+ * train/schedule.h; UTF-8's definition (RFC 3629) by base/utf8.h; the kernel's count of resident
  * memory against the plan.
  */
+#include "base/utf8.h"
 #include "tests/e2e/e2e.h"
 
 #include <math.h>
@@ -14,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "train/encode.h"
 #include "train/schedule.h"
 
 static void eval_repeats_the_last_validation(void **state) {

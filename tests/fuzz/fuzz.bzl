@@ -16,6 +16,7 @@ def fuzz_smoke_test(name, deps):
             name + ".c",
             "fuzz.h",
             "fuzz_file.c",
+            "small_tokenizer.h",
         ] + select({
             "//tests/fuzz:libfuzzer": [],  # brings its own main
             "//conditions:default": ["fuzz_smoke.c"],

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "base/random.h"
+#include "base/utf8.h"
 #include "train/encode.h"
 
 static void doubles_read_back_to_the_same_bits(void **state) {

@@ -12,10 +12,16 @@
 
 #include <cmocka.h>
 
-#include "train/encode.h"
+#include "base/utf8.h"
 #include "train/token_text.h"
 
-enum { BYTES = 256, GPT2 = 50257, TEXT_ROOM = 4096 };
+enum { TEXT_ROOM = 4096 };
+static const struct vocabulary bytes_vocabulary = {.size = 256, .end_of_text = 0};
+static const struct vocabulary gpt2 = {.size = 50257, .end_of_text = 50256};
+static const struct vocabulary four = {.size = 4, .end_of_text = 3};
+static const struct vocabulary endless = {.size = 50257, .end_of_text = -1};
+#define BYTES &bytes_vocabulary
+#define GPT2 &gpt2
 #define FFFD "\xEF\xBF\xBD"
 
 static void assert_message_has(const char *words) {
@@ -24,14 +30,24 @@ static void assert_message_has(const char *words) {
     }
 }
 
+/* What the printer prints for a token; -1: at the end. */
+static const char *printed(struct token_printer *printer, int32_t token) {
+    static char text[64];
+    text[0] = '\0'; /* what fmemopen leaves alone if nothing is printed */
+    FILE *out = fmemopen(text, sizeof text, "w");
+    assert_non_null(out);
+    if (token >= 0) token_printer_add(printer, token, out);
+    else token_printer_end(printer, out);
+    assert_int_equal(fclose(out), 0);
+    return text;
+}
+
 /* All that a printer says about these bytes; every single answer must be whole UTF-8. */
 static const char *print_bytes(const char *bytes, size_t count, char out[TEXT_ROOM]) {
     struct token_printer printer = {.vocabulary = BYTES};
-    char text[TOKEN_TEXT_BYTES];
     size_t used = 0;
     for (size_t i = 0; i <= count; i++) {
-        if (i < count) token_printer_add(&printer, (unsigned char)bytes[i], text);
-        else token_printer_end(&printer, text);
+        const char *text = printed(&printer, i < count ? (unsigned char)bytes[i] : -1);
         for (size_t at = 0, length = strlen(text); at < length;) {
             const size_t sequence = utf8_sequence(text + at, length - at);
             assert_true(sequence > 0);
@@ -81,18 +97,17 @@ static void bytes_become_whole_characters(void **state) {
 static void characters_wait(void **state) {
     (void)state;
     struct token_printer printer = {.vocabulary = BYTES};
-    char text[TOKEN_TEXT_BYTES];
-    assert_string_equal(token_printer_add(&printer, 0xF0, text), "");
-    assert_string_equal(token_printer_add(&printer, 0x9F, text), "");
-    assert_string_equal(token_printer_add(&printer, 0x98, text), "");
-    assert_string_equal(token_printer_add(&printer, 0x80, text), "\xF0\x9F\x98\x80");
-    assert_string_equal(token_printer_add(&printer, 'a', text), "a");
-    assert_string_equal(token_printer_end(&printer, text), "");
+    assert_string_equal(printed(&printer, 0xF0), "");
+    assert_string_equal(printed(&printer, 0x9F), "");
+    assert_string_equal(printed(&printer, 0x98), "");
+    assert_string_equal(printed(&printer, 0x80), "\xF0\x9F\x98\x80");
+    assert_string_equal(printed(&printer, 'a'), "a");
+    assert_string_equal(printed(&printer, -1), "");
     /* The longest answer: three that wait, and one that shows they never will. */
-    token_printer_add(&printer, 0xF0, text);
-    token_printer_add(&printer, 0x9F, text);
-    token_printer_add(&printer, 0x98, text);
-    assert_string_equal(token_printer_add(&printer, 'a', text), FFFD FFFD FFFD "a");
+    printed(&printer, 0xF0);
+    printed(&printer, 0x9F);
+    printed(&printer, 0x98);
+    assert_string_equal(printed(&printer, 'a'), FFFD FFFD FFFD "a");
 }
 
 /* Any bytes: never more than the room, never stuck. Every byte is in the text or part of what
@@ -115,18 +130,18 @@ static void any_bytes(void **state) {
 static void other_vocabularies_are_numbers(void **state) {
     (void)state;
     struct token_printer printer = {.vocabulary = GPT2};
-    char text[TOKEN_TEXT_BYTES];
-    assert_string_equal(token_printer_add(&printer, 50256, text), "50256 ");
-    assert_string_equal(token_printer_add(&printer, 0, text), "0 ");
-    assert_string_equal(token_printer_add(&printer, INT32_MAX, text), "2147483647 ");
-    assert_string_equal(token_printer_end(&printer, text), "");
+    assert_string_equal(printed(&printer, 50256), "50256 ");
+    assert_string_equal(printed(&printer, 0), "0 ");
+    assert_string_equal(printed(&printer, INT32_MAX), "2147483647 ");
+    assert_string_equal(printed(&printer, -1), "");
 }
 
 static void prompts(void **state) {
     (void)state;
     static const struct {
         const char *prompt;
-        size_t vocabulary, count;
+        const struct vocabulary *vocabulary;
+        size_t count;
         int32_t tokens[4];
     } cases[] = {
         {"ab\xC3", BYTES, 3, {'a', 'b', 0xC3}},
@@ -136,20 +151,23 @@ static void prompts(void **state) {
         {" \t\n", GPT2, 1, {50256}},
         {"15496", GPT2, 1, {15496}},
         {"  0 50256\n7\t ", GPT2, 3, {0, 50256, 7}},
-        {"1 2 3 0", 4, 4, {1, 2, 3, 0}},
-        {"+3", 4, 1, {3}},
+        {"1 2 3 0", &four, 4, {1, 2, 3, 0}},
+        {"+3", &four, 1, {3}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int32_t *tokens = NULL;
         size_t count = 0;
-        assert_int_equal(prompt_tokens(cases[i].prompt, cases[i].vocabulary, &tokens, &count),
+        assert_int_equal(prompt_tokens(cases[i].vocabulary, cases[i].prompt, &tokens, &count),
                          STATUS_OK);
         assert_int_equal(count, cases[i].count);
         assert_memory_equal(tokens, cases[i].tokens, count * sizeof *tokens);
         free(tokens);
     }
-    assert_int_equal(end_of_text_token(BYTES), 0);
-    assert_int_equal(end_of_text_token(GPT2), 50256);
+    int32_t *tokens = NULL;
+    size_t count = 0;
+    assert_int_equal(prompt_tokens(&endless, "", &tokens, &count), STATUS_CONFIG);
+    assert_message_has("data.end_of_text");
+    assert_null(tokens);
 }
 
 static void bad_prompts(void **state) {
@@ -169,7 +187,7 @@ static void bad_prompts(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int32_t *tokens = NULL;
         size_t count = 0;
-        assert_int_equal(prompt_tokens(cases[i].prompt, GPT2, &tokens, &count), STATUS_CONFIG);
+        assert_int_equal(prompt_tokens(GPT2, cases[i].prompt, &tokens, &count), STATUS_CONFIG);
         assert_message_has(cases[i].words);
         assert_null(tokens);
     }

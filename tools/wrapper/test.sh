@@ -61,6 +61,9 @@ run_tests() { # [--quick] TARGET... BAZEL-OPTION...
         esac
     done
     ((${#targets[@]} > 0)) || targets=(//...)
+    if [[ -z ${DEEPWELL_DATA_PYTHON:-} && -f $root/.venv/deepwell_prepare ]]; then
+        export DEEPWELL_DATA_PYTHON=$root/.venv/bin/python # otherwise its test is skipped
+    fi
     test_configuration optimized "" "${options[@]}" -- "${targets[@]}"
     if [[ -z $quick ]]; then
         test_configuration sanitized asan- --config=asan "${options[@]}" -- "${targets[@]}"

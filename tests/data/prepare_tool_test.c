@@ -1,0 +1,43 @@
+/*
+ * `data prepare` with a tokenizer, the Python tool: runs prepare_tool_test.py, which names its
+ * oracles. Skipped, with a line, where no Python has tokenizers, pyarrow and xxhash: set
+ * DEEPWELL_DATA_PYTHON (./deepwell test sets it when .venv is there).
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+static const char *script, *tool;
+
+static void the_tool_passes_its_tests(void **state) {
+    (void)state;
+    char command[8192];
+    const char *python = getenv("DEEPWELL_DATA_PYTHON");
+    if (python == NULL || python[0] == '\0') python = "python3";
+    snprintf(command, sizeof command, "'%s' -c 'import tokenizers, pyarrow, xxhash' 2>/dev/null",
+             python);
+    if (system(command) != 0) {
+        printf("%s lacks tokenizers, pyarrow or xxhash: skipped\n", python);
+        skip();
+    }
+    snprintf(command, sizeof command, "PYTHONDONTWRITEBYTECODE=1 '%s' '%s' '%s'", python, script,
+             tool);
+    fflush(stdout);
+    assert_int_equal(system(command), 0);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 3) {
+        fprintf(stderr, "expected the test script and the tool\n");
+        return 1;
+    }
+    script = argv[1];
+    tool = argv[2];
+    const struct CMUnitTest tests[] = {cmocka_unit_test(the_tool_passes_its_tests)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
