@@ -36,6 +36,7 @@ struct config_model {
 
 struct config_data {
     char train[CONFIG_TEXT_BYTES], validation[CONFIG_TEXT_BYTES]; /* a file or a glob */
+    char tokenizer[CONFIG_TEXT_BYTES]; /* a tokenizer.json or its folder; "": none */
 };
 
 struct config_train {
@@ -46,6 +47,7 @@ struct config_train {
     int64_t sequence_length;        /* 0: model.context */
     int64_t seed;
     char resume[CONFIG_TEXT_BYTES]; /* "auto", "never" or a checkpoint folder */
+    char init[CONFIG_TEXT_BYTES];   /* a model to take the first weights from; "": random */
     int recompute;                  /* enum config_recompute */
     int64_t logits_chunk;           /* tokens; 0: automatic */
     int nonfinite;                  /* enum config_nonfinite */

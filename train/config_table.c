@@ -52,6 +52,9 @@ const struct config_key config_keys[] = {
          "token shards to train on: a file or a glob; empty: none (bench)"),
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
+    TEXT(data.tokenizer, "",
+         "the tokenizer.json that made the shards, or its folder: laid into every checkpoint; empty: "
+         "none"),
 
     TEXT(train.out, "runs/gpt2_124m", "the run's folder: checkpoints, metrics.jsonl"),
     INTEGER(train.steps, "18865", 1, STEPS_MAX, "optimizer steps of the whole run"),
@@ -64,6 +67,9 @@ const struct config_key config_keys[] = {
     TEXT(train.resume, "auto",
          "auto: continue from the newest checkpoint in train.out, if any; never; or a checkpoint's "
          "folder"),
+    TEXT(train.init, "",
+         "a model whose weights a new run starts from: a folder of Hugging Face's, a run or "
+         "checkpoint, a model file of llm.c; empty: random"),
     CHOICE(train.recompute, "none", recompute_choices,
            "activations computed again in the backward pass instead of kept"),
     INTEGER(train.logits_chunk, "0", 0, TOKENS_MAX,

@@ -18,6 +18,7 @@ static const struct command commands[] = {
     {"train", "train a model, or continue training one", command_train},
     {"sample", "continue a prompt with a trained model", command_sample},
     {"eval", "the loss of a trained model on a validation set", command_eval},
+    {"convert", "models of Hugging Face and llm.c in, any type out", command_convert},
     {"data", "make token shards from text, and look into them", command_data},
     {"plan", "parameters, memory and work of a run, without running it", command_plan},
     {"bench", "time whole steps, and what they are made of", command_bench},

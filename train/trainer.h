@@ -23,6 +23,7 @@ struct trainer {
     struct loader *loader;
     struct loader_shape shape;
     struct flops flops;
+    struct tokenizer_files tokenizer; /* for every checkpoint */
     struct run_lock lock;
     struct metrics *metrics;
     struct progress progress;

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "checkpoints/model_source.h"
 #include "train/run_folder.h"
 #include "train/trainer_parts.h"
 
@@ -23,6 +24,9 @@ static enum status open_data(struct trainer *t) {
     }
     TRY(dataset_open(&t->train_data, c->data.train, length, vocabulary, ORDER_SHUFFLED,
                      (uint64_t)c->train.seed));
+    if (c->data.tokenizer[0] != '\0') {
+        TRY(tokenizer_files_require(&t->tokenizer, c->data.tokenizer));
+    }
     if (c->data.validation[0] == '\0') return STATUS_OK;
     return dataset_open(&t->validation_data, c->data.validation, length, vocabulary,
                         ORDER_SEQUENTIAL, (uint64_t)c->train.seed);
@@ -94,6 +98,27 @@ static bool is_own(const char *checkpoint, const char *run_folder) {
            strcmp(real_parent, own) == 0;
 }
 
+/* Random weights, or those of train.init. */
+static enum status start_anew(struct trainer *t) {
+    const struct config *c = t->config;
+    snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s", t->train_data.fingerprint);
+    if (c->train.init[0] == '\0') {
+        TRY(engine_initialise(&t->engine, c));
+    } else {
+        struct model_source source;
+        enum status status = model_source_open(&source, c->train.init, print_warning);
+        if (status == STATUS_OK) {
+            status = engine_import(&t->engine, c, &source);
+            snprintf(t->continued, sizeof t->continued,
+                     "weights from %s; optimizer, data and steps start anew", source.path);
+            model_source_close(&source);
+        }
+        if (status != STATUS_OK) return status_context(status, "train.init");
+    }
+    return device_download(&t->engine.device, &t->state.control, t->engine.state,
+                           sizeof t->state.control);
+}
+
 static enum status start_or_resume(struct trainer *t) {
     const struct config *c = t->config;
     char newest[PATH_BYTES] = "";
@@ -111,11 +136,7 @@ static enum status start_or_resume(struct trainer *t) {
                           c->train.out, newest);
     }
     if (strcmp(c->train.resume, "auto") == 0 || strcmp(c->train.resume, "never") == 0) {
-        snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s",
-                 t->train_data.fingerprint);
-        TRY(engine_initialise(&t->engine, c));
-        return device_download(&t->engine.device, &t->state.control, t->engine.state,
-                               sizeof t->state.control);
+        return start_anew(t);
     }
     char named[PATH_BYTES] = "";
     const enum status located = run_folder_locate(c->train.resume, named);
@@ -179,6 +200,7 @@ enum status trainer_close(struct trainer *t) {
     engine_close(&t->engine);
     dataset_close(&t->validation_data);
     dataset_close(&t->train_data);
+    tokenizer_files_free(&t->tokenizer);
     run_lock_release(&t->lock);
     *t = (struct trainer){.lock = RUN_LOCK_NONE};
     return status;

@@ -105,6 +105,7 @@ static enum status save_mapped(struct trainer *t, float *const host[3]) {
         .moments2 = host[2],
         .model = engine_hf_config(t->config),
         .state = state,
+        .tokenizer = &t->tokenizer,
     };
     const enum status status = checkpoint_save(t->config->train.out, &content, &retention);
     cJSON_Delete(state);
