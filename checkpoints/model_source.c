@@ -10,10 +10,11 @@
 
 /* A checkpoint of this program can be known to be whole; other folders have no checksums. */
 static enum status verify_manifest(const char *folder) {
-    char path[PATH_BYTES];
+    char path[PATH_BYTES], state[PATH_BYTES];
     struct manifest manifest;
     TRY(path_join(path, folder, MANIFEST_NAME));
-    if (!path_is_file(path)) return STATUS_OK;
+    TRY(path_join(state, folder, LAYOUT_STATE));
+    if (!path_is_file(path) && !path_is_file(state)) return STATUS_OK;
     TRY(manifest_read(path, &manifest));
     const enum status status = manifest_verify(&manifest, folder);
     manifest_free(&manifest);

@@ -11,9 +11,10 @@
 #include "train/token_text.h"
 
 static const char usage[] =
-    "usage: deepwell sample CHECKPOINT|RUN [options]\n"
+    "usage: deepwell sample MODEL [options]\n"
     "\n"
-    "Continues a prompt with a trained model (a run's newest checkpoint, or the one named).\n"
+    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a model of\n"
+    "Hugging Face or llm.c (GPT-2).\n"
     "\n"
     "  --prompt TEXT        what to continue (default: the start of a new document); for a model\n"
     "                       whose tokens are not bytes: token numbers separated by spaces\n"
@@ -62,12 +63,12 @@ cleanup:
     return status;
 }
 
-static enum status load_and_sample(const struct checkpoint *checkpoint, const struct config *config,
+static enum status load_and_sample(const struct run_model *model, const struct config *config,
                                    int64_t count) {
     struct engine engine;
     TRY(config_check(config));
     TRY(engine_open(&engine, config, ENGINE_GENERATE, ENGINE_REAL));
-    enum status status = engine_load(&engine, checkpoint);
+    enum status status = run_model_load(model, &engine, config);
     if (status == STATUS_OK) status = sample(&engine, config, count);
     engine_close(&engine);
     return status;
@@ -90,13 +91,13 @@ enum status command_sample(int argc, char **argv) {
     };
     struct cli_names names;
     struct config config;
-    struct checkpoint checkpoint;
+    struct run_model model;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
     TRY(signals_install());
-    TRY(run_folder_open(names.names[0], &checkpoint, &config));
+    TRY(run_model_open(&model, names.names[0], &config));
     enum status status = cli_options(&cli, argc, argv, &config);
-    if (status == STATUS_OK) status = load_and_sample(&checkpoint, &config, count);
-    checkpoint_close(&checkpoint);
+    if (status == STATUS_OK) status = load_and_sample(&model, &config, count);
+    run_model_close(&model);
     return status;
 }

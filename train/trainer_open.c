@@ -48,6 +48,9 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
             t->config->data.train, t->state.fingerprint, t->train_data.fingerprint);
     }
     TRY(engine_load(&t->engine, checkpoint));
+    /* Wraps where the batch grew: the loader adds it modulo 2^64. */
+    t->shape.shift = (uint64_t)t->state.sequences -
+                     (uint64_t)t->state.step * (uint64_t)t->config->train.batch;
     struct step_state control = t->state.control;
     /* The scaler goes on where it was, unless the recipe that it served changed. */
     const bool scaling = config_loss_scaling(t->config);

@@ -95,6 +95,8 @@ static enum status save_mapped(struct trainer *t, float *const host[3]) {
     const struct checkpoint_retention retention = {
         .keep = t->config->checkpoint.keep, .keep_every = t->config->checkpoint.keep_every,
     };
+    t->state.sequences = (int64_t)(t->shape.shift + (uint64_t)t->state.step *
+                                                        (uint64_t)t->config->train.batch);
     cJSON *state = run_state_to_json(&t->state, t->config);
     if (state == NULL) return status_set(STATUS_MEMORY, "out of memory for state.json");
     const struct checkpoint_content content = {
