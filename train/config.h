@@ -28,6 +28,7 @@ enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA }
 enum config_recipe { CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP16 };
 enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_GELU, CONFIG_RECOMPUTE_BLOCK };
 enum config_nonfinite { CONFIG_NONFINITE_STOP, CONFIG_NONFINITE_SKIP };
+enum config_background { CONFIG_BACKGROUND_AUTO, CONFIG_BACKGROUND_ON, CONFIG_BACKGROUND_OFF };
 enum config_scaling { CONFIG_SCALING_AUTO, CONFIG_SCALING_ON, CONFIG_SCALING_OFF };
 
 struct config_model {
@@ -77,6 +78,7 @@ struct config_precision {
 struct config_checkpoint {
     int64_t every; /* steps; 0: at the end only */
     int64_t keep, keep_every;
+    int background;      /* enum config_background */
 };
 
 struct config_validation {

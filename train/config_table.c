@@ -13,6 +13,7 @@ static const char *const nonfinite_choices[] = {"stop", "skip", NULL};
 static const char *const schedule_choices[] = {"constant", "linear", "cosine", "wsd", NULL};
 static const char *const recipe_choices[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const scaling_choices[] = {"auto", "on", "off", NULL};
+static const char *const background_choices[] = {"auto", "on", "off", NULL};
 /* in the order of enum param_role */
 static const char *const role_choices[] = {"embedding", "position", "linear", "bias", "norm", NULL};
 
@@ -117,6 +118,9 @@ const struct config_key config_keys[] = {
     INTEGER(checkpoint.keep, "3", 1, COUNT_MAX, "newest checkpoints that are kept"),
     INTEGER(checkpoint.keep_every, "0", 0, STEPS_MAX,
             "checkpoints of multiples of this step are kept for ever; 0: none"),
+    CHOICE(checkpoint.background, "auto", background_choices,
+           "write checkpoints on a thread, from a copy in host memory, while training goes on; auto: "
+           "where there is memory for the copy"),
 
     INTEGER(validation.every, "250", 0, STEPS_MAX, "steps between validations; 0: at the end only"),
     INTEGER(validation.sequences, "0", 0, STEPS_MAX, "sequences validated on, at most; 0: all"),

@@ -243,10 +243,12 @@ enum status metrics_sample(struct metrics *metrics, int64_t step, const char *pr
     return record_end(metrics, &record);
 }
 
-enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms) {
+enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms,
+                               double stall_ms) {
     struct record record = record_begin("checkpoint", step);
     add_text(&record, "path", path);
     add_real(&record, "ms", ms);
+    add_real(&record, "stall_ms", stall_ms);
     return record_end(metrics, &record);
 }
 

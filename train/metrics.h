@@ -54,7 +54,9 @@ enum status metrics_validation(struct metrics *metrics, int64_t step, double los
 /* Bytes that are not UTF-8 become U+FFFD. */
 enum status metrics_sample(struct metrics *metrics, int64_t step, const char *prompt,
                            const char *text);
-enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms);
+/* stall_ms: that training stood still for it; the rest of ms went on beside the steps. */
+enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms,
+                               double stall_ms);
 enum status metrics_event(struct metrics *metrics, int64_t step, const char *what);
 
 /* fsyncs and releases; NULL is fine. */

@@ -166,7 +166,7 @@ static const char *const fixed_keys[] = {
 /* Keys that say where things are or what is shown: not worth a line in the log. */
 static const char *const silent_keys[] = {
     "device", "threads", "data.train", "data.validation", "train.out", "train.resume",
-    "train.log_every", "sample.prompt",
+    "train.log_every", "sample.prompt", "checkpoint.background",
 };
 
 static bool listed(const char *key, const char *const *keys, size_t count) {

@@ -85,7 +85,10 @@ static enum status handle_nonfinite(struct trainer *t) {
     TRY(nonfinite_find(&t->engine, &request, &found));
     const int64_t step = t->state.step;
     t->state = t->before; /* the weights are those before the step: save them as that */
-    if (!found.weights) TRY(trainer_save(t));
+    if (!found.weights) {
+        TRY(trainer_save(t));
+        TRY(trainer_save_finish(t));
+    }
     char what[EVENT_BYTES];
     snprintf(what, sizeof what, "the step after this is not finite: found first in %s", found.text);
     TRY(trainer_event(t, what));
@@ -135,6 +138,7 @@ static enum status after_step(struct trainer *t) {
     const struct config *c = t->config;
     const int64_t step = t->state.step;
     const bool last = step == c->train.steps;
+    TRY(trainer_save_poll(t));
     if (due(step, c->validation.every) || last) TRY(trainer_validate(t));
     if (due(step, c->sample.every)) TRY(trainer_sample(t));
     if (due(step, c->checkpoint.every) || last) TRY(trainer_save(t));
@@ -145,6 +149,7 @@ static enum status after_step(struct trainer *t) {
 static enum status save_and_leave(struct trainer *t) {
     char what[EVENT_BYTES];
     TRY(trainer_save(t));
+    TRY(trainer_save_finish(t));
     snprintf(what, sizeof what, "stopped by %s", signals_received());
     TRY(trainer_event(t, what));
     return status_set(STATUS_INTERRUPTED,
@@ -170,7 +175,7 @@ static enum status run_steps(struct trainer *t) {
 }
 
 enum status trainer_run(struct trainer *t) {
-    const enum status status = run_steps(t);
+    const enum status status = trainer_save_end(t, run_steps(t));
     progress_close(&t->progress);
     return status;
 }

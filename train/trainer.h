@@ -9,6 +9,7 @@
 #define DEEPWELL_TRAIN_TRAINER_H_
 
 #include "checkpoints/run_lock.h"
+#include "checkpoints/saver.h"
 #include "data/loader.h"
 #include "train/engine.h"
 #include "train/flops.h"
@@ -30,7 +31,9 @@ struct trainer {
     double peak_tflops;            /* 0: unknown */
     struct run_state state;        /* as of the last finished step */
     struct run_state before;       /* as of the one before it */
-    int64_t saved_step;            /* of the newest checkpoint; -1: none */
+    struct saver *saver;           /* NULL: checkpoints are written between two steps */
+    int64_t saved_step;            /* of the newest checkpoint, whole or being written; -1: none */
+    double save_stall_seconds;     /* that the run stood still for that checkpoint */
     int64_t validated_step;        /* -1: none */
     int64_t nonfinite_in_a_row;
     char

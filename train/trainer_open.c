@@ -178,6 +178,7 @@ static enum status open_all(struct trainer *t) {
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
     TRY(checkpoint_check_space(c->train.out, &t->engine.gpt.table));
     TRY(trainer_record_run(t));
+    TRY(trainer_save_open(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
     if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));
     return loader_open(&t->loader, &t->train_data, &t->shape, (uint64_t)t->state.step);
@@ -199,6 +200,7 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
 
 enum status trainer_close(struct trainer *t) {
     loader_close(t->loader);
+    saver_close(t->saver); /* a save under way is completed, whatever ended the run */
     const enum status status = metrics_close(t->metrics);
     engine_close(&t->engine);
     dataset_close(&t->validation_data);

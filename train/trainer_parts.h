@@ -16,8 +16,24 @@ enum status trainer_validate(struct trainer *trainer);
 /* A text sample now: lines and metrics record. */
 enum status trainer_sample(struct trainer *trainer);
 
-/* A checkpoint of the present state, unless it is there already. */
+/* A checkpoint of the present state, unless it is there or on its way. In the background it returns
+ * when the copy is made; a save that is still under way is waited for first, and if that takes long,
+ * a line says so. */
 enum status trainer_save(struct trainer *trainer);
+
+/* After every step: the line and the record of a save that has ended since; its failure, if it
+ * failed. */
+enum status trainer_save_poll(struct trainer *trainer);
+
+/* Returns when no save is under way. */
+enum status trainer_save_finish(struct trainer *trainer);
+
+/* The same at the end of a run that ended with `status`, whose message stays in front. Returns it,
+ * or how the save ended. */
+enum status trainer_save_end(struct trainer *trainer, enum status status);
+
+/* Opens the saver where checkpoint.background and memory allow it. */
+enum status trainer_save_open(struct trainer *trainer);
 
 /* Which peak the recipe is measured against. */
 enum peak_type trainer_peak_type(const struct trainer *trainer);

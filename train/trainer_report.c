@@ -91,59 +91,6 @@ enum status trainer_sample(struct trainer *t) {
     return status;
 }
 
-static enum status save_mapped(struct trainer *t, float *const host[3]) {
-    const struct checkpoint_retention retention = {
-        .keep = t->config->checkpoint.keep, .keep_every = t->config->checkpoint.keep_every,
-    };
-    t->state.sequences = (int64_t)(t->shape.shift + (uint64_t)t->state.step *
-                                                        (uint64_t)t->config->train.batch);
-    cJSON *state = run_state_to_json(&t->state, t->config);
-    if (state == NULL) return status_set(STATUS_MEMORY, "out of memory for state.json");
-    const struct checkpoint_content content = {
-        .step = t->state.step,
-        .params = &t->engine.gpt.table,
-        .masters = host[0],
-        .moments1 = host[1],
-        .moments2 = host[2],
-        .model = engine_hf_config(t->config),
-        .state = state,
-        .tokenizer = &t->tokenizer,
-    };
-    const enum status status = checkpoint_save(t->config->train.out, &content, &retention);
-    cJSON_Delete(state);
-    return status;
-}
-
-enum status trainer_save(struct trainer *t) {
-    struct engine *engine = &t->engine;
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    float *const buffers[3] = {engine->masters, engine->moments1, engine->moments2};
-    float *host[3] = {NULL, NULL, NULL};
-    const double begun = clock_seconds();
-    enum status status = STATUS_OK;
-    if (t->saved_step == t->state.step) return STATUS_OK;
-    for (size_t i = 0; i < 3 && status == STATUS_OK; i++) {
-        void *mapped = NULL;
-        status = device_map(&engine->device, buffers[i], bytes, &mapped);
-        host[i] = mapped;
-    }
-    if (status == STATUS_OK) status = save_mapped(t, host);
-    for (size_t i = 0; i < 3; i++) {
-        if (host[i] == NULL) continue;
-        const enum status unmapped = device_unmap(&engine->device, buffers[i], host[i], bytes,
-                                                  false);
-        if (status == STATUS_OK) status = unmapped;
-    }
-    TRY(status);
-    t->saved_step = t->state.step;
-    const double ms = (clock_seconds() - begun) * 1e3;
-    char path[PATH_BYTES], took[TEXT_BYTES];
-    snprintf(path, sizeof path, "%s/step_%08lld", t->config->train.out, (long long)t->state.step);
-    progress_message(&t->progress, "step %lld  saved %s (%s)", (long long)t->state.step, path,
-                     text_duration(took, ms / 1e3));
-    return metrics_checkpoint(t->metrics, t->state.step, path, ms);
-}
-
 /* RUN/configuration.conf: what this run was last started with, as a file that starts it again. */
 static enum status save_configuration(const struct trainer *t) {
     char path[PATH_BYTES], *text = NULL;
