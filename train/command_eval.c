@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "train/choices_eval.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/logits.h"
@@ -20,9 +21,12 @@ static const char usage[] =
     "\n"
     "  --data PATTERN       token shards (default: data.validation of the run)\n"
     "  --sequences N        only the first N sequences (default: all)\n"
+    "  --choices FILE       instead: multiple-choice questions, as llm.c writes them\n"
+    "                       (hellaswag_val.bin); --sequences limits their number\n"
     "  --logits FILE        also writes the logits of the first sequence, as safetensors\n"
     "\n"
-    "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n";
+    "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n"
+    "  deepwell eval runs/mine --choices hellaswag_val.bin\n";
 
 static void print_result(const struct config *config, const struct run_model *model,
                          const struct validation *result, double seconds) {
@@ -74,12 +78,48 @@ close_dataset:
     return status;
 }
 
+static void print_score(const struct run_model *model, const struct choices *choices,
+                        const struct choices_score *score, double seconds) {
+    char count[TEXT_BYTES], duration[TEXT_BYTES];
+    printf("model       %s\n", model->path);
+    printf("choices     %s: %s questions\n", choices->path, text_count(count, score->examples));
+    printf("right       %.4f by the sum of a completion's losses\n", score->accuracy);
+    printf("            %.4f by their mean (acc_norm)\n", score->accuracy_norm);
+    printf("took        %s\n", text_duration(duration, seconds));
+}
+
+/* Sequences no longer than the questions need. */
+static enum status score_choices(const struct run_model *model, struct config *config,
+                                 const char *path) {
+    struct choices choices = {0};
+    struct engine engine = {0};
+    struct choices_score score;
+    enum status status = STATUS_OK;
+    TRY(choices_open(&choices, path, (size_t)config->model.vocabulary));
+    if (choices.longest_tokens - 1 < (size_t)config_sequence_length(config)) {
+        config->train.sequence_length = (int64_t)choices.longest_tokens - 1;
+    }
+    TRY_GOTO(config_check(config), close_choices);
+    TRY_GOTO(engine_open(&engine, config, ENGINE_EVALUATE, ENGINE_REAL), close_choices);
+    TRY_GOTO(run_model_load(model, &engine, config), close_engine);
+    const double begun = clock_seconds();
+    TRY_GOTO(choices_evaluate(&engine, &choices, (size_t)config->validation.sequences, true, &score),
+             close_engine);
+    print_score(model, &choices, &score, clock_seconds() - begun);
+close_engine:
+    engine_close(&engine);
+close_choices:
+    choices_close(&choices);
+    return status;
+}
+
 enum status command_eval(int argc, char **argv) {
-    const char *logits_path = NULL;
+    const char *logits_path = NULL, *choices_path = NULL;
     const struct cli_option options[] = {
         {.name = "--data", .config_key = "data.validation"},
         {.name = "--sequences", .config_key = "validation.sequences"},
         {.name = "--logits", .text = &logits_path},
+        {.name = "--choices", .text = &choices_path},
     };
     const struct cli cli = {
         .command = "eval", .usage = usage, .options = options,
@@ -94,7 +134,10 @@ enum status command_eval(int argc, char **argv) {
     TRY(run_model_open(&model, names.names[0], &config));
     config.validation.sequences = 0; /* all, however many the run looked at */
     enum status status = cli_options(&cli, argc, argv, &config);
-    if (status == STATUS_OK) status = evaluate(&model, &config, logits_path);
+    if (status == STATUS_OK) {
+        status = choices_path != NULL ? score_choices(&model, &config, choices_path)
+                                      : evaluate(&model, &config, logits_path);
+    }
     run_model_close(&model);
     return status;
 }

@@ -87,6 +87,12 @@ struct config_validation {
     int64_t micro_batch; /* 0: train's */
 };
 
+struct config_eval {
+    char file[CONFIG_TEXT_BYTES]; /* "": none */
+    int64_t every;                /* steps; 0: at the end only */
+    int64_t examples;             /* at most; 0: all */
+};
+
 struct config_sample {
     int64_t every; /* steps; 0: never during a run */
     int64_t tokens;
@@ -111,6 +117,7 @@ struct config {
     struct config_precision precision;
     struct config_checkpoint checkpoint;
     struct config_validation validation;
+    struct config_eval eval;
     struct config_sample sample;
     struct config_mfu mfu;
 };

@@ -126,6 +126,12 @@ const struct config_key config_keys[] = {
     INTEGER(validation.sequences, "0", 0, STEPS_MAX, "sequences validated on, at most; 0: all"),
     INTEGER(validation.micro_batch, "0", 0, COUNT_MAX, "sequences at a time; 0: as in training"),
 
+    TEXT(eval.file, "",
+         "multiple-choice questions as llm.c writes them (hellaswag_val.bin), scored during the run; "
+         "empty: none"),
+    INTEGER(eval.every, "0", 0, STEPS_MAX, "steps between scorings; 0: at the end only"),
+    INTEGER(eval.examples, "0", 0, STEPS_MAX, "questions, at most; 0: all"),
+
     INTEGER(sample.every, "0", 0, STEPS_MAX, "steps between samples; 0: none during the run"),
     INTEGER(sample.tokens, "256", 1, TOKENS_MAX, "tokens to generate"),
     TEXT(sample.prompt, "", "text to continue; empty: the start of a document"),
@@ -144,7 +150,8 @@ _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,
                "raise CONFIG_KEYS_MAX");
 
 const char *const config_sections[] = {"model", "data", "train", "optimizer", "precision",
-                                       "checkpoint", "validation", "sample", "mfu"};
+                                       "checkpoint", "validation", "eval", "sample",
+                                       "mfu"};
 const size_t config_section_count = sizeof config_sections / sizeof config_sections[0];
 
 const struct config_key *config_key_find(const char *name) {

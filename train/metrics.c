@@ -235,6 +235,16 @@ enum status metrics_validation(struct metrics *metrics, int64_t step, double los
     return record_end(metrics, &record);
 }
 
+enum status metrics_choices(struct metrics *metrics, int64_t step, const char *file,
+                            int64_t examples, double accuracy, double accuracy_norm) {
+    struct record record = record_begin("choices", step);
+    add_text(&record, "file", file);
+    add_integer(&record, "examples", examples);
+    add_real(&record, "accuracy", accuracy);
+    add_real(&record, "accuracy_norm", accuracy_norm);
+    return record_end(metrics, &record);
+}
+
 enum status metrics_sample(struct metrics *metrics, int64_t step, const char *prompt,
                            const char *text) {
     struct record record = record_begin("sample", step);

@@ -51,6 +51,9 @@ enum status metrics_step(struct metrics *metrics, const struct step_record *reco
 /* loss in nats a token; bits_per_byte NaN: not known (null). The perplexity is exp(loss). */
 enum status metrics_validation(struct metrics *metrics, int64_t step, double loss,
                                double bits_per_byte, int64_t tokens);
+/* Multiple choice: shares of right answers (train/choices_eval.h). */
+enum status metrics_choices(struct metrics *metrics, int64_t step, const char *file,
+                            int64_t examples, double accuracy, double accuracy_norm);
 /* Bytes that are not UTF-8 become U+FFFD. */
 enum status metrics_sample(struct metrics *metrics, int64_t step, const char *prompt,
                            const char *text);

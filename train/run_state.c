@@ -165,7 +165,7 @@ static const char *const fixed_keys[] = {
 
 /* Keys that say where things are or what is shown: not worth a line in the log. */
 static const char *const silent_keys[] = {
-    "device", "threads", "data.train", "data.validation", "train.out", "train.resume",
+    "device", "threads", "data.train", "data.validation", "eval.file", "train.out", "train.resume",
     "train.log_every", "sample.prompt", "checkpoint.background",
 };
 

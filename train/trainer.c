@@ -140,6 +140,7 @@ static enum status after_step(struct trainer *t) {
     const bool last = step == c->train.steps;
     TRY(trainer_save_poll(t));
     if (due(step, c->validation.every) || last) TRY(trainer_validate(t));
+    if (due(step, c->eval.every) || last) TRY(trainer_score_choices(t));
     if (due(step, c->sample.every)) TRY(trainer_sample(t));
     if (due(step, c->checkpoint.every) || last) TRY(trainer_save(t));
     t->finished_seconds = clock_seconds();

@@ -10,6 +10,7 @@
 
 #include "checkpoints/run_lock.h"
 #include "checkpoints/saver.h"
+#include "data/choices.h"
 #include "data/loader.h"
 #include "train/engine.h"
 #include "train/flops.h"
@@ -21,6 +22,7 @@ struct trainer {
     const struct config *config;
     struct engine engine;
     struct dataset train_data, validation_data; /* validation_data.shards NULL: none */
+    struct choices choices; /* of eval.file; count 0: none */
     struct loader *loader;
     struct loader_shape shape;
     struct flops flops;
@@ -35,6 +37,7 @@ struct trainer {
     int64_t saved_step;            /* of the newest checkpoint, whole or being written; -1: none */
     double save_stall_seconds;     /* that the run stood still for that checkpoint */
     int64_t validated_step;        /* -1: none */
+    int64_t scored_step;           /* of the choices; -1: none */
     int64_t nonfinite_in_a_row;
     char
         continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */

@@ -27,6 +27,9 @@ static enum status open_data(struct trainer *t) {
     if (c->data.tokenizer[0] != '\0') {
         TRY(tokenizer_files_require(&t->tokenizer, c->data.tokenizer));
     }
+    if (c->eval.file[0] != '\0') {
+        TRY(choices_open(&t->choices, c->eval.file, vocabulary));
+    }
     if (c->data.validation[0] == '\0') return STATUS_OK;
     return dataset_open(&t->validation_data, c->data.validation, length, vocabulary,
                         ORDER_SEQUENTIAL, (uint64_t)c->train.seed);
@@ -164,7 +167,8 @@ static enum status open_metrics(struct trainer *t) {
 
 static enum status open_all(struct trainer *t) {
     const struct config *c = t->config;
-    const unsigned validation = c->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0;
+    const bool evaluates = c->data.validation[0] != '\0' || c->eval.file[0] != '\0';
+    const unsigned validation = evaluates ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
     TRY(open_data(t));
     TRY(engine_open(&t->engine, c, ENGINE_TRAIN | validation | generation, ENGINE_REAL));
@@ -192,6 +196,7 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
         .lock = RUN_LOCK_NONE,
         .saved_step = -1,
         .validated_step = -1,
+        .scored_step = -1,
     };
     const enum status status = open_all(t);
     if (status != STATUS_OK) trainer_close(t);
@@ -205,6 +210,7 @@ enum status trainer_close(struct trainer *t) {
     engine_close(&t->engine);
     dataset_close(&t->validation_data);
     dataset_close(&t->train_data);
+    choices_close(&t->choices);
     tokenizer_files_free(&t->tokenizer);
     run_lock_release(&t->lock);
     *t = (struct trainer){.lock = RUN_LOCK_NONE};

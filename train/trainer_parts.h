@@ -13,6 +13,10 @@ enum status trainer_event(struct trainer *trainer, const char *what);
  * step. */
 enum status trainer_validate(struct trainer *trainer);
 
+/* Multiple choice now: line and metrics record. Nothing without eval.file, or if done for this
+ * step. */
+enum status trainer_score_choices(struct trainer *trainer);
+
 /* A text sample now: lines and metrics record. */
 enum status trainer_sample(struct trainer *trainer);
 

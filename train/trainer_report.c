@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "train/choices_eval.h"
 #include "train/sampler.h"
 #include "train/token_text.h"
 #include "train/trainer_parts.h"
@@ -41,6 +42,19 @@ enum status trainer_validate(struct trainer *t) {
                      (long long)t->state.step, result.loss, bits);
     return metrics_validation(t->metrics, t->state.step, result.loss, result.bits_per_byte,
                               (int64_t)result.tokens);
+}
+
+enum status trainer_score_choices(struct trainer *t) {
+    struct choices_score score;
+    char count[TEXT_BYTES];
+    if (t->choices.count == 0 || t->scored_step == t->state.step) return STATUS_OK;
+    TRY(choices_evaluate(&t->engine, &t->choices, (size_t)t->config->eval.examples, false, &score));
+    t->scored_step = t->state.step;
+    progress_message(&t->progress, "step %lld  choices: %.2f %% right, %.2f %% by mean loss, of %s",
+                     (long long)t->state.step, 100.0 * score.accuracy, 100.0 * score.accuracy_norm,
+                     text_count(count, score.examples));
+    return metrics_choices(t->metrics, t->state.step, t->choices.path, (int64_t)score.examples,
+                           score.accuracy, score.accuracy_norm);
 }
 
 /* A text that grows by tokens. */

@@ -107,12 +107,39 @@ static void a_tokenizer_goes_along(void **state) {
                "train ../tiny.conf --train.out new --data.tokenizer nowhere");
 }
 
+/* Two questions of bytes: in the run and afterwards the same shares. */
+static void choices_are_scored(void **state) {
+    (void)state;
+    static const uint16_t body[] = {65535, 22, 0, 1, 2, 1, 't', 1, 'h', 1, 'z',
+                                    65535, 24, 1, 0, 2, 2, 't', 'h', 1, 'e', 1, 'q'};
+    const int32_t header[] = {20240522, 1, 2, 24};
+    char file[1024 + sizeof body] = {0};
+    memcpy(file, header, sizeof header);
+    memcpy(file + 1024, body, sizeof body);
+    e2e_write("choices.bin", file, sizeof file);
+    const struct outcome *run = e2e_expect(
+        0, "", "train ../tiny.conf --eval.file choices.bin --eval.every 10 --data.validation=");
+    e2e_assert_words("a run with choices", run->out, "step 10  choices: |step 16  choices: |of 2");
+    cJSON *metrics = e2e_metrics("run");
+    const cJSON *last = e2e_record(metrics, "choices", 1);
+    assert_int_equal((int)e2e_number(last, "step"), 16);
+    char words[64];
+    snprintf(words, sizeof words, "2 questions|right       %.4f", e2e_number(last, "accuracy"));
+    cJSON_Delete(metrics);
+    const struct outcome *eval = e2e_expect(0, "", "eval run --choices choices.bin");
+    e2e_assert_words("eval", eval->out, words);
+    e2e_expect(STATUS_DATA, "20240522", "eval run --choices ../data/train.bin");
+    e2e_expect(STATUS_DATA, "20240522",
+               "train ../tiny.conf --train.out new --eval.file ../data/train.bin");
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(a_converted_model_computes_the_same),
         E2E_TEST(a_run_starts_from_weights),
         E2E_TEST(a_damaged_source_is_refused),
         E2E_TEST(a_tokenizer_goes_along),
+        E2E_TEST(choices_are_scored),
     };
     return E2E_MAIN(argc, argv, tests);
 }
