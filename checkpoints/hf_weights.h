@@ -30,7 +30,7 @@ struct hf_index {
     struct hf_index_entry {
         char tensor[SAFETENSORS_NAME_BYTES];
         size_t file; /* place in files */
-    } *entries; /* sorted by tensor */
+    } * entries;     /* sorted by tensor */
     size_t count;
     char (*files)[HF_FILE_NAME_BYTES]; /* names in the index's own folder, each once */
     size_t file_count;

@@ -112,7 +112,8 @@ struct walk {
 static enum status take(struct walk *walk, const struct param *param, size_t rows) {
     const size_t number_bytes = safetensors_dtype_bytes(walk->file->dtype);
     const size_t stored = (rows > 0 ? rows : param->rows) * param->columns;
-    if (stored > (walk->file->map.bytes - walk->next) / number_bytes || stored < param_count(param)) {
+    if (stored > (walk->file->map.bytes - walk->next) / number_bytes ||
+        stored < param_count(param)) {
         return status_set(STATUS_CHECKPOINT, "%s ends before %s: it is of another model",
                           walk->file->path, param->name);
     }

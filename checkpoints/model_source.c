@@ -67,8 +67,10 @@ enum status model_source_open(struct model_source *source, const char *path,
 }
 
 void model_source_close(struct model_source *source) {
-    if (source->kind == MODEL_LLMC) llmc_model_close(&source->llmc);
-    else hf_weights_close(&source->weights);
+    if (source->kind == MODEL_LLMC)
+        llmc_model_close(&source->llmc);
+    else
+        hf_weights_close(&source->weights);
     memset(source, 0, sizeof *source);
 }
 

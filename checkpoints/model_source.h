@@ -17,7 +17,7 @@ enum model_kind { MODEL_HUGGING_FACE, MODEL_LLMC };
 
 struct model_source {
     enum model_kind kind;
-    char path[PATH_BYTES];     /* what was opened: the file, or the folder with config.json */
+    char path[PATH_BYTES]; /* what was opened: the file, or the folder with config.json */
     struct hf_config model;
     struct hf_weights weights; /* MODEL_HUGGING_FACE */
     struct llmc_model llmc;    /* MODEL_LLMC */

@@ -17,10 +17,8 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtypes[SAFETENSORS_DTYPES] = {
-    [SAFETENSORS_F32] = {"F32", 4},
-    [SAFETENSORS_F16] = {"F16", 2},
-    [SAFETENSORS_BF16] = {"BF16", 2},
-    [SAFETENSORS_U8] = {"U8", 1},
+    [SAFETENSORS_F32] = {"F32", 4},   [SAFETENSORS_F16] = {"F16", 2},
+    [SAFETENSORS_BF16] = {"BF16", 2}, [SAFETENSORS_U8] = {"U8", 1},
     [SAFETENSORS_BOOL] = {"BOOL", 1},
 };
 
@@ -108,8 +106,9 @@ static enum status parse_dtype(const char *where, const cJSON *item,
             return STATUS_OK;
         }
     }
-    return status_set(STATUS_CHECKPOINT, "%s: expected %s to be F32, F16, BF16, U8 or BOOL, found \"%.20s\"",
-                      where, entry->name, name);
+    return status_set(STATUS_CHECKPOINT,
+                      "%s: expected %s to be F32, F16, BF16, U8 or BOOL, found \"%.20s\"", where,
+                      entry->name, name);
 }
 
 static enum status parse_shape(const char *where, const cJSON *item,
@@ -268,8 +267,9 @@ static enum status parse(struct safetensors *file) {
     cJSON *header = NULL;
     TRY(json_parse(file->path, text, (size_t)header_bytes, &header));
     file->data = file->map.data + SAFETENSORS_LENGTH_BYTES + header_bytes;
-    const enum status status =
-        parse_entries(file, header, bytes - SAFETENSORS_LENGTH_BYTES - (size_t)header_bytes);
+    const enum status status = parse_entries(file, header,
+                                             bytes - SAFETENSORS_LENGTH_BYTES -
+                                                 (size_t)header_bytes);
     cJSON_Delete(header);
     return status;
 }

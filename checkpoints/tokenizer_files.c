@@ -14,14 +14,13 @@ enum { TOKENIZER_BYTES_MAX = 256 << 20 };
 #define TOKENIZER_CONFIG_NAME "tokenizer_config.json"
 
 static const char *const names[TOKENIZER_FILES_MAX] = {
-    TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt",
+    TOKENIZER_NAME,      TOKENIZER_CONFIG_NAME, "special_tokens_map.json",
+    "added_tokens.json", "vocab.json",          "merges.txt",
 };
 
 /* Without it, transformers looks for the files of the model's own tokenizer class. */
-static const char default_config[] =
-    "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"
-    "  \"clean_up_tokenization_spaces\": false\n}\n";
+static const char default_config[] = "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"
+                                     "  \"clean_up_tokenization_spaces\": false\n}\n";
 
 static bool has(const struct tokenizer_files *files, const char *name) {
     for (size_t i = 0; i < files->count; i++) {

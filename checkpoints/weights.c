@@ -78,8 +78,8 @@ struct write_buffers {
 static enum status append_transposed(struct safetensors_writer *writer, const struct param *param,
                                      enum safetensors_dtype dtype, const float *in,
                                      const struct write_buffers *buffers) {
-    const size_t rows =
-        size_min(param->rows, TRANSPOSE_FLOATS); /* a part of one column if it is longer */
+    const size_t rows = size_min(param->rows,
+                                 TRANSPOSE_FLOATS); /* a part of one column if it is longer */
     const size_t columns = TRANSPOSE_FLOATS / rows;
     for (size_t c0 = 0; c0 < param->columns; c0 += columns) {
         const size_t c1 = size_min(c0 + columns, param->columns);
@@ -99,8 +99,8 @@ static enum status append_param(struct safetensors_writer *writer, const struct 
     if (param->hf_transposed) return append_transposed(writer, param, dtype, in, buffers);
     const size_t count = param_count(param);
     for (size_t done = 0; done < count; done += TRANSPOSE_FLOATS) {
-        TRY(append_numbers(writer, param, dtype, in + done, size_min(count - done, TRANSPOSE_FLOATS),
-                           buffers->narrow));
+        TRY(append_numbers(writer, param, dtype, in + done,
+                           size_min(count - done, TRANSPOSE_FLOATS), buffers->narrow));
     }
     return STATUS_OK;
 }

@@ -78,8 +78,8 @@ static enum status read_example(struct reader *reader, struct choice_example *ex
 static void note_example(struct choices *choices, const struct choice_example *example) {
     choices->completions += example->completion_count;
     for (size_t i = 0; i < example->completion_count; i++) {
-        choices->longest_tokens = size_max(
-            choices->longest_tokens, example->context_tokens + example->completion_tokens[i]);
+        choices->longest_tokens = size_max(choices->longest_tokens,
+                                           example->context_tokens + example->completion_tokens[i]);
     }
 }
 
@@ -104,12 +104,17 @@ static enum status check(struct choices *choices, size_t vocabulary) {
                           choices->path, header[2]);
     }
     choices->offsets = calloc((size_t)header[2], sizeof *choices->offsets);
-    if (choices->offsets == NULL) return status_set(STATUS_MEMORY, "out of memory for %s", choices->path);
+    if (choices->offsets == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for %s", choices->path);
     size_t next = 0;
     for (choices->count = 0; choices->count < (size_t)header[2]; choices->count++) {
         struct choice_example example;
-        struct reader reader = {.choices = choices, .index = choices->count, .next = next,
-                                .vocabulary = vocabulary, .words = stream(choices), .end = words};
+        struct reader reader = {.choices = choices,
+                                .index = choices->count,
+                                .next = next,
+                                .vocabulary = vocabulary,
+                                .words = stream(choices),
+                                .end = words};
         TRY(read_example(&reader, &example));
         choices->offsets[choices->count] = next;
         note_example(choices, &example);
@@ -141,8 +146,10 @@ void choices_close(struct choices *choices) {
 
 struct choice_example choices_get(const struct choices *choices, size_t index) {
     const uint16_t *word = stream(choices) + choices->offsets[index];
-    struct choice_example example = {.label = word[3], .completion_count = word[4],
-                                     .context_tokens = word[5], .context = word + EXAMPLE_HEAD};
+    struct choice_example example = {.label = word[3],
+                                     .completion_count = word[4],
+                                     .context_tokens = word[5],
+                                     .context = word + EXAMPLE_HEAD};
     word = example.context + example.context_tokens;
     for (size_t i = 0; i < example.completion_count; i++) {
         example.completion_tokens[i] = word[0];

@@ -23,7 +23,7 @@ enum { CHOICES_COMPLETIONS_MAX = 64 };
 struct choices {
     char path[PATH_BYTES];
     struct file_map map;
-    size_t *offsets;       /* of each example, in uint16 behind the header */
+    size_t *offsets; /* of each example, in uint16 behind the header */
     size_t count;
     size_t longest_tokens; /* context and completion together */
     size_t completions;    /* in all examples together */
@@ -33,14 +33,14 @@ struct choices {
 struct choice_example {
     size_t label;
     const uint16_t *context;
-    size_t context_tokens; /* at least 1 */
+    size_t context_tokens;   /* at least 1 */
     size_t completion_count; /* 2 to CHOICES_COMPLETIONS_MAX */
     const uint16_t *completions[CHOICES_COMPLETIONS_MAX];
     size_t completion_tokens[CHOICES_COMPLETIONS_MAX]; /* at least 1 each */
 };
 
-/* Every example is checked: STATUS_DATA for another magic or version, lengths that lie, a label that
- * is no completion, a token that is not below the vocabulary. */
+/* Every example is checked: STATUS_DATA for another magic or version, lengths that lie, a label
+ * that is no completion, a token that is not below the vocabulary. */
 enum status choices_open(struct choices *choices, const char *path, size_t vocabulary);
 void choices_close(struct choices *choices);
 

@@ -19,7 +19,7 @@ struct scorer {
     const struct choices *choices;
     int32_t *inputs, *targets; /* (batch, T) */
     float *losses;
-    struct row *rows;          /* (batch) */
+    struct row *rows; /* (batch) */
     size_t used;
     double sums[CHOICES_COMPLETIONS_MAX], means[CHOICES_COMPLETIONS_MAX]; /* of one example */
     size_t right, right_norm;
@@ -91,7 +91,9 @@ static enum status add_row(struct scorer *s, const struct choice_example *exampl
                           s->choices->path, index, count, length);
     }
     struct row *row = &s->rows[s->used];
-    *row = (struct row){.example = index, .completion = completion, .first = inputs - count,
+    *row = (struct row){.example = index,
+                        .completion = completion,
+                        .first = inputs - count,
                         .count = count};
     int32_t *in = s->inputs + s->used * length, *target = s->targets + s->used * length;
     for (size_t i = 0; i < inputs; i++) {
@@ -120,7 +122,8 @@ enum status choices_evaluate(struct engine *engine, const struct choices *choice
     const size_t wanted = examples == 0 ? choices->count : size_min(examples, choices->count);
     enum status status = STATUS_OK;
     struct scorer s = {
-        .engine = engine, .choices = choices,
+        .engine = engine,
+        .choices = choices,
         .inputs = calloc(tokens, sizeof(int32_t)),
         .targets = malloc(tokens * sizeof(int32_t)),
         .losses = calloc(tokens, sizeof(float)),

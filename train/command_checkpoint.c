@@ -25,19 +25,20 @@ static const char help[] =
 static const char help_list[] =
     "usage: deepwell checkpoint list RUN\n"
     "\n"
-    "Lists the checkpoints of a run by what their manifests say, newest first; nothing is verified.\n";
+    "Lists the checkpoints of a run by what their manifests say, newest first. Nothing is\n"
+    "verified.\n";
 
 static const char help_verify[] =
     "usage: deepwell checkpoint verify RUN|CHECKPOINT\n"
     "\n"
-    "Compares every file with its size and checksum and parses it. Prints a line each; ends with exit\n"
-    "code 4 if one is damaged. Nothing is changed.\n";
+    "Compares every file with its size and checksum and parses it. Prints a line each; ends with\n"
+    "exit code 4 if one is damaged. Nothing is changed.\n";
 
 static const char help_prune[] =
     "usage: deepwell checkpoint prune RUN --keep N [--keep_every M]\n"
     "\n"
-    "Removes checkpoints and what interrupted saves left. Nothing is removed that is not older than\n"
-    "a checkpoint that was read to its last byte first. Refused while the run is training.\n"
+    "Removes checkpoints and what interrupted saves left. Nothing is removed that is not older\n"
+    "than a checkpoint that was read to its last byte first. Refused while the run is training.\n"
     "\n"
     "  --keep N             the newest N stay\n"
     "  --keep_every M       those of steps that are multiples of M stay too\n";
@@ -76,7 +77,8 @@ static enum status print_leftovers(const char *run) {
                            : kind == LAYOUT_DAMAGED  ? "did not verify and was replaced"
                            : kind == LAYOUT_DELETING ? "being removed, or left by a prune that died"
                                                      : NULL;
-        if (what != NULL) printf("%-12lld %10s  %s/%s: %s\n", (long long)step, "-", run, names[i], what);
+        if (what != NULL)
+            printf("%-12lld %10s  %s/%s: %s\n", (long long)step, "-", run, names[i], what);
     }
     names_free(names, count);
     return STATUS_OK;
@@ -158,10 +160,15 @@ static enum status prune(int argc, char **argv) {
     struct checkpoint_retention retention = {0};
     const struct cli_option options[] = {
         {.name = "--keep", .whole = &retention.keep, .least = 1, .most = 1000000},
-        {.name = "--keep_every", .whole = &retention.keep_every, .least = 0, .most = LAYOUT_STEP_MAX},
+        {.name = "--keep_every",
+         .whole = &retention.keep_every,
+         .least = 0,
+         .most = LAYOUT_STEP_MAX},
     };
     const struct cli cli = {
-        .command = "checkpoint prune", .usage = help_prune, .options = options,
+        .command = "checkpoint prune",
+        .usage = help_prune,
+        .options = options,
         .option_count = sizeof options / sizeof options[0],
     };
     struct cli_names names;
@@ -188,7 +195,8 @@ enum { SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
 enum status command_checkpoint(int argc, char **argv) {
     const char *names[SUBCOMMANDS];
     if (argc < 2) {
-        return status_set(STATUS_CONFIG, "expected a subcommand of `deepwell checkpoint`: list, "
+        return status_set(STATUS_CONFIG,
+                          "expected a subcommand of `deepwell checkpoint`: list, "
                           "verify or prune; `deepwell checkpoint --help` explains them");
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
@@ -200,7 +208,9 @@ enum status command_checkpoint(int argc, char **argv) {
         if (strcmp(argv[1], names[i]) == 0) return subcommands[i].run(argc - 1, argv + 1);
     }
     const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
-    return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell checkpoint`%s%s; there are "
-                      "list, verify and prune", argv[1], nearest == NULL ? "" : ", did you mean ",
+    return status_set(STATUS_CONFIG,
+                      "unknown subcommand %s of `deepwell checkpoint`%s%s; there are "
+                      "list, verify and prune",
+                      argv[1], nearest == NULL ? "" : ", did you mean ",
                       nearest == NULL ? "" : nearest);
 }

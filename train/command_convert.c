@@ -14,9 +14,9 @@
 static const char usage[] =
     "usage: deepwell convert MODEL FOLDER [options]\n"
     "\n"
-    "Writes a model as a new folder that Hugging Face's from_pretrained loads. MODEL is such a folder\n"
-    "(GPT-2, safetensors in one file or several), a run or a checkpoint of this program, or a model\n"
-    "file of llm.c (version 3 or 5).\n"
+    "Writes a model as a new folder that Hugging Face's from_pretrained loads. MODEL is such a\n"
+    "folder (GPT-2, safetensors in one file or several), a run or a checkpoint of this program, or\n"
+    "a model file of llm.c (version 3 or 5).\n"
     "\n"
     "  --to TYPE            fp32 (default), bf16 or fp16\n"
     "  --vocabulary N       leave out rows of the token embedding that are padding\n"
@@ -52,12 +52,12 @@ static enum status choose_shape(const struct model_source *source,
     if (options->vocabulary == 0) return STATUS_OK;
     const size_t wanted = (size_t)options->vocabulary, found = source->model.vocab_size;
     if (wanted > found || found - wanted > VOCABULARY_PADDING_ROWS_MAX) {
-        return status_set(STATUS_CONFIG,
-                          "--vocabulary: expected a number from %zu to %zu, since %s has %zu tokens "
-                          "and at most %d of them can be padding; found %zu",
-                          found > VOCABULARY_PADDING_ROWS_MAX ? found - VOCABULARY_PADDING_ROWS_MAX
-                                                              : 1,
-                          found, source->path, found, VOCABULARY_PADDING_ROWS_MAX, wanted);
+        return status_set(
+            STATUS_CONFIG,
+            "--vocabulary: expected a number from %zu to %zu, since %s has %zu tokens "
+            "and at most %d of them can be padding; found %zu",
+            found > VOCABULARY_PADDING_ROWS_MAX ? found - VOCABULARY_PADDING_ROWS_MAX : 1, found,
+            source->path, found, VOCABULARY_PADDING_ROWS_MAX, wanted);
     }
     model->vocab_size = wanted;
     if (model->bos_token_id >= (int)wanted) model->bos_token_id = -1;
@@ -128,7 +128,9 @@ enum status command_convert(int argc, char **argv) {
         {.name = "--tokenizer", .text = &options.tokenizer},
     };
     const struct cli cli = {
-        .command = "convert", .usage = usage, .options = table,
+        .command = "convert",
+        .usage = usage,
+        .options = table,
         .option_count = sizeof table / sizeof table[0],
     };
     struct cli_names names;

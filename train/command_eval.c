@@ -59,7 +59,8 @@ static enum status evaluate(const struct run_model *model, const struct config *
     status = dataset_open(&dataset, config->data.validation, (size_t)config_sequence_length(config),
                           (size_t)config->model.vocabulary, ORDER_SEQUENTIAL, 0);
     if (status != STATUS_OK) {
-        return status_context(status, "validation data, by the run's path or --data, from this folder");
+        return status_context(status,
+                              "validation data, by the run's path or --data, from this folder");
     }
     TRY_GOTO(engine_open(&engine, config, ENGINE_EVALUATE | generate, ENGINE_REAL), close_dataset);
     TRY_GOTO(run_model_load(model, &engine, config), close_engine);
@@ -103,8 +104,9 @@ static enum status score_choices(const struct run_model *model, struct config *c
     TRY_GOTO(engine_open(&engine, config, ENGINE_EVALUATE, ENGINE_REAL), close_choices);
     TRY_GOTO(run_model_load(model, &engine, config), close_engine);
     const double begun = clock_seconds();
-    TRY_GOTO(choices_evaluate(&engine, &choices, (size_t)config->validation.sequences, true, &score),
-             close_engine);
+    TRY_GOTO(
+        choices_evaluate(&engine, &choices, (size_t)config->validation.sequences, true, &score),
+        close_engine);
     print_score(model, &choices, &score, clock_seconds() - begun);
 close_engine:
     engine_close(&engine);

@@ -13,8 +13,8 @@
 static const char usage[] =
     "usage: deepwell sample MODEL [options]\n"
     "\n"
-    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a model of\n"
-    "Hugging Face or llm.c (GPT-2).\n"
+    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a GPT-2\n"
+    "of Hugging Face or llm.c.\n"
     "\n"
     "  --prompt TEXT        what to continue (default: the start of a new document); for a model\n"
     "                       whose tokens are not bytes: token numbers separated by spaces\n"

@@ -54,8 +54,8 @@ const struct config_key config_keys[] = {
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
     TEXT(data.tokenizer, "",
-         "the tokenizer.json that made the shards, or its folder: laid into every checkpoint; empty: "
-         "none"),
+         "the tokenizer.json that made the shards, or its folder: laid into every checkpoint; "
+         "empty: none"),
 
     TEXT(train.out, "runs/gpt2_124m", "the run's folder: checkpoints, metrics.jsonl"),
     INTEGER(train.steps, "18865", 1, STEPS_MAX, "optimizer steps of the whole run"),
@@ -119,16 +119,16 @@ const struct config_key config_keys[] = {
     INTEGER(checkpoint.keep_every, "0", 0, STEPS_MAX,
             "checkpoints of multiples of this step are kept for ever; 0: none"),
     CHOICE(checkpoint.background, "auto", background_choices,
-           "write checkpoints on a thread, from a copy in host memory, while training goes on; auto: "
-           "where there is memory for the copy"),
+           "write checkpoints on a thread, from a copy in host memory, while training goes on; "
+           "auto: where there is memory for the copy"),
 
     INTEGER(validation.every, "250", 0, STEPS_MAX, "steps between validations; 0: at the end only"),
     INTEGER(validation.sequences, "0", 0, STEPS_MAX, "sequences validated on, at most; 0: all"),
     INTEGER(validation.micro_batch, "0", 0, COUNT_MAX, "sequences at a time; 0: as in training"),
 
     TEXT(eval.file, "",
-         "multiple-choice questions as llm.c writes them (hellaswag_val.bin), scored during the run; "
-         "empty: none"),
+         "multiple-choice questions as llm.c writes them (hellaswag_val.bin), scored during the "
+         "run; empty: none"),
     INTEGER(eval.every, "0", 0, STEPS_MAX, "steps between scorings; 0: at the end only"),
     INTEGER(eval.examples, "0", 0, STEPS_MAX, "questions, at most; 0: all"),
 

@@ -29,7 +29,9 @@ enum status logits_write(struct engine *engine, const struct dataset *dataset, s
     struct safetensors_writer *writer = NULL;
     struct file_digest digest;
     struct safetensors_entry entry = {
-        .name = "logits", .dtype = SAFETENSORS_F32, .rank = 3,
+        .name = "logits",
+        .dtype = SAFETENSORS_F32,
+        .rank = 3,
         .shape = {size_min(sequences, dataset->sequences), length, vocabulary},
     };
     enum status status = STATUS_OK;

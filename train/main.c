@@ -30,7 +30,9 @@ enum { COMMANDS = sizeof commands / sizeof commands[0] };
 static void print_help(void) {
     printf("deepwell %s: trains GPT-style transformers\n\nusage: deepwell COMMAND [arguments]\n\n",
            DEEPWELL_VERSION);
-    for (size_t i = 0; i < COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].help);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].help);
+    }
     printf("\n`deepwell COMMAND --help` tells more. Exit codes: docs/exit_codes.md\n");
 }
 

@@ -1,5 +1,5 @@
-/* Trained models as commands name them: a checkpoint folder, a run folder for its newest checkpoint,
- * or what another program left (checkpoints/model_source.h). */
+/* Trained models as commands name them: a checkpoint folder, a run folder for its newest
+ * checkpoint, or what another program left (checkpoints/model_source.h). */
 #ifndef DEEPWELL_TRAIN_RUN_FOLDER_H_
 #define DEEPWELL_TRAIN_RUN_FOLDER_H_
 

@@ -21,8 +21,8 @@ enum status trainer_score_choices(struct trainer *trainer);
 enum status trainer_sample(struct trainer *trainer);
 
 /* A checkpoint of the present state, unless it is there or on its way. In the background it returns
- * when the copy is made; a save that is still under way is waited for first, and if that takes long,
- * a line says so. */
+ * when the copy is made; a save that is still under way is waited for first, and if that takes
+ * long, a line says so. */
 enum status trainer_save(struct trainer *trainer);
 
 /* After every step: the line and the record of a save that has ended since; its failure, if it

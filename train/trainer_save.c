@@ -46,7 +46,8 @@ enum status trainer_save_open(struct trainer *t) {
 
 static struct checkpoint_retention retention(const struct trainer *t) {
     return (struct checkpoint_retention){
-        .keep = t->config->checkpoint.keep, .keep_every = t->config->checkpoint.keep_every,
+        .keep = t->config->checkpoint.keep,
+        .keep_every = t->config->checkpoint.keep_every,
     };
 }
 
@@ -61,8 +62,8 @@ static struct checkpoint_content content(const struct trainer *t) {
 
 /* state.json of the present step. */
 static enum status make_state(struct trainer *t, cJSON **state) {
-    t->state.sequences = (int64_t)(t->shape.shift + (uint64_t)t->state.step *
-                                                        (uint64_t)t->config->train.batch);
+    t->state.sequences = (int64_t)(t->shape.shift +
+                                   (uint64_t)t->state.step * (uint64_t)t->config->train.batch);
     *state = run_state_to_json(&t->state, t->config);
     return *state != NULL ? STATUS_OK : status_set(STATUS_MEMORY, "out of memory for state.json");
 }

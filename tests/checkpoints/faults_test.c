@@ -194,8 +194,9 @@ static enum status save_in_background(struct fixture *fixture, struct saver *sav
     return result.status == STATUS_OK ? STATUS_OK : status_set(result.status, "%s", result.message);
 }
 
-/* One save of step 3 with the armed fault, by the saver if there is one; returns whether the fault came to act. A save that met
- * it must not report success, but for close(): of a file that was read it loses nothing. */
+/* One save of step 3 with the armed fault, by the saver if there is one; returns whether the fault
+ * came to act. A save that met it must not report success, but for close(): of a file that was read
+ * it loses nothing. */
 static bool save_with_fault(struct fixture *fixture, struct saver *saver, bool damaged) {
     /* A file that cannot be removed keeps its folder; the next save's prune removes both. */
     const bool may_leave_temporary = plan.call == CALL_UNLINK || plan.call == CALL_RMDIR;

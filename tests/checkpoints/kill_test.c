@@ -3,7 +3,8 @@
  * Oracle: SIGKILL by a second process; after each, the newest checkpoint verifies, holds the
  * contents of its step bit for bit, and is not older than what the run had reported as saved.
  *
- * 200 kills, every other one of a run that saves in the background (saver.h); fewer where the machine is so slow that they would take longer than KILL_SECONDS_MAX.
+ * 200 kills, every other one of a run that saves in the background (saver.h); fewer where the
+ * machine is so slow that they would take longer than KILL_SECONDS_MAX.
  */
 #include <signal.h>
 #include <stdio.h>

@@ -51,19 +51,21 @@ static float number(size_t kind, size_t layer, size_t out, size_t in) {
 static void narrow(float value, enum safetensors_dtype dtype, unsigned char *to) {
     const uint16_t half = dtype == SAFETENSORS_BF16 ? bf16_from_float(value)
                                                     : f16_from_float(value);
-    if (dtype == SAFETENSORS_F32) memcpy(to, &value, sizeof value);
-    else memcpy(to, &half, sizeof half);
+    if (dtype == SAFETENSORS_F32)
+        memcpy(to, &value, sizeof value);
+    else
+        memcpy(to, &half, sizeof half);
 }
 
 /* What is not usual about a folder of Hugging Face's. */
 struct oddity {
     const char *prefix;
     enum safetensors_dtype dtype;
-    size_t padding_rows;   /* of the token embedding */
-    bool masks;            /* attention masks as tensors */
-    int head;              /* 1: stored and equal; -1: stored and different */
-    const char *missing;   /* leave this one out */
-    const char *extra;     /* and add one of this name, of one number */
+    size_t padding_rows; /* of the token embedding */
+    bool masks;          /* attention masks as tensors */
+    int head;            /* 1: stored and equal; -1: stored and different */
+    const char *missing; /* leave this one out */
+    const char *extra;   /* and add one of this name, of one number */
 };
 
 struct folder {
@@ -92,9 +94,12 @@ static void add_kind(struct folder *folder, const struct oddity *odd, size_t k, 
     }
     if (odd->missing != NULL && strstr(name, odd->missing) != NULL) return;
     const bool transposed = kinds[k].block && in > 0;
-    if (in == 0) add(folder, name, odd->dtype, 1, kinds[k].out, 0);
-    else if (transposed) add(folder, name, odd->dtype, 2, in, kinds[k].out);
-    else add(folder, name, odd->dtype, 2, kinds[k].out + padding, in);
+    if (in == 0)
+        add(folder, name, odd->dtype, 1, kinds[k].out, 0);
+    else if (transposed)
+        add(folder, name, odd->dtype, 2, in, kinds[k].out);
+    else
+        add(folder, name, odd->dtype, 2, kinds[k].out + padding, in);
     const size_t width = safetensors_dtype_bytes(odd->dtype), columns = in == 0 ? 1 : in;
     for (size_t o = 0; o < kinds[k].out + padding; o++) {
         for (size_t i = 0; i < columns; i++) {
@@ -137,8 +142,9 @@ static void write_part(struct folder *folder, const char *name, size_t first, si
                                              NULL, 0),
                      STATUS_OK);
     for (size_t i = first; i < end; i++) {
-        assert_int_equal(
-            safetensors_writer_append(writer, folder->data[i], folder->entries[i].bytes), STATUS_OK);
+        assert_int_equal(safetensors_writer_append(writer, folder->data[i],
+                                                   folder->entries[i].bytes),
+                         STATUS_OK);
     }
     assert_int_equal(safetensors_writer_finish(writer, &digest), STATUS_OK);
 }
@@ -150,8 +156,12 @@ static void write_file(const struct folder *folder, const char *name, const char
 }
 
 static void write_config(const struct folder *folder, size_t vocabulary) {
-    const struct hf_config model = {.vocab_size = vocabulary, .n_positions = T, .n_embd = C,
-                                    .n_layer = L, .n_head = H, .bos_token_id = -1,
+    const struct hf_config model = {.vocab_size = vocabulary,
+                                    .n_positions = T,
+                                    .n_embd = C,
+                                    .n_layer = L,
+                                    .n_head = H,
+                                    .bos_token_id = -1,
                                     .eos_token_id = -1};
     char *text = hf_config_text(&model, "float32");
     write_file(folder, "config.json", text);
@@ -190,7 +200,10 @@ static void folder_close(struct folder *folder) {
 }
 
 static struct gpt open_gpt(size_t vocabulary) {
-    const struct gpt_config config = {.layers = L, .heads = H, .width = C, .context = T,
+    const struct gpt_config config = {.layers = L,
+                                      .heads = H,
+                                      .width = C,
+                                      .context = T,
                                       .vocabulary = vocabulary};
     struct gpt gpt;
     assert_int_equal(gpt_open(&gpt, &config, 0), STATUS_OK);
@@ -205,9 +218,10 @@ static void expect_numbers(const struct param_table *table, const float *masters
         for (size_t k = 0; k < KINDS; k++) {
             char name[PARAM_NAME_BYTES];
             if (kinds[k].block != (param->layer >= 0)) continue;
-            if (kinds[k].block) snprintf(name, sizeof name, "transformer.h.%d.%s", param->layer,
-                                         kinds[k].name);
-            else snprintf(name, sizeof name, "transformer.%s", kinds[k].name);
+            if (kinds[k].block)
+                snprintf(name, sizeof name, "transformer.h.%d.%s", param->layer, kinds[k].name);
+            else
+                snprintf(name, sizeof name, "transformer.%s", kinds[k].name);
             if (strcmp(name, param->hf_name) != 0) continue;
             seen++;
             const size_t layer = param->layer < 0 ? 0 : (size_t)param->layer;
@@ -264,8 +278,10 @@ static void hugging_face_folders_load(void **state) {
             folder_open(&folder);
             fill(&folder, &cases[c]);
             write_config(&folder, V + cases[c].padding_rows);
-            if (files == 0) write_part(&folder, "model.safetensors", 0, folder.count);
-            else write_sharded(&folder, files);
+            if (files == 0)
+                write_part(&folder, "model.safetensors", 0, folder.count);
+            else
+                write_sharded(&folder, files);
             expect_loads(folder.path);
             folder_close(&folder);
         }
@@ -349,7 +365,8 @@ static size_t make_llmc(unsigned char *file, int32_t version, size_t rows) {
         const size_t out = k == 0 ? rows : kinds[k].out;
         for (size_t layer = 0; layer < (kinds[k].block ? L : 1); layer++) {
             for (size_t i = 0; i < out * in; i++) {
-                const float value = i / in < kinds[k].out ? number(k, layer, i / in, i % in) : 99.0f;
+                const float value = i / in < kinds[k].out ? number(k, layer, i / in, i % in)
+                                                          : 99.0f;
                 narrow(value, dtype, file + used);
                 used += safetensors_dtype_bytes(dtype);
             }
@@ -437,7 +454,9 @@ static void exported_models_load(void **state) {
     float *masters = calloc(gpt.table.elements, sizeof *masters);
     assert_int_equal(model_source_open(&source, path, NULL), STATUS_OK);
     assert_int_equal(model_source_load(&source, &gpt.table, masters), STATUS_OK);
-    struct model_export model = {.model = source.model, .params = &gpt.table, .masters = masters,
+    struct model_export model = {.model = source.model,
+                                 .params = &gpt.table,
+                                 .masters = masters,
                                  .tokenizer = &tokenizer};
     assert_int_equal(path_join(out, folder.path, "out"), STATUS_OK);
     for (size_t d = 0; d < sizeof dtypes / sizeof dtypes[0]; d++) {

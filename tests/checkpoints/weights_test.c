@@ -85,7 +85,8 @@ static void written_in_hugging_face_layout(void **state) {
     size_t bytes = 0;
     fixture_open(&fixture);
     float *masters = make_masters(&fixture.params);
-    assert_int_equal(weights_write(path, &fixture.params, masters, SAFETENSORS_F32, &digest), STATUS_OK);
+    assert_int_equal(weights_write(path, &fixture.params, masters, SAFETENSORS_F32, &digest),
+                     STATUS_OK);
     char *text = test_read_file(path, &bytes);
     assert_non_null(strstr(text + 8, "\"__metadata__\":{\"format\":\"pt\"}"));
     for (size_t p = 0; p < ROWS; p++) expect_stored(text, &fixture.params, p, shapes[p]);

@@ -12,8 +12,16 @@ enum { HEADER_WORDS = 512, WORDS_MAX = 64 };
 
 /* Two examples: three completions, two completions. */
 static const uint16_t body[] = {
-    65535, 34, 0, 2, 3, /* context */ 2, 10, 11, /* completions */ 1, 12, 3, 13, 14, 15, 2, 16, 17,
-    65535, 22, 1, 0, 2, 1, 9, 1, 8, 1, 7,
+    65535, 34, 0,
+    2,     3,  /* context */ 2,
+    10,    11, /* completions */ 1,
+    12,    3,  13,
+    14,    15, 2,
+    16,    17, 65535,
+    22,    1,  0,
+    2,     1,  9,
+    1,     8,  1,
+    7,
 };
 enum { BODY = sizeof body / sizeof body[0], SECOND = 17 };
 
@@ -50,9 +58,9 @@ static void reads_a_file_made_by_hand(void **state) {
 static void malformed_files_are_refused(void **state) {
     static const struct {
         int32_t magic, version, count;
-        size_t at;      /* of a word that is changed */
+        size_t at; /* of a word that is changed */
         uint16_t value;
-        size_t words;   /* of the body; 0: all */
+        size_t words; /* of the body; 0: all */
         const char *reason;
     } cases[] = {
         {20240520, 1, 2, 0, 65535, 0, "20240522|found 20240520"},
@@ -99,8 +107,7 @@ static void malformed_files_are_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(reads_a_file_made_by_hand, folder_setup, folder_teardown),
-        cmocka_unit_test_setup_teardown(malformed_files_are_refused, folder_setup,
-                                        folder_teardown),
+        cmocka_unit_test_setup_teardown(malformed_files_are_refused, folder_setup, folder_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

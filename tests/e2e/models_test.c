@@ -10,9 +10,11 @@
 #include <string.h>
 
 static char *loss_of(const char *model, const char *options) {
-    const struct outcome *outcome = e2e_expect(
-        0, "", "eval %s --data ../data/validation.bin --device cpu --train.batch 4 "
-               "--train.micro_batch 4 --precision.recipe fp32 %s", model, options);
+    const struct outcome
+        *outcome = e2e_expect(0, "",
+                              "eval %s --data ../data/validation.bin --device cpu --train.batch 4 "
+                              "--train.micro_batch 4 --precision.recipe fp32 %s",
+                              model, options);
     const char *value = e2e_value(outcome->out, "loss");
     return strndup(value, strcspn(value, "\n"));
 }
@@ -49,9 +51,11 @@ static void a_run_starts_from_weights(void **state) {
     (void)state;
     static const char still[] = "--optimizer.learning_rate 0 --train.steps 2";
     e2e_expect(0, "", "train ../tiny.conf");
-    const struct outcome *outcome =
-        e2e_expect(0, "", "train ../tiny.conf --init run --train.out tuned %s --train.seed 9 "
-                          "--train.batch 2 --train.micro_batch 2", still);
+    const struct outcome
+        *outcome = e2e_expect(0, "",
+                              "train ../tiny.conf --init run --train.out tuned %s --train.seed 9 "
+                              "--train.batch 2 --train.micro_batch 2",
+                              still);
     e2e_assert_words("a run that starts from weights", outcome->out,
                      "weights from run/step_00000016|from step 0|step 2/2");
     e2e_assert_same_file("run/step_00000016/model.safetensors",
@@ -60,10 +64,12 @@ static void a_run_starts_from_weights(void **state) {
     e2e_expect(0, "", "train ../tiny.conf --init out --train.out tuned_too %s", still);
     e2e_assert_same_file("out/model.safetensors", "tuned_too/step_00000002/model.safetensors");
     /* The same command again, and without the option, continues. */
-    e2e_expect(0, "", "train ../tiny.conf --init run --train.out tuned --train.seed 9 "
-                      "--train.batch 2 --train.micro_batch 2 --train.steps 3");
-    e2e_expect(0, "", "train ../tiny.conf --train.out tuned --train.seed 9 --train.batch 2 "
-                      "--train.micro_batch 2 --train.steps 4");
+    e2e_expect(0, "",
+               "train ../tiny.conf --init run --train.out tuned --train.seed 9 "
+               "--train.batch 2 --train.micro_batch 2 --train.steps 3");
+    e2e_expect(0, "",
+               "train ../tiny.conf --train.out tuned --train.seed 9 --train.batch 2 "
+               "--train.micro_batch 2 --train.steps 4");
     e2e_assert_steps("tuned", 4);
     e2e_expect(STATUS_CHECKPOINT, "--model.layers 2|--model.vocabulary 256|found 3",
                "train ../tiny.conf --init run --train.out odd --model.layers 3");
@@ -110,8 +116,8 @@ static void a_tokenizer_goes_along(void **state) {
 /* Two questions of bytes: in the run and afterwards the same shares. */
 static void choices_are_scored(void **state) {
     (void)state;
-    static const uint16_t body[] = {65535, 22, 0, 1, 2, 1, 't', 1, 'h', 1, 'z',
-                                    65535, 24, 1, 0, 2, 2, 't', 'h', 1, 'e', 1, 'q'};
+    static const uint16_t body[] = {65535, 22, 0, 1, 2, 1,   't', 1, 'h', 1, 'z', 65535,
+                                    24,    1,  0, 2, 2, 't', 'h', 1, 'e', 1, 'q'};
     const int32_t header[] = {20240522, 1, 2, 24};
     char file[1024 + sizeof body] = {0};
     memcpy(file, header, sizeof header);

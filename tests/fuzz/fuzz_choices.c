@@ -37,7 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
     static const int32_t header[] = {20240522, 1, 2, 24};
     static const uint16_t body[] = {65535, 24, 0, 1, 2, 2, 10, 11, 1, 12, 1, 13,
-                                    65535, 22, 1, 0, 2, 1, 9, 1, 8, 1, 7};
+                                    65535, 22, 1, 0, 2, 1, 9,  1,  8, 1,  7};
     if (index > 0 || 1024 + sizeof body > capacity) return 0;
     memset(seed, 0, 1024);
     memcpy(seed, header, sizeof header);

@@ -11,7 +11,8 @@
 #include "tests/fuzz/fuzz.h"
 
 static void read_numbers(const struct llmc_model *file) {
-    const struct gpt_config config = {.layers = file->model.n_layer, .heads = file->model.n_head,
+    const struct gpt_config config = {.layers = file->model.n_layer,
+                                      .heads = file->model.n_head,
                                       .width = file->model.n_embd,
                                       .context = file->model.n_positions,
                                       .vocabulary = file->model.vocab_size};
@@ -42,8 +43,8 @@ size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
         int32_t version, rows;
     } cases[] = {{3, VOCABULARY}, {5, VOCABULARY}, {5, 128}};
     if (index >= sizeof cases / sizeof cases[0]) return 0;
-    const int32_t header[] = {20240326, cases[index].version, CONTEXT, VOCABULARY,
-                              LAYERS, HEADS, WIDTH, cases[index].rows};
+    const int32_t header[] = {20240326, cases[index].version, CONTEXT, VOCABULARY, LAYERS, HEADS,
+                              WIDTH,    cases[index].rows};
     const size_t numbers = ((size_t)cases[index].rows + CONTEXT) * WIDTH +
                            LAYERS * (12 * WIDTH * WIDTH + 13 * WIDTH) + 2 * WIDTH;
     const size_t bytes = 1024 + numbers * (cases[index].version == 3 ? 4 : 2);

@@ -1,8 +1,8 @@
 /*
- * Fuzz entry for train/metrics.h: metrics.jsonl as a run finds it when it continues. A file of which
- * every line is kept is opened as it is, and nothing in it changes; where lines are to be dropped,
- * the parser decides so and the rewriting beside the file fails, since this one lies in memory alone
- * (tests/train/metrics_test.c has the rewriting).
+ * Fuzz entry for train/metrics.h: metrics.jsonl as a run finds it when it continues. A file of
+ * which every line is kept is opened as it is, and nothing in it changes; where lines are to be
+ * dropped, the parser decides so and the rewriting beside the file fails, since this one lies in
+ * memory alone (tests/train/metrics_test.c has the rewriting).
  */
 #include "train/metrics.h"
 

@@ -31,7 +31,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 }
 
 size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
-    struct run_state state = {.step = 1000, .sequences = 512000,
+    struct run_state state = {.step = 1000,
+                              .sequences = 512000,
                               .fingerprint = "00112233445566778899aabbccddeeff"};
     struct config config;
     char *text = NULL;

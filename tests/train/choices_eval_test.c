@@ -66,8 +66,9 @@ static double direct_loss(struct engine *engine, const struct choice_example *ex
     const size_t skipped = all - 1 > LENGTH ? all - 1 - LENGTH : 0;
     double sum = 0.0;
     for (size_t i = 0; i < all; i++) {
-        tokens[i] = i < example->context_tokens ? example->context[i]
-                                                : example->completions[c][i - example->context_tokens];
+        tokens[i] = i < example->context_tokens
+                        ? example->context[i]
+                        : example->completions[c][i - example->context_tokens];
     }
     gpt_generation_reset(&engine->generation);
     for (size_t i = skipped; i + 1 < all; i++) {
@@ -81,7 +82,7 @@ static double direct_loss(struct engine *engine, const struct choice_example *ex
     return sum;
 }
 
-/* Whether the completion of the least loss is the right one; the runner-up must be clearly worse. */
+/* Whether the completion of the least loss is right; the runner-up must be clearly worse. */
 static bool answers_right(const double *losses, const struct choice_example *example) {
     size_t best = 0;
     for (size_t c = 1; c < example->completion_count; c++) {
