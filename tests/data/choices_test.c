@@ -11,18 +11,12 @@
 enum { HEADER_WORDS = 512, WORDS_MAX = 64 };
 
 /* Two examples: three completions, two completions. */
+/* clang-format off */
 static const uint16_t body[] = {
-    65535, 34, 0,
-    2,     3,  /* context */ 2,
-    10,    11, /* completions */ 1,
-    12,    3,  13,
-    14,    15, 2,
-    16,    17, 65535,
-    22,    1,  0,
-    2,     1,  9,
-    1,     8,  1,
-    7,
+    65535, 34, 0, 2, 3, /* context */ 2, 10, 11, /* completions */ 1, 12, 3, 13, 14, 15, 2, 16, 17,
+    65535, 22, 1, 0, 2, /* context */ 1, 9, /* completions */ 1, 8, 1, 7,
 };
+/* clang-format on */
 enum { BODY = sizeof body / sizeof body[0], SECOND = 17 };
 
 static void write_choices(const char *path, int32_t magic, int32_t version, int32_t count,
@@ -98,7 +92,7 @@ static void malformed_files_are_refused(void **state) {
         assert_message(cases[c].reason);
     }
     struct choices choices;
-    write_file(path, body, 100);
+    write_file(path, body, sizeof body);
     assert_int_equal(choices_open(&choices, path, 18), STATUS_DATA);
     assert_message("a header of 1024");
     assert_int_equal(choices_open(&choices, in_folder(state, "nowhere"), 18), STATUS_IO);
