@@ -53,10 +53,11 @@
 #include "checkpoints/moments.h"
 #include "checkpoints/open.h"
 #include "checkpoints/prune.h"
+#include "checkpoints/text_file.h"
 #include "checkpoints/weights.h"
 
 enum {
-    FILES = 4,                     /* beside the manifest */
+    FILES = 4 + TOKENIZER_FILES_MAX, /* at most, beside the manifest */
     HEADER_BYTES_PER_PARAM = 1024, /* generous, for three tensors a parameter */
     SLACK_BYTES = 1 << 20,         /* configuration, state, manifest, folders */
     SHOWN_MESSAGE_BYTES = 1024,
@@ -101,17 +102,6 @@ enum status checkpoint_check_space(const char *run_folder, const struct param_ta
                       text_bytes(found_text, available));
 }
 
-static enum status write_text(const char *path, const char *text, struct file_digest *digest) {
-    struct digest_writer *writer = NULL;
-    TRY(digest_writer_open(&writer, path));
-    const enum status status = digest_writer_append(writer, text, strlen(text));
-    if (status != STATUS_OK) {
-        digest_writer_abandon(writer);
-        return status;
-    }
-    return digest_writer_finish(writer, digest);
-}
-
 /* The next row of the manifest, and where its file lies. */
 static enum status next_file(struct manifest *manifest, const char *folder, const char *name,
                              char path[PATH_BYTES], struct file_digest **digest) {
@@ -121,19 +111,10 @@ static enum status next_file(struct manifest *manifest, const char *folder, cons
     return path_join(path, folder, name);
 }
 
-static enum status write_config(const char *path, const struct hf_config *model,
-                                struct file_digest *digest) {
-    char *text = hf_config_text(model);
-    if (text == NULL) return status_set(STATUS_MEMORY, "out of memory writing %s", path);
-    const enum status status = write_text(path, text, digest);
-    free(text);
-    return status;
-}
-
 static enum status write_state(const char *path, const cJSON *state, struct file_digest *digest) {
     char *text = NULL;
     TRY(json_text_exact(path, state, &text));
-    const enum status status = write_text(path, text, digest);
+    const enum status status = text_file_write(path, text, strlen(text), digest);
     free(text);
     return status;
 }
@@ -144,7 +125,7 @@ static enum status write_manifest(const char *folder, const struct manifest *man
     TRY(path_join(path, folder, MANIFEST_NAME));
     char *text = manifest_text(manifest);
     if (text == NULL) return status_set(STATUS_MEMORY, "out of memory writing %s", path);
-    const enum status status = write_text(path, text, &digest);
+    const enum status status = text_file_write(path, text, strlen(text), &digest);
     free(text);
     return status;
 }
@@ -156,11 +137,16 @@ static enum status write_files(const char *folder, const struct checkpoint_conte
     struct file_digest *digest = NULL;
     char path[PATH_BYTES], shard[LAYOUT_SHARD_NAME_BYTES];
     TRY(next_file(&manifest, folder, LAYOUT_CONFIG, path, &digest));
-    TRY(write_config(path, &content->model, digest));
+    TRY(text_file_write_config(path, &content->model, "float32", digest));
     TRY(next_file(&manifest, folder, LAYOUT_STATE, path, &digest));
     TRY(write_state(path, content->state, digest));
+    for (size_t i = 0; content->tokenizer != NULL && i < content->tokenizer->count; i++) {
+        const struct tokenizer_file *file = &content->tokenizer->files[i];
+        TRY(next_file(&manifest, folder, file->name, path, &digest));
+        TRY(text_file_write(path, file->text, file->bytes, digest));
+    }
     TRY(next_file(&manifest, folder, LAYOUT_WEIGHTS, path, &digest));
-    TRY(weights_write(path, content->params, content->masters, digest));
+    TRY(weights_write(path, content->params, content->masters, SAFETENSORS_F32, digest));
     layout_shard_name(shard, 1, 1);
     TRY(next_file(&manifest, folder, shard, path, &digest));
     TRY(moments_write(path, content->params, content->moments1, content->moments2, digest));

@@ -4,6 +4,7 @@
  *   config.json            the model's shape
  *   optimizer-00001-of-00001.safetensors   both moments by tensor name and flat range
  *   state.json             the trainer's: step, sampling position, step state, configuration
+ *   tokenizer.json, ...    the tokenizer's files as they were given, if any (tokenizer_files.h)
  *   manifest.json          name, size and XXH3-128 of every other file; written last
  *
  * The invariants, and the functions that keep them, stand at the top of checkpoint.c.
@@ -21,6 +22,7 @@
 #include "base/status.h"
 #include "checkpoints/hf_config.h"
 #include "checkpoints/safetensors.h"
+#include "checkpoints/tokenizer_files.h"
 #include "kernels/param_table.h"
 
 /* What is saved. Flat buffers are laid out by the table (param.offset), in host memory. */
@@ -30,6 +32,7 @@ struct checkpoint_content {
     const float *masters, *moments1, *moments2;
     struct hf_config model;
     const cJSON *state; /* the trainer's, for state.json; an object with "step" in it */
+    const struct tokenizer_files *tokenizer; /* to lie beside the weights; NULL: none */
 };
 
 /* Keeps the newest `keep` checkpoints and every one whose step is a multiple of keep_every (0: of

@@ -163,7 +163,7 @@ static bool add_token(cJSON *root, const char *key, int token) {
     return cJSON_AddNumberToObject(root, key, token) != NULL;
 }
 
-char *hf_config_text(const struct hf_config *config) {
+char *hf_config_text(const struct hf_config *config, const char *dtype) {
     char *text = NULL;
     struct hf_config copy = *config;
     cJSON *root = cJSON_CreateObject();
@@ -184,7 +184,7 @@ char *hf_config_text(const struct hf_config *config) {
     }
     good = good && add_token(root, "bos_token_id", config->bos_token_id) &&
            add_token(root, "eos_token_id", config->eos_token_id) &&
-           cJSON_AddStringToObject(root, "torch_dtype", "float32") != NULL;
+           cJSON_AddStringToObject(root, "torch_dtype", dtype) != NULL;
     if (good) text = cJSON_Print(root);
     cJSON_Delete(root);
     return text;

@@ -21,7 +21,9 @@ enum status hf_config_check(const char *where, const struct hf_config *config);
  * n_embd or absent, scaling options at their defaults). */
 enum status hf_config_read(const char *path, struct hf_config *config);
 
-/* The JSON text; release with free(). NULL when out of memory. */
-char *hf_config_text(const struct hf_config *config);
+/* The JSON text; release with free(). NULL when out of memory. `dtype`: what the weights are stored
+ * in, in PyTorch's word ("float32", "bfloat16", "float16"), which from_pretrained(dtype="auto")
+ * goes by. */
+char *hf_config_text(const struct hf_config *config, const char *dtype);
 
 #endif

@@ -1,6 +1,10 @@
 /* Reading, writing and verifying manifests: behind checkpoints/manifest.h. */
 #include "checkpoints/manifest.h"
 
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -9,7 +13,11 @@
 #include "checkpoints/json.h"
 #include "checkpoints/layout.h"
 
-enum { MANIFEST_BYTES_MAX = 1 << 20 }; /* some 8,000 files */
+enum {
+    MANIFEST_BYTES_MAX = 1 << 20, /* some 8,000 files */
+    VERIFY_THREADS_MAX = 4,
+    MESSAGE_BYTES = 1024,
+};
 
 char *manifest_text(const struct manifest *manifest) {
     char *text = NULL;
@@ -152,20 +160,65 @@ static enum status verify_sizes(const struct manifest *manifest, const char *fol
     return STATUS_OK;
 }
 
-enum status manifest_verify(const struct manifest *manifest, const char *folder) {
-    TRY(verify_sizes(manifest, folder));
-    for (size_t i = 0; i < manifest->count; i++) {
-        const struct manifest_file *file = &manifest->files[i];
-        struct file_digest found;
-        char path[PATH_BYTES];
-        TRY(path_join(path, folder, file->name));
-        TRY(digest_file(path, &found));
-        if (strcmp(found.xxh3_128, file->digest.xxh3_128) != 0) {
-            return status_set(STATUS_CHECKPOINT,
-                              "%s has the checksum %s, expected %s: its contents were "
-                              "altered",
-                              path, found.xxh3_128, file->digest.xxh3_128);
+static enum status verify_file(const struct manifest_file *file, const char *folder) {
+    struct file_digest found;
+    char path[PATH_BYTES];
+    TRY(path_join(path, folder, file->name));
+    TRY(digest_file(path, &found));
+    if (strcmp(found.xxh3_128, file->digest.xxh3_128) == 0) return STATUS_OK;
+    return status_set(STATUS_CHECKPOINT,
+                      "%s has the checksum %s, expected %s: its contents were altered", path,
+                      found.xxh3_128, file->digest.xxh3_128);
+}
+
+/* The files, shared out among threads one by one. The first failure in the manifest's order is
+ * reported, whichever thread found one first. */
+struct verification {
+    const struct manifest *manifest;
+    const char *folder;
+    atomic_size_t next;
+    pthread_mutex_t lock; /* of what follows */
+    size_t failed;        /* place of the failure; manifest->count: none */
+    enum status status;
+    char message[MESSAGE_BYTES];
+};
+
+static void *verify_files(void *argument) {
+    struct verification *work = argument;
+    for (;;) {
+        const size_t i = atomic_fetch_add(&work->next, 1);
+        if (i >= work->manifest->count) return NULL;
+        const enum status status = verify_file(&work->manifest->files[i], work->folder);
+        if (status == STATUS_OK) continue;
+        pthread_mutex_lock(&work->lock);
+        if (i < work->failed) {
+            work->failed = i;
+            work->status = status;
+            snprintf(work->message, sizeof work->message, "%s", status_message());
         }
+        pthread_mutex_unlock(&work->lock);
     }
-    return STATUS_OK;
+}
+
+enum status manifest_verify(const struct manifest *manifest, const char *folder) {
+    struct verification work = {
+        .manifest = manifest, .folder = folder, .failed = manifest->count, .status = STATUS_OK,
+    };
+    pthread_t threads[VERIFY_THREADS_MAX - 1];
+    sigset_t all, before;
+    size_t started = 0;
+    TRY(verify_sizes(manifest, folder));
+    pthread_mutex_init(&work.lock, NULL);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the thread that asked */
+    /* Where no thread can be had, this one does it alone. */
+    while (started < VERIFY_THREADS_MAX - 1 && started + 1 < manifest->count &&
+           pthread_create(&threads[started], NULL, verify_files, &work) == 0) {
+        started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    verify_files(&work);
+    for (size_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&work.lock);
+    return work.status == STATUS_OK ? STATUS_OK : status_set(work.status, "%s", work.message);
 }

@@ -40,7 +40,7 @@ void manifest_free(struct manifest *manifest);
 
 /* The folder holds the listed files, and each has its size and checksum; what else lies there is
  * not read. STATUS_CHECKPOINT with the first file that is missing or different; STATUS_IO
- * where a file cannot be read. Reads every byte, through a bounded buffer. */
+ * where a file cannot be read. Reads every byte, through bounded buffers, on a few threads. */
 enum status manifest_verify(const struct manifest *manifest, const char *folder);
 
 /* The listed file of that name, or NULL. */

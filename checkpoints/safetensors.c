@@ -17,13 +17,14 @@ static const struct {
     const char *name;
     size_t bytes;
 } dtypes[SAFETENSORS_DTYPES] = {
-    [SAFETENSORS_F32] = {"F32", 4},
-    [SAFETENSORS_F16] = {"F16", 2},
-    [SAFETENSORS_BF16] = {"BF16", 2},
+    [SAFETENSORS_F32] = {"F32", 4},   [SAFETENSORS_F16] = {"F16", 2},
+    [SAFETENSORS_BF16] = {"BF16", 2}, [SAFETENSORS_U8] = {"U8", 1},
+    [SAFETENSORS_BOOL] = {"BOOL", 1},
 };
 
 const char *safetensors_dtype_name(enum safetensors_dtype dtype) { return dtypes[dtype].name; }
 size_t safetensors_dtype_bytes(enum safetensors_dtype dtype) { return dtypes[dtype].bytes; }
+bool safetensors_dtype_real(enum safetensors_dtype dtype) { return dtype <= SAFETENSORS_BF16; }
 
 const char *safetensors_shape_text(char text[SAFETENSORS_SHAPE_BYTES], int rank,
                                    const size_t *shape) {
@@ -105,8 +106,9 @@ static enum status parse_dtype(const char *where, const cJSON *item,
             return STATUS_OK;
         }
     }
-    return status_set(STATUS_CHECKPOINT, "%s: expected %s to be F32, F16 or BF16, found \"%.20s\"",
-                      where, entry->name, name);
+    return status_set(STATUS_CHECKPOINT,
+                      "%s: expected %s to be F32, F16, BF16, U8 or BOOL, found \"%.20s\"", where,
+                      entry->name, name);
 }
 
 static enum status parse_shape(const char *where, const cJSON *item,
@@ -265,8 +267,9 @@ static enum status parse(struct safetensors *file) {
     cJSON *header = NULL;
     TRY(json_parse(file->path, text, (size_t)header_bytes, &header));
     file->data = file->map.data + SAFETENSORS_LENGTH_BYTES + header_bytes;
-    const enum status status =
-        parse_entries(file, header, bytes - SAFETENSORS_LENGTH_BYTES - (size_t)header_bytes);
+    const enum status status = parse_entries(file, header,
+                                             bytes - SAFETENSORS_LENGTH_BYTES -
+                                                 (size_t)header_bytes);
     cJSON_Delete(header);
     return status;
 }

@@ -6,6 +6,7 @@
 #ifndef DEEPWELL_CHECKPOINTS_SAFETENSORS_H_
 #define DEEPWELL_CHECKPOINTS_SAFETENSORS_H_
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,10 +16,19 @@
 
 enum { SAFETENSORS_NAME_BYTES = 128, SAFETENSORS_RANK_MAX = 4 };
 
-enum safetensors_dtype { SAFETENSORS_F32, SAFETENSORS_F16, SAFETENSORS_BF16, SAFETENSORS_DTYPES };
+/* Weights are of the first three; the others are met in buffers that other programs save along. */
+enum safetensors_dtype {
+    SAFETENSORS_F32,
+    SAFETENSORS_F16,
+    SAFETENSORS_BF16,
+    SAFETENSORS_U8,
+    SAFETENSORS_BOOL,
+    SAFETENSORS_DTYPES
+};
 
 const char *safetensors_dtype_name(enum safetensors_dtype dtype); /* "F32", as in the header */
 size_t safetensors_dtype_bytes(enum safetensors_dtype dtype);
+bool safetensors_dtype_real(enum safetensors_dtype dtype); /* F32, F16, BF16: can be a weight */
 
 struct safetensors_entry {
     char name[SAFETENSORS_NAME_BYTES];
@@ -48,7 +58,7 @@ enum status safetensors_entry_bytes(const char *where, const struct safetensors_
                                     size_t *bytes);
 
 /* STATUS_CHECKPOINT for what is not the format, STATUS_IO where the file cannot be read. Tensors of
- * other dtypes than the three are an error that names the tensor. */
+ * other dtypes than those above are an error that names the tensor. */
 enum status safetensors_open(struct safetensors *file, const char *path);
 void safetensors_close(struct safetensors *file);
 const struct safetensors_entry *safetensors_find(const struct safetensors *file, const char *name);

@@ -42,8 +42,7 @@ static void fill(const struct loader *loader, uint64_t number, int32_t *inputs, 
     const size_t length = loader->dataset->sequence_length;
     const uint64_t step = loader->first_step + number / shape->micro_batches;
     const uint64_t micro = number % shape->micro_batches;
-    const uint64_t first = step * (shape->micro_batches * shape->ranks * shape->rows) +
-                           (micro * shape->ranks + shape->rank) * shape->rows;
+    const uint64_t first = loader_first_sample(shape, step, micro);
     for (size_t row = 0; row < shape->rows; row++) {
         dataset_sample(loader->dataset, first + row, inputs + row * length, targets + row * length);
     }

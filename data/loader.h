@@ -3,7 +3,7 @@
  * there.
  *
  * batch(step, micro, rank) is a pure function: row b of micro-batch m on rank r of step s is sample
- *   g = s * (micro_batches * ranks * rows) + (m * ranks + r) * rows + b.
+ *   g = shift + s * (micro_batches * ranks * rows) + (m * ranks + r) * rows + b.
  * The thread only runs ahead of it. Owned by the trainer; one loader feeds one device.
  */
 #ifndef DEEPWELL_DATA_LOADER_H_
@@ -19,7 +19,16 @@ struct loader_shape {
     size_t rows;          /* sequences of one micro-batch on one rank */
     size_t micro_batches; /* of one step on one rank */
     size_t rank, ranks;
+    uint64_t shift;       /* modulo 2^64; not 0 where earlier steps had another number of sequences:
+                             the next step goes on behind the last sample that was read */
 };
+
+/* Sample of row 0 of a micro-batch. */
+static inline uint64_t loader_first_sample(const struct loader_shape *shape, uint64_t step,
+                                           uint64_t micro) {
+    return shape->shift + step * (shape->micro_batches * shape->ranks * shape->rows) +
+           (micro * shape->ranks + shape->rank) * shape->rows;
+}
 
 struct batch {
     const int32_t *inputs;  /* (rows, T); valid until the next loader_next */

@@ -1,6 +1,7 @@
 /*
  * What this process may use of the machine it runs on: processors and memory, with affinity and
- * container limits (cgroup v1 and v2, cgroups(7)) counted. Read by kernels/device.c.
+ * container limits (cgroup v1 and v2, cgroups(7)) counted. Read by kernels/device.c, and by
+ * train/trainer_save.c for what an accelerator does not tell.
  */
 #ifndef DEEPWELL_KERNELS_HOST_H_
 #define DEEPWELL_KERNELS_HOST_H_

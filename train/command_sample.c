@@ -11,9 +11,10 @@
 #include "train/token_text.h"
 
 static const char usage[] =
-    "usage: deepwell sample CHECKPOINT|RUN [options]\n"
+    "usage: deepwell sample MODEL [options]\n"
     "\n"
-    "Continues a prompt with a trained model (a run's newest checkpoint, or the one named).\n"
+    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a GPT-2\n"
+    "of Hugging Face or llm.c.\n"
     "\n"
     "  --prompt TEXT        what to continue (default: the start of a new document); token numbers\n"
     "                       separated by spaces where tokens are not bytes and there is no tokenizer\n"
@@ -71,12 +72,12 @@ cleanup:
     return status;
 }
 
-static enum status load_and_sample(const struct checkpoint *checkpoint, const struct config *config,
+static enum status load_and_sample(const struct run_model *model, const struct config *config,
                                    const char *prompt, int64_t count) {
     struct engine engine;
     TRY(config_check(config));
     TRY(engine_open(&engine, config, ENGINE_GENERATE, ENGINE_REAL));
-    enum status status = engine_load(&engine, checkpoint);
+    enum status status = run_model_load(model, &engine, config);
     if (status == STATUS_OK) {
         status = sample(&engine, config, prompt != NULL ? prompt : config->sample.prompt, count);
     }
@@ -103,14 +104,14 @@ enum status command_sample(int argc, char **argv) {
     };
     struct cli_names names;
     struct config config;
-    struct checkpoint checkpoint;
+    struct run_model model;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
     TRY(signals_install());
-    TRY(run_folder_open(names.names[0], &checkpoint, &config));
-    enum status status = vocabulary_prefer_checkpoint(&config, checkpoint.path);
+    TRY(run_model_open(&model, names.names[0], &config));
+    enum status status = vocabulary_prefer_checkpoint(&config, model.path);
     if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);
-    if (status == STATUS_OK) status = load_and_sample(&checkpoint, &config, prompt, count);
-    checkpoint_close(&checkpoint);
+    if (status == STATUS_OK) status = load_and_sample(&model, &config, prompt, count);
+    run_model_close(&model);
     return status;
 }

@@ -15,10 +15,16 @@ static const char usage[] =
     "SIGINT (Ctrl-C), SIGTERM and SIGHUP finish the step, save and leave; a second one ends it at\n"
     "once.\n"
     "\n"
+    "  --init MODEL         start from the weights of a trained model (train.init)\n"
+    "\n"
     "  deepwell train configs/shakespeare_bytes.conf --data.train data/train.bin\n"
     "  deepwell train configs/gpt2_124m.conf --train.steps 100 --train.out runs/try\n";
 
-static const struct cli cli = {.command = "train", .usage = usage, .takes_config = true};
+static const struct cli_option options[] = {{.name = "--init", .config_key = "train.init"}};
+static const struct cli cli = {
+    .command = "train", .usage = usage, .options = options,
+    .option_count = sizeof options / sizeof options[0], .takes_config = true,
+};
 
 static enum status train(const struct config *config) {
     struct trainer trainer;

@@ -12,6 +12,8 @@ enum status command_train(int argc, char **argv);
 enum status command_sample(int argc, char **argv);
 enum status command_eval(int argc, char **argv);
 enum status command_plan(int argc, char **argv);
+enum status command_convert(int argc, char **argv);
+enum status command_checkpoint(int argc, char **argv);
 enum status command_probe(int argc, char **argv);
 enum status command_bench(int argc, char **argv);
 

@@ -30,6 +30,7 @@ enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_GELU, CONFIG_REC
 enum config_nonfinite { CONFIG_NONFINITE_STOP, CONFIG_NONFINITE_SKIP };
 enum config_search { CONFIG_SEARCH_FULL, CONFIG_SEARCH_FAST, CONFIG_SEARCH_OFF };
 enum config_attention { CONFIG_ATTENTION_DETERMINISTIC, CONFIG_ATTENTION_FAST };
+enum config_background { CONFIG_BACKGROUND_AUTO, CONFIG_BACKGROUND_ON, CONFIG_BACKGROUND_OFF };
 enum config_scaling { CONFIG_SCALING_AUTO, CONFIG_SCALING_ON, CONFIG_SCALING_OFF };
 
 struct config_model {
@@ -50,6 +51,7 @@ struct config_train {
     int64_t sequence_length;        /* 0: model.context */
     int64_t seed;
     char resume[CONFIG_TEXT_BYTES]; /* "auto", "never" or a checkpoint folder */
+    char init[CONFIG_TEXT_BYTES];   /* a model to take the first weights from; "": random */
     int recompute;                  /* enum config_recompute */
     int64_t logits_chunk;           /* tokens; 0: automatic */
     int nonfinite;                  /* enum config_nonfinite */
@@ -79,12 +81,19 @@ struct config_precision {
 struct config_checkpoint {
     int64_t every; /* steps; 0: at the end only */
     int64_t keep, keep_every;
+    int background;      /* enum config_background */
 };
 
 struct config_validation {
     int64_t every;       /* steps; 0: at the end only */
     int64_t sequences;   /* at most; 0: all */
     int64_t micro_batch; /* 0: train's */
+};
+
+struct config_eval {
+    char file[CONFIG_TEXT_BYTES]; /* "": none */
+    int64_t every;                /* steps; 0: at the end only */
+    int64_t examples;             /* at most; 0: all */
 };
 
 struct config_sample {
@@ -119,6 +128,7 @@ struct config {
     struct config_precision precision;
     struct config_checkpoint checkpoint;
     struct config_validation validation;
+    struct config_eval eval;
     struct config_sample sample;
     struct config_gemm gemm;
     struct config_attention_choice attention;

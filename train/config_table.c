@@ -15,6 +15,7 @@ static const char *const recipe_choices[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const scaling_choices[] = {"auto", "on", "off", NULL};
 static const char *const search_choices[] = {"full", "fast", "off", NULL};
 static const char *const attention_choices[] = {"deterministic", "fast", NULL};
+static const char *const background_choices[] = {"auto", "on", "off", NULL};
 /* in the order of enum param_role */
 static const char *const role_choices[] = {"embedding", "position", "linear", "bias", "norm", NULL};
 
@@ -55,7 +56,8 @@ const struct config_key config_keys[] = {
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
     TEXT(data.tokenizer, "",
-         "tokenizer.json for prompts and samples; empty: the one beside the training shards, if any"),
+         "tokenizer.json, or its folder, for prompts and samples, laid into every checkpoint; empty: "
+         "the one beside the training shards, if any"),
     INTEGER(data.end_of_text, "-1", -1, TOKENS_MAX,
             "token that ends a document; -1: as dataset.json beside the training shards or the "
             "tokenizer says"),
@@ -71,6 +73,9 @@ const struct config_key config_keys[] = {
     TEXT(train.resume, "auto",
          "auto: continue from the newest checkpoint in train.out, if any; never; or a checkpoint's "
          "folder"),
+    TEXT(train.init, "",
+         "a model whose weights a new run starts from: a folder of Hugging Face's, a run or "
+         "checkpoint, a model file of llm.c; empty: random"),
     CHOICE(train.recompute, "none", recompute_choices,
            "activations computed again in the backward pass instead of kept"),
     INTEGER(train.logits_chunk, "0", 0, TOKENS_MAX,
@@ -118,10 +123,19 @@ const struct config_key config_keys[] = {
     INTEGER(checkpoint.keep, "3", 1, COUNT_MAX, "newest checkpoints that are kept"),
     INTEGER(checkpoint.keep_every, "0", 0, STEPS_MAX,
             "checkpoints of multiples of this step are kept for ever; 0: none"),
+    CHOICE(checkpoint.background, "auto", background_choices,
+           "write checkpoints on a thread, from a copy in host memory, while training goes on; "
+           "auto: where there is memory for the copy"),
 
     INTEGER(validation.every, "250", 0, STEPS_MAX, "steps between validations; 0: at the end only"),
     INTEGER(validation.sequences, "0", 0, STEPS_MAX, "sequences validated on, at most; 0: all"),
     INTEGER(validation.micro_batch, "0", 0, COUNT_MAX, "sequences at a time; 0: as in training"),
+
+    TEXT(eval.file, "",
+         "multiple-choice questions as llm.c writes them (hellaswag_val.bin), scored during the "
+         "run; empty: none"),
+    INTEGER(eval.every, "0", 0, STEPS_MAX, "steps between scorings; 0: at the end only"),
+    INTEGER(eval.examples, "0", 0, STEPS_MAX, "questions, at most; 0: all"),
 
     INTEGER(sample.every, "0", 0, STEPS_MAX, "steps between samples; 0: none during the run"),
     INTEGER(sample.tokens, "256", 1, TOKENS_MAX, "tokens to generate"),
@@ -148,7 +162,7 @@ _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,
                "raise CONFIG_KEYS_MAX");
 
 const char *const config_sections[] = {"model", "data", "train", "optimizer", "precision",
-                                       "checkpoint", "validation", "sample", "gemm",
+                                       "checkpoint", "validation", "eval", "sample", "gemm",
                                        "attention", "mfu"};
 const size_t config_section_count = sizeof config_sections / sizeof config_sections[0];
 

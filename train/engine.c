@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/text.h"
+#include "checkpoints/model_source.h"
 
 enum { PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SCRATCH };
 
@@ -22,6 +23,16 @@ struct gpt_config engine_model(const struct config *config) {
         .width = (size_t)config->model.width,
         .context = (size_t)config->model.context,
         .vocabulary = (size_t)config->model.vocabulary,
+    };
+}
+
+struct gpt_config engine_gpt_config(const struct hf_config *model) {
+    return (struct gpt_config){
+        .layers = model->n_layer,
+        .heads = model->n_head,
+        .width = model->n_embd,
+        .context = model->n_positions,
+        .vocabulary = model->vocab_size,
     };
 }
 
@@ -352,6 +363,14 @@ static enum status refresh_weights(struct engine *engine) {
     return engine->device.ops->convert(&engine->device, engine->weights, masters);
 }
 
+static enum status start_state(struct engine *engine, const struct config *config) {
+    if ((engine->parts & ENGINE_TRAIN) == 0) return STATUS_OK;
+    const struct step_state state = {
+        .loss_scale = config_loss_scaling(config) ? (float)config->precision.loss_scale : 1.0f,
+    };
+    return device_upload(&engine->device, engine->state, &state, sizeof state);
+}
+
 enum status engine_initialise(struct engine *engine, const struct config *config) {
     const size_t bytes = engine->gpt.table.elements * sizeof(float);
     void *masters = NULL;
@@ -359,20 +378,18 @@ enum status engine_initialise(struct engine *engine, const struct config *config
     param_table_initialise(&engine->gpt.table, (uint64_t)config->train.seed, masters);
     TRY(device_unmap(&engine->device, engine->masters, masters, bytes, true));
     TRY(refresh_weights(engine));
-    if (engine->parts & ENGINE_TRAIN) {
-        const struct step_state state = {
-            .loss_scale = config_loss_scaling(config) ? (float)config->precision.loss_scale : 1.0f,
-        };
-        TRY(device_upload(&engine->device, engine->state, &state, sizeof state));
-    }
-    return STATUS_OK;
+    return start_state(engine, config);
 }
 
-static enum status load_weights(struct engine *engine, const struct checkpoint *checkpoint) {
+/* Weights from a checkpoint, or else from `source`. */
+static enum status load_weights(struct engine *engine, const struct checkpoint *checkpoint,
+                                const struct model_source *source) {
     const size_t bytes = engine->gpt.table.elements * sizeof(float);
     void *masters = NULL;
     TRY(device_map(&engine->device, engine->masters, bytes, &masters));
-    const enum status status = checkpoint_load_weights(checkpoint, &engine->gpt.table, masters);
+    const enum status status =
+        checkpoint != NULL ? checkpoint_load_weights(checkpoint, &engine->gpt.table, masters)
+                           : model_source_load(source, &engine->gpt.table, masters);
     const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,
                                               true);
     TRY(status);
@@ -395,7 +412,31 @@ static enum status load_moments(struct engine *engine, const struct checkpoint *
     return status != STATUS_OK ? status : first;
 }
 
+/* The vocabulary may be smaller here by what is padding there; the rest must be equal. */
+static enum status check_shape(const struct gpt_config *own, const struct model_source *source) {
+    const struct gpt_config other = engine_gpt_config(&source->model);
+    if (own->layers == other.layers && own->heads == other.heads && own->width == other.width &&
+        own->context == other.context && own->vocabulary <= other.vocabulary &&
+        other.vocabulary - own->vocabulary <= VOCABULARY_PADDING_ROWS_MAX) {
+        return STATUS_OK;
+    }
+    return status_set(STATUS_CHECKPOINT,
+                      "%s is of another shape than the configuration: set --model.layers %zu "
+                      "--model.heads %zu --model.width %zu --model.context %zu --model.vocabulary "
+                      "%zu; found %zu, %zu, %zu, %zu and %zu",
+                      source->path, other.layers, other.heads, other.width, other.context,
+                      other.vocabulary, own->layers, own->heads, own->width, own->context,
+                      own->vocabulary);
+}
+
+enum status engine_import(struct engine *engine, const struct config *config,
+                          const struct model_source *source) {
+    TRY(check_shape(&engine->gpt.config, source));
+    TRY(load_weights(engine, NULL, source));
+    return start_state(engine, config);
+}
+
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint) {
-    TRY(load_weights(engine, checkpoint));
+    TRY(load_weights(engine, checkpoint, NULL));
     return engine->parts & ENGINE_TRAIN ? load_moments(engine, checkpoint) : STATUS_OK;
 }

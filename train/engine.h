@@ -87,6 +87,12 @@ void engine_close(struct engine *engine);
 /* New weights from the seed, and the starting step state. */
 enum status engine_initialise(struct engine *engine, const struct config *config);
 
+/* Weights of a trained model of the same shape, and the starting step state. STATUS_CHECKPOINT with
+ * the keys to set if the shapes differ. */
+struct model_source;
+enum status engine_import(struct engine *engine, const struct config *config,
+                          const struct model_source *source);
+
 /* Weights from a checkpoint (STATUS_CHECKPOINT if it is of another model); with ENGINE_TRAIN the
  * moments too. The step state is the trainer's (run_state.h). */
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint);
@@ -101,6 +107,7 @@ double engine_peak_tflops(const struct device *device, enum dtype dtype,
 enum peak_type engine_peak_type(enum dtype dtype);
 
 struct gpt_config engine_model(const struct config *config);
+struct gpt_config engine_gpt_config(const struct hf_config *model);
 enum dtype engine_dtype(const struct config *config);
 
 /* A model's shape in a configuration, from a checkpoint: eval and sample need no configuration

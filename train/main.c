@@ -18,6 +18,8 @@ static const struct command commands[] = {
     {"train", "train a model, or continue training one", command_train},
     {"sample", "continue a prompt with a trained model", command_sample},
     {"eval", "the loss of a trained model on a validation set", command_eval},
+    {"checkpoint", "list, verify and remove the checkpoints of a run", command_checkpoint},
+    {"convert", "models of Hugging Face and llm.c in, any type out", command_convert},
     {"data", "make token shards from text, and look into them", command_data},
     {"plan", "parameters, memory and work of a run, without running it", command_plan},
     {"bench", "time steps, their floor, GEMMs and operations", command_bench},
@@ -28,7 +30,9 @@ enum { COMMANDS = sizeof commands / sizeof commands[0] };
 static void print_help(void) {
     printf("deepwell %s: trains GPT-style transformers\n\nusage: deepwell COMMAND [arguments]\n\n",
            DEEPWELL_VERSION);
-    for (size_t i = 0; i < COMMANDS; i++) printf("  %-8s %s\n", commands[i].name, commands[i].help);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].help);
+    }
     printf("\n`deepwell COMMAND --help` tells more. Exit codes: docs/exit_codes.md\n");
 }
 

@@ -241,6 +241,16 @@ enum status metrics_validation(struct metrics *metrics, int64_t step, double los
     return record_end(metrics, &record);
 }
 
+enum status metrics_choices(struct metrics *metrics, int64_t step, const char *file,
+                            int64_t examples, double accuracy, double accuracy_norm) {
+    struct record record = record_begin("choices", step);
+    add_text(&record, "file", file);
+    add_integer(&record, "examples", examples);
+    add_real(&record, "accuracy", accuracy);
+    add_real(&record, "accuracy_norm", accuracy_norm);
+    return record_end(metrics, &record);
+}
+
 enum status metrics_sample(struct metrics *metrics, int64_t step, const char *prompt,
                            const char *text) {
     struct record record = record_begin("sample", step);
@@ -249,10 +259,12 @@ enum status metrics_sample(struct metrics *metrics, int64_t step, const char *pr
     return record_end(metrics, &record);
 }
 
-enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms) {
+enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms,
+                               double stall_ms) {
     struct record record = record_begin("checkpoint", step);
     add_text(&record, "path", path);
     add_real(&record, "ms", ms);
+    add_real(&record, "stall_ms", stall_ms);
     return record_end(metrics, &record);
 }
 

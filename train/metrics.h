@@ -58,10 +58,15 @@ enum status metrics_step(struct metrics *metrics, const struct step_record *reco
 /* loss in nats a token; bits_per_byte NaN: not known (null). The perplexity is exp(loss). */
 enum status metrics_validation(struct metrics *metrics, int64_t step, double loss,
                                double bits_per_byte, int64_t tokens);
+/* Multiple choice: shares of right answers (train/choices_eval.h). */
+enum status metrics_choices(struct metrics *metrics, int64_t step, const char *file,
+                            int64_t examples, double accuracy, double accuracy_norm);
 /* Bytes that are not UTF-8 become U+FFFD. */
 enum status metrics_sample(struct metrics *metrics, int64_t step, const char *prompt,
                            const char *text);
-enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms);
+/* stall_ms: that training stood still for it; the rest of ms went on beside the steps. */
+enum status metrics_checkpoint(struct metrics *metrics, int64_t step, const char *path, double ms,
+                               double stall_ms);
 enum status metrics_energy(struct metrics *metrics, int64_t step, const struct run_energy *energy);
 enum status metrics_event(struct metrics *metrics, int64_t step, const char *what);
 

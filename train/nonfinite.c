@@ -56,8 +56,7 @@ static enum status run_micro_batch(struct finder *finder, const struct nonfinite
     struct gpt_training *training = &engine->training;
     const struct loader_shape *shape = request->shape;
     const size_t length = training->shape.sequence_length, tokens = shape->rows * length;
-    const uint64_t first = request->step * shape->micro_batches * shape->ranks * shape->rows +
-                           (finder->micro_batch * shape->ranks + shape->rank) * shape->rows;
+    const uint64_t first = loader_first_sample(shape, request->step, finder->micro_batch);
     for (size_t row = 0; row < shape->rows; row++) {
         dataset_sample(request->dataset, first + row, inputs + row * length,
                        targets + row * length);

@@ -30,16 +30,55 @@ enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]) {
     return STATUS_OK;
 }
 
-enum status run_folder_open(const char *path, struct checkpoint *checkpoint,
-                            struct config *config) {
+/* A folder with a model of another program, or a model file: no checkpoint, no run. */
+static enum status is_foreign(const char *path, bool *foreign) {
+    char config[PATH_BYTES], manifest[PATH_BYTES], state[PATH_BYTES];
+    TRY(path_join(config, path, "config.json"));
+    TRY(path_join(manifest, path, "manifest.json"));
+    TRY(path_join(state, path, "state.json")); /* a checkpoint that lost its manifest */
+    *foreign = path_is_file(path) ||
+               (path_is_file(config) && !path_is_file(manifest) && !path_is_file(state));
+    return STATUS_OK;
+}
+
+static enum status open_checkpoint(struct run_model *model, const char *path,
+                                   struct config *config) {
     char located[PATH_BYTES] = "";
     TRY(run_folder_locate(path, located));
-    TRY(checkpoint_open(checkpoint, located));
-    const enum status status = run_state_config(checkpoint->state, config);
+    TRY(checkpoint_open(&model->checkpoint, located));
+    const enum status status = run_state_config(model->checkpoint.state, config);
     if (status != STATUS_OK) {
-        checkpoint_close(checkpoint);
+        checkpoint_close(&model->checkpoint);
         return status_context(status, "%s", located);
     }
-    engine_model_from_checkpoint(config, &checkpoint->model);
+    engine_model_from_checkpoint(config, &model->checkpoint.model);
+    model->path = model->checkpoint.path;
     return STATUS_OK;
+}
+
+enum status run_model_open(struct run_model *model, const char *path, struct config *config) {
+    bool foreign = false;
+    *model = (struct run_model){0};
+    TRY(is_foreign(path, &foreign));
+    model->trained_here = !foreign;
+    if (!foreign) return open_checkpoint(model, path, config);
+    TRY(model_source_open(&model->source, path, print_warning));
+    config_defaults(config);
+    config->data.train[0] = config->data.validation[0] = '\0';
+    config->precision.recipe = CONFIG_RECIPE_FP32;
+    engine_model_from_checkpoint(config, &model->source.model);
+    model->path = model->source.path;
+    return STATUS_OK;
+}
+
+void run_model_close(struct run_model *model) {
+    if (model->trained_here) checkpoint_close(&model->checkpoint);
+    else model_source_close(&model->source);
+    *model = (struct run_model){0};
+}
+
+enum status run_model_load(const struct run_model *model, struct engine *engine,
+                           const struct config *config) {
+    return model->trained_here ? engine_load(engine, &model->checkpoint)
+                               : engine_import(engine, config, &model->source);
 }

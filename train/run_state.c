@@ -74,6 +74,8 @@ cJSON *run_state_to_json(const struct run_state *state, const struct config *con
     cJSON *configuration = config_to_json(config);
     const bool fine = json != NULL && configuration != NULL &&
                       cJSON_AddNumberToObject(json, "step", (double)state->step) != NULL &&
+                      cJSON_AddNumberToObject(json, "sequences", (double)state->sequences) !=
+                          NULL &&
                       cJSON_AddStringToObject(json, "data_fingerprint", state->fingerprint) !=
                           NULL &&
                       cJSON_AddStringToObject(json, "deepwell_version", DEEPWELL_VERSION) != NULL &&
@@ -123,9 +125,11 @@ static enum status read_window(const cJSON *object, const char *name,
 
 enum status run_state_from_json(const cJSON *json, struct run_state *state) {
     *state = (struct run_state){0};
-    double step = 0.0;
+    double step = 0.0, sequences = 0.0;
     TRY(read_number(json, "step", NUMBER_INT64, &step));
+    TRY(read_number(json, "sequences", NUMBER_INT64, &sequences));
     state->step = (int64_t)step;
+    state->sequences = (int64_t)sequences;
     const cJSON *fingerprint = cJSON_GetObjectItemCaseSensitive(json, "data_fingerprint");
     if (!cJSON_IsString(fingerprint) ||
         strlen(fingerprint->valuestring) >= sizeof state->fingerprint) {
@@ -157,13 +161,13 @@ enum status run_state_config(const cJSON *json, struct config *config) {
 /* Keys that decide which tokens a step reads, or what the weights are. */
 static const char *const fixed_keys[] = {
     "model.layers", "model.heads", "model.width", "model.context", "model.vocabulary",
-    "train.batch", "train.sequence_length", "train.seed",
+    "train.sequence_length", "train.seed", "train.init",
 };
 
 /* Keys that say where things are or what is shown: not worth a line in the log. */
 static const char *const silent_keys[] = {
-    "device", "threads", "data.train", "data.validation", "train.out", "train.resume",
-    "train.log_every", "sample.prompt",
+    "device", "threads", "data.train", "data.validation", "eval.file", "train.out", "train.resume",
+    "train.log_every", "sample.prompt", "checkpoint.background",
 };
 
 static bool listed(const char *key, const char *const *keys, size_t count) {
@@ -183,6 +187,7 @@ static enum status compare_json(const cJSON *saved, const cJSON *now,
         const cJSON *old = cJSON_GetObjectItemCaseSensitive(saved, key);
         const char *old_value = cJSON_GetStringValue(old), *new_value = cJSON_GetStringValue(item);
         if (old_value == NULL || new_value == NULL || strcmp(old_value, new_value) == 0) continue;
+        if (strcmp(key, "train.init") == 0 && new_value[0] == '\0') continue; /* done long ago */
         if (listed(key, fixed_keys, sizeof fixed_keys / sizeof fixed_keys[0])) {
             return status_set(
                 STATUS_CHECKPOINT,

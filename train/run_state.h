@@ -14,7 +14,8 @@
 #include "train/config.h"
 
 struct run_state {
-    int64_t step; /* optimizer steps done, skipped ones counted: the position in the data */
+    int64_t step;          /* optimizer steps done, skipped ones counted */
+    int64_t sequences;     /* read by them: the position in the data */
     char fingerprint[33];  /* of the training data (data/dataset.h) */
     struct step_state control;
 };
@@ -30,8 +31,8 @@ enum status run_state_config(const cJSON *json, struct config *config);
 
 /* Compares the configuration of a checkpoint with that of the run that continues it. What would
  * break the promise of the same data order or the same model is refused by name with both values;
- * what may change (learning rate, steps, recipe, intervals...) is listed in `changes` ("" if
- * nothing), for the log. */
+ * what may change (learning rate, batch, steps, recipe, intervals...) is listed in `changes` ("" if
+ * nothing), for the log. Another batch goes on behind the last sequence that was read. */
 enum { RUN_CHANGES_BYTES = 1024 };
 enum status run_state_compare(const struct config *saved, const struct config *now,
                               char changes[RUN_CHANGES_BYTES]);

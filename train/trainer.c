@@ -85,7 +85,10 @@ static enum status stop_nonfinite(struct trainer *t) {
     TRY(nonfinite_find(&t->engine, &request, &found));
     const int64_t step = t->state.step;
     t->state = t->before; /* the weights are those before the step: save them as that */
-    if (!found.weights) TRY(trainer_save(t));
+    if (!found.weights) {
+        TRY(trainer_save(t));
+        TRY(trainer_save_finish(t));
+    }
     char what[EVENT_BYTES];
     snprintf(what, sizeof what, "the step after this is not finite: found first in %s", found.text);
     TRY(trainer_event(t, what));
@@ -152,8 +155,8 @@ static bool due(int64_t step, int64_t every) { return every > 0 && step % every 
 
 /* Whether something that needs the weights follows step `step`. */
 static bool pause_after(const struct config *c, int64_t step) {
-    return due(step, c->validation.every) || due(step, c->sample.every) ||
-           due(step, c->checkpoint.every) || step == c->train.steps;
+    return due(step, c->validation.every) || due(step, c->eval.every) ||
+           due(step, c->sample.every) || due(step, c->checkpoint.every) || step == c->train.steps;
 }
 
 /* What belongs between two steps; not counted in the steps' time. Every step was seen. */
@@ -162,6 +165,7 @@ static enum status after_step(struct trainer *t) {
     const int64_t step = t->state.step;
     const bool last = step == c->train.steps;
     if (due(step, c->validation.every) || last) TRY(trainer_validate(t));
+    if (due(step, c->eval.every) || last) TRY(trainer_score_choices(t));
     if (due(step, c->sample.every)) TRY(trainer_sample(t));
     if (due(step, c->checkpoint.every) || last) TRY(trainer_save(t));
     t->finished_seconds = clock_seconds();
@@ -172,6 +176,7 @@ static enum status save_and_leave(struct trainer *t) {
     char what[EVENT_BYTES];
     TRY(see_steps(t, 0));
     TRY(trainer_save(t));
+    TRY(trainer_save_finish(t));
     snprintf(what, sizeof what, "stopped by %s", signals_received());
     TRY(trainer_event(t, what));
     return status_set(STATUS_INTERRUPTED,
@@ -190,6 +195,7 @@ static enum status run_steps(struct trainer *t) {
         TRY(ask_step(t));
         const bool pause = pause_after(t->config, t->asked);
         TRY(see_steps(t, pause ? 0 : DEVICE_READS - 1));
+        TRY(trainer_save_poll(t));
         if (pause) TRY(after_step(t));
     }
     return STATUS_OK;
@@ -198,7 +204,7 @@ static enum status run_steps(struct trainer *t) {
 enum status trainer_run(struct trainer *t) {
     t->powered_step = t->state.step;
     gpu_power_start(&t->power);
-    enum status status = run_steps(t);
+    enum status status = trainer_save_end(t, run_steps(t));
     progress_close(&t->progress);
     if (status != STATUS_OK && status != STATUS_INTERRUPTED) return status;
     const enum status reported = trainer_report_energy(t);

@@ -12,6 +12,8 @@
 #define DEEPWELL_TRAIN_TRAINER_H_
 
 #include "checkpoints/run_lock.h"
+#include "checkpoints/saver.h"
+#include "data/choices.h"
 #include "data/loader.h"
 #include "kernels/cuda/power.h"
 #include "train/engine.h"
@@ -30,9 +32,11 @@ struct trainer {
     const struct config *config;
     struct engine engine;
     struct dataset train_data, validation_data; /* validation_data.shards NULL: none */
+    struct choices choices; /* of eval.file; count 0: none */
     struct loader *loader;
     struct loader_shape shape;
     struct flops flops;
+    struct tokenizer_files tokenizer; /* for every checkpoint */
     struct run_lock lock;
     struct metrics *metrics;
     struct progress progress;
@@ -41,8 +45,11 @@ struct trainer {
     struct trainer_pending pending[DEVICE_READS]; /* of step s: [s % DEVICE_READS] */
     struct run_state state;        /* as of the newest step whose outcome is known */
     struct run_state before;       /* as of the one before it */
-    int64_t saved_step;            /* of the newest checkpoint; -1: none */
+    struct saver *saver;           /* NULL: checkpoints are written between two steps */
+    int64_t saved_step;            /* of the newest checkpoint, whole or being written; -1: none */
+    double save_stall_seconds;     /* that the run stood still for that checkpoint */
     int64_t validated_step;        /* -1: none */
+    int64_t scored_step;           /* of the choices; -1: none */
     char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
     double finished_seconds;       /* clock when the newest seen step was seen */
     struct gpu_power power;        /* started before the first step of this process */

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "checkpoints/model_source.h"
 #include "train/run_folder.h"
 #include "train/trainer_parts.h"
 
@@ -23,6 +24,12 @@ static enum status open_data(struct trainer *t) {
     }
     TRY(dataset_open(&t->train_data, c->data.train, length, vocabulary, ORDER_SHUFFLED,
                      (uint64_t)c->train.seed));
+    if (c->data.tokenizer[0] != '\0') {
+        TRY(tokenizer_files_require(&t->tokenizer, c->data.tokenizer));
+    }
+    if (c->eval.file[0] != '\0') {
+        TRY(choices_open(&t->choices, c->eval.file, vocabulary));
+    }
     if (c->data.validation[0] == '\0') return STATUS_OK;
     return dataset_open(&t->validation_data, c->data.validation, length, vocabulary,
                         ORDER_SEQUENTIAL, (uint64_t)c->train.seed);
@@ -44,6 +51,9 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
             t->config->data.train, t->state.fingerprint, t->train_data.fingerprint);
     }
     TRY(engine_load(&t->engine, checkpoint));
+    /* Wraps where the batch grew: the loader adds it modulo 2^64. */
+    t->shape.shift = (uint64_t)t->state.sequences -
+                     (uint64_t)t->state.step * (uint64_t)t->config->train.batch;
     struct step_state control = t->state.control;
     /* The scaler goes on where it was, unless the recipe that it served changed. */
     const bool scaling = config_loss_scaling(t->config);
@@ -94,6 +104,27 @@ static bool is_own(const char *checkpoint, const char *run_folder) {
            strcmp(real_parent, own) == 0;
 }
 
+/* Random weights, or those of train.init. */
+static enum status start_anew(struct trainer *t) {
+    const struct config *c = t->config;
+    snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s", t->train_data.fingerprint);
+    if (c->train.init[0] == '\0') {
+        TRY(engine_initialise(&t->engine, c));
+    } else {
+        struct model_source source;
+        enum status status = model_source_open(&source, c->train.init, print_warning);
+        if (status == STATUS_OK) {
+            status = engine_import(&t->engine, c, &source);
+            snprintf(t->continued, sizeof t->continued,
+                     "weights from %s; optimizer, data and steps start anew", source.path);
+            model_source_close(&source);
+        }
+        if (status != STATUS_OK) return status_context(status, "train.init");
+    }
+    return device_download(&t->engine.device, &t->state.control, t->engine.state,
+                           sizeof t->state.control);
+}
+
 static enum status start_or_resume(struct trainer *t) {
     const struct config *c = t->config;
     char newest[PATH_BYTES] = "";
@@ -111,11 +142,7 @@ static enum status start_or_resume(struct trainer *t) {
                           c->train.out, newest);
     }
     if (strcmp(c->train.resume, "auto") == 0 || strcmp(c->train.resume, "never") == 0) {
-        snprintf(t->state.fingerprint, sizeof t->state.fingerprint, "%s",
-                 t->train_data.fingerprint);
-        TRY(engine_initialise(&t->engine, c));
-        return device_download(&t->engine.device, &t->state.control, t->engine.state,
-                               sizeof t->state.control);
+        return start_anew(t);
     }
     char named[PATH_BYTES] = "";
     const enum status located = run_folder_locate(c->train.resume, named);
@@ -140,7 +167,8 @@ static enum status open_metrics(struct trainer *t) {
 
 static enum status open_all(struct trainer *t) {
     const struct config *c = t->config;
-    const unsigned validation = c->data.validation[0] != '\0' ? ENGINE_EVALUATE : 0;
+    const bool evaluates = c->data.validation[0] != '\0' || c->eval.file[0] != '\0';
+    const unsigned validation = evaluates ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
     TRY(open_data(t));
     TRY(engine_open(&t->engine, c, ENGINE_TRAIN | validation | generation, ENGINE_REAL));
@@ -156,6 +184,7 @@ static enum status open_all(struct trainer *t) {
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
     TRY(checkpoint_check_space(c->train.out, &t->engine.gpt.table));
     TRY(trainer_record_run(t));
+    TRY(trainer_save_open(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
     if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));
     return loader_open(&t->loader, &t->train_data, &t->shape, (uint64_t)t->state.step);
@@ -169,6 +198,7 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
         .lock = RUN_LOCK_NONE,
         .saved_step = -1,
         .validated_step = -1,
+        .scored_step = -1,
     };
     const enum status status = open_all(t);
     if (status != STATUS_OK) trainer_close(t);
@@ -177,11 +207,14 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
 
 enum status trainer_close(struct trainer *t) {
     loader_close(t->loader);
+    saver_close(t->saver); /* a save under way is completed, whatever ended the run */
     gpu_power_close(&t->power);
     const enum status status = metrics_close(t->metrics);
     engine_close(&t->engine);
     dataset_close(&t->validation_data);
     dataset_close(&t->train_data);
+    choices_close(&t->choices);
+    tokenizer_files_free(&t->tokenizer);
     run_lock_release(&t->lock);
     *t = (struct trainer){.lock = RUN_LOCK_NONE};
     return status;

@@ -13,10 +13,16 @@ enum status trainer_event(struct trainer *trainer, const char *what);
  * step. */
 enum status trainer_validate(struct trainer *trainer);
 
+/* Multiple choice now: line and metrics record. Nothing without eval.file, or if done for this
+ * step. */
+enum status trainer_score_choices(struct trainer *trainer);
+
 /* A text sample now: lines and metrics record. */
 enum status trainer_sample(struct trainer *trainer);
 
-/* A checkpoint of the present state, unless it is there already. */
+/* A checkpoint of the present state, unless it is there or on its way. In the background it returns
+ * when the copy is made; a save that is still under way is waited for first, and if that takes
+ * long, a line says so. */
 enum status trainer_save(struct trainer *trainer);
 
 /* Looks at power and clock, unless it did a quarter of a second ago. */
@@ -25,6 +31,20 @@ void trainer_look_at_power(struct trainer *trainer);
 /* What the steps of this process took, on a line and in the metrics; why it is not known, on a
  * line. */
 enum status trainer_report_energy(struct trainer *trainer);
+
+/* After every step: the line and the record of a save that has ended since; its failure, if it
+ * failed. */
+enum status trainer_save_poll(struct trainer *trainer);
+
+/* Returns when no save is under way. */
+enum status trainer_save_finish(struct trainer *trainer);
+
+/* The same at the end of a run that ended with `status`, whose message stays in front. Returns it,
+ * or how the save ended. */
+enum status trainer_save_end(struct trainer *trainer, enum status status);
+
+/* Opens the saver where checkpoint.background and memory allow it. */
+enum status trainer_save_open(struct trainer *trainer);
 
 /* The header: what will run, on what, with how much memory. */
 void trainer_print_header(const struct trainer *trainer);

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "train/choices_eval.h"
 #include "train/sampler.h"
 #include "train/token_text.h"
 #include "train/trainer_parts.h"
@@ -32,6 +33,19 @@ enum status trainer_validate(struct trainer *t) {
                      (long long)t->state.step, result.loss, bits);
     return metrics_validation(t->metrics, t->state.step, result.loss, result.bits_per_byte,
                               (int64_t)result.tokens);
+}
+
+enum status trainer_score_choices(struct trainer *t) {
+    struct choices_score score;
+    char count[TEXT_BYTES];
+    if (t->choices.count == 0 || t->scored_step == t->state.step) return STATUS_OK;
+    TRY(choices_evaluate(&t->engine, &t->choices, (size_t)t->config->eval.examples, false, &score));
+    t->scored_step = t->state.step;
+    progress_message(&t->progress, "step %lld  choices: %.2f %% right, %.2f %% by mean loss, of %s",
+                     (long long)t->state.step, 100.0 * score.accuracy, 100.0 * score.accuracy_norm,
+                     text_count(count, score.examples));
+    return metrics_choices(t->metrics, t->state.step, t->choices.path, (int64_t)score.examples,
+                           score.accuracy, score.accuracy_norm);
 }
 
 /* A text that grows by tokens. */
@@ -79,56 +93,6 @@ enum status trainer_sample(struct trainer *t) {
     free(text);
     free(prompt);
     return status;
-}
-
-static enum status save_mapped(struct trainer *t, float *const host[3]) {
-    const struct checkpoint_retention retention = {
-        .keep = t->config->checkpoint.keep, .keep_every = t->config->checkpoint.keep_every,
-    };
-    cJSON *state = run_state_to_json(&t->state, t->config);
-    if (state == NULL) return status_set(STATUS_MEMORY, "out of memory for state.json");
-    const struct checkpoint_content content = {
-        .step = t->state.step,
-        .params = &t->engine.gpt.table,
-        .masters = host[0],
-        .moments1 = host[1],
-        .moments2 = host[2],
-        .model = engine_hf_config(t->config),
-        .state = state,
-    };
-    const enum status status = checkpoint_save(t->config->train.out, &content, &retention);
-    cJSON_Delete(state);
-    return status;
-}
-
-enum status trainer_save(struct trainer *t) {
-    struct engine *engine = &t->engine;
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    float *const buffers[3] = {engine->masters, engine->moments1, engine->moments2};
-    float *host[3] = {NULL, NULL, NULL};
-    const double begun = clock_seconds();
-    enum status status = STATUS_OK;
-    if (t->saved_step == t->state.step) return STATUS_OK;
-    for (size_t i = 0; i < 3 && status == STATUS_OK; i++) {
-        void *mapped = NULL;
-        status = device_map(&engine->device, buffers[i], bytes, &mapped);
-        host[i] = mapped;
-    }
-    if (status == STATUS_OK) status = save_mapped(t, host);
-    for (size_t i = 0; i < 3; i++) {
-        if (host[i] == NULL) continue;
-        const enum status unmapped = device_unmap(&engine->device, buffers[i], host[i], bytes,
-                                                  false);
-        if (status == STATUS_OK) status = unmapped;
-    }
-    TRY(status);
-    t->saved_step = t->state.step;
-    const double ms = (clock_seconds() - begun) * 1e3;
-    char path[PATH_BYTES], took[TEXT_BYTES];
-    snprintf(path, sizeof path, "%s/step_%08lld", t->config->train.out, (long long)t->state.step);
-    progress_message(&t->progress, "step %lld  saved %s (%s)", (long long)t->state.step, path,
-                     text_duration(took, ms / 1e3));
-    return metrics_checkpoint(t->metrics, t->state.step, path, ms);
 }
 
 /* RUN/configuration.conf: what this run was last started with, as a file that starts it again. */

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "checkpoints/saver.h"
 #include "tests/checkpoints/fixture.h"
 
 enum call {
@@ -45,7 +47,8 @@ static struct {
     enum call call;
     enum effect effect;
     int error;
-    long at, seen;
+    long at;
+    atomic_long seen; /* several threads read what is verified */
 } plan = {.call = CALLS, .at = -1};
 
 static void arm(enum call call, enum effect effect, int error, long at) {
@@ -53,7 +56,7 @@ static void arm(enum call call, enum effect effect, int error, long at) {
     plan.effect = effect;
     plan.error = error;
     plan.at = at;
-    plan.seen = 0;
+    atomic_store(&plan.seen, 0);
 }
 
 static void disarm(void) { arm(CALLS, EFFECT_FAIL_ONCE, 0, -1); }
@@ -61,7 +64,7 @@ static void disarm(void) { arm(CALLS, EFFECT_FAIL_ONCE, 0, -1); }
 /* Counts the call; true if it is the one that the plan is for. */
 static bool is_due(enum call call) {
     if (plan.call != call && plan.call != CALL_ANY) return false;
-    const long number = plan.seen++;
+    const long number = atomic_fetch_add(&plan.seen, 1);
     if (plan.at < 0) return false;
     const bool due =
         plan.effect == EFFECT_FAIL_FROM_THEN_ON ? number >= plan.at : number == plan.at;
@@ -178,14 +181,30 @@ static void expect_sound(struct fixture *fixture, enum status found, bool damage
     assert_int_equal(fixture_count(fixture, ""), 2); /* 2 and 3, no leftovers */
 }
 
-/* One save of step 3 with the armed fault; returns whether the fault came to act. A save that met
- * it must not report success, but for close(): of a file that was read it loses nothing. */
-static bool save_with_fault(struct fixture *fixture, bool damaged) {
+/* The same through the saver's thread. */
+static enum status save_in_background(struct fixture *fixture, struct saver *saver) {
+    const size_t bytes = fixture->params.elements * sizeof(float);
+    struct saver_result result;
+    float *const *buffers = saver_buffers(saver);
+    memcpy(buffers[0], fixture->masters, bytes);
+    memcpy(buffers[1], fixture->moments1, bytes);
+    memcpy(buffers[2], fixture->moments2, bytes);
+    saver_start(saver, &fixture->content, cJSON_Duplicate(fixture->state, 1), &keep_two);
+    assert_true(saver_take(saver, &result));
+    return result.status == STATUS_OK ? STATUS_OK : status_set(result.status, "%s", result.message);
+}
+
+/* One save of step 3 with the armed fault, by the saver if there is one; returns whether the fault
+ * came to act. A save that met it must not report success, but for close(): of a file that was read
+ * it loses nothing. */
+static bool save_with_fault(struct fixture *fixture, struct saver *saver, bool damaged) {
     /* A file that cannot be removed keeps its folder; the next save's prune removes both. */
     const bool may_leave_temporary = plan.call == CALL_UNLINK || plan.call == CALL_RMDIR;
     const bool may_succeed = plan.call == CALL_CLOSE;
     fixture_fill(fixture, 3);
-    const enum status status = checkpoint_save(fixture->run, &fixture->content, &keep_two);
+    const enum status status =
+        saver != NULL ? save_in_background(fixture, saver)
+                      : checkpoint_save(fixture->run, &fixture->content, &keep_two);
     const bool acted = plan.seen > plan.at;
     disarm();
     if (acted && !may_succeed) assert_int_not_equal(status, STATUS_OK);
@@ -205,7 +224,7 @@ static void fail_everywhere(enum effect effect, bool damaged) {
         for (bool acted = true; acted; at++) {
             make_run(&fixture, damaged);
             arm(call, effect, call == CALL_WRITE ? ENOSPC : EIO, at);
-            acted = save_with_fault(&fixture, damaged);
+            acted = save_with_fault(&fixture, NULL, damaged);
         }
         print_message("  %s: %ld places\n", call_names[call], at - 1);
         assert_true(at > 1); /* the call is made at all */
@@ -226,6 +245,30 @@ static void any_call_fails_from_then_on(void **unused) {
 static void any_call_fails_while_replacing(void **unused) {
     (void)unused;
     fail_everywhere(EFFECT_FAIL_ONCE, true);
+}
+
+/* A file system that turns read-only, or a disk that fills, at any moment of a save in the
+ * background. */
+static void any_call_fails_in_the_background(void **unused) {
+    (void)unused;
+    struct fixture fixture;
+    struct saver *saver = NULL;
+    fixture_open(&fixture);
+    assert_int_equal(saver_open(&saver, fixture.run, &fixture.params), STATUS_OK);
+    struct saver_result none;
+    assert_false(saver_take(saver, &none));
+    for (enum call call = 0; call < CALLS; call++) {
+        long at = 0;
+        for (bool acted = true; acted; at++) {
+            make_run(&fixture, false);
+            fixture_fill(&fixture, 3);
+            arm(call, EFFECT_FAIL_FROM_THEN_ON, call == CALL_WRITE ? ENOSPC : EROFS, at);
+            acted = save_with_fault(&fixture, saver, false);
+        }
+        assert_true(at > 1);
+    }
+    saver_close(saver);
+    fixture_close(&fixture);
 }
 
 /* With the reason that the user can do something about. */
@@ -352,6 +395,7 @@ int main(void) {
         cmocka_unit_test(any_call_fails_once),
         cmocka_unit_test(any_call_fails_from_then_on),
         cmocka_unit_test(any_call_fails_while_replacing),
+        cmocka_unit_test(any_call_fails_in_the_background),
         cmocka_unit_test(a_full_disk_is_reported),
         cmocka_unit_test(short_writes_are_completed),
         cmocka_unit_test(killed_before_every_call),

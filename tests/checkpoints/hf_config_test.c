@@ -44,7 +44,7 @@ static void written_for_transformers(void **unused) {
         "\"eos_token_id\":\tnull",
         "\"torch_dtype\":\t\"float32\"",
     };
-    char *text = hf_config_text(&small);
+    char *text = hf_config_text(&small, "float32");
     assert_non_null(text);
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (strstr(text, parts[i]) == NULL) fail_msg("no %s in %s", parts[i], text);
@@ -55,7 +55,7 @@ static void written_for_transformers(void **unused) {
 static void read_as_written(void **state) {
     const char *path = *state;
     struct hf_config found;
-    char *text = hf_config_text(&small);
+    char *text = hf_config_text(&small, "float32");
     test_write_file(path, text, strlen(text));
     free(text);
     memset(&found, 0xFF, sizeof found);
@@ -113,7 +113,7 @@ static void one_wrong_key(void **state) {
     const char *path = *state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct hf_config found;
-        char *text = hf_config_text(&small);
+        char *text = hf_config_text(&small, "float32");
         cJSON *root = cJSON_Parse(text);
         cJSON_DeleteItemFromObjectCaseSensitive(root, cases[i].key);
         if (cases[i].value != NULL) cJSON_AddRawToObject(root, cases[i].key, cases[i].value);

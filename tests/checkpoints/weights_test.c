@@ -85,7 +85,8 @@ static void written_in_hugging_face_layout(void **state) {
     size_t bytes = 0;
     fixture_open(&fixture);
     float *masters = make_masters(&fixture.params);
-    assert_int_equal(weights_write(path, &fixture.params, masters, &digest), STATUS_OK);
+    assert_int_equal(weights_write(path, &fixture.params, masters, SAFETENSORS_F32, &digest),
+                     STATUS_OK);
     char *text = test_read_file(path, &bytes);
     assert_non_null(strstr(text + 8, "\"__metadata__\":{\"format\":\"pt\"}"));
     for (size_t p = 0; p < ROWS; p++) expect_stored(text, &fixture.params, p, shapes[p]);
@@ -110,7 +111,7 @@ static void large_tensors_are_transposed_in_parts(void **state) {
     add_row(&table, "wide", 600, 1001, true);
     add_row(&table, "tall", 300001, 2, true);
     float *masters = make_masters(&table), *loaded = make_masters(&table);
-    assert_int_equal(weights_write(path, &table, masters, &digest), STATUS_OK);
+    assert_int_equal(weights_write(path, &table, masters, SAFETENSORS_F32, &digest), STATUS_OK);
     char *text = test_read_file(path, &bytes);
     expect_stored(text, &table, 0, "[1001,600]");
     expect_stored(text, &table, 1, "[2,300001]");
@@ -146,7 +147,7 @@ static void another_model_is_refused(void **state) {
     struct file_digest digest;
     add_row(&table, "a", 3, 4, true);
     float *masters = make_masters(&table);
-    assert_int_equal(weights_write(path, &table, masters, &digest), STATUS_OK);
+    assert_int_equal(weights_write(path, &table, masters, SAFETENSORS_F32, &digest), STATUS_OK);
     assert_int_equal(safetensors_open(&file, path), STATUS_OK);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct param_table other = {0};

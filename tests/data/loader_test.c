@@ -235,6 +235,35 @@ static void refuses_impossible_shapes(void **state) {
     dataset_close(&dataset);
 }
 
+/* Steps of another number of sequences go on with the next sample; where they became larger, the
+ * shift wraps. */
+static void another_batch_goes_on_behind_the_last_sample(void **state) {
+    enum { STEPS = 10, ROWS_BEFORE = 4 };
+    static const size_t rows[] = {6, 3, 4};
+    struct dataset dataset;
+    open_dataset(state, &dataset);
+    for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+        const struct loader_shape shape = {
+            .rows = rows[r], .micro_batches = 1, .ranks = 1,
+            .shift = (uint64_t)(STEPS * ROWS_BEFORE) - (uint64_t)(STEPS * rows[r]),
+        };
+        struct loader *loader = NULL;
+        uint64_t sample = STEPS * ROWS_BEFORE;
+        open_loader(&loader, &dataset, &shape, STEPS);
+        for (size_t i = 0; i < 20; i++) {
+            struct batch batch;
+            assert_int_equal(loader_next(loader, &batch), STATUS_OK);
+            for (size_t b = 0; b < rows[r]; b++) {
+                int32_t inputs[LENGTH], targets[LENGTH];
+                dataset_sample(&dataset, sample++, inputs, targets);
+                assert_memory_equal(batch.inputs + b * LENGTH, inputs, sizeof inputs);
+            }
+        }
+        loader_close(loader);
+    }
+    dataset_close(&dataset);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, folder_setup, folder_teardown)
     const struct CMUnitTest tests[] = {
@@ -244,6 +273,7 @@ int main(void) {
         TEST(layouts_of_a_step_see_the_same),
         TEST(a_batch_stays_until_the_next),
         TEST(closing_at_any_time),
+        TEST(another_batch_goes_on_behind_the_last_sample),
         TEST(refuses_impossible_shapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

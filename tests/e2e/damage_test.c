@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const char *const files[] = {"config.json", "manifest.json", "model.safetensors",
                                     "optimizer-00001-of-00001.safetensors", "state.json"};
@@ -104,6 +105,76 @@ static void a_full_disk_keeps_what_was_saved(void **state) {
     free(expected);
 }
 
+static const struct outcome *run_by_modes(const char *line) {
+    const struct unusual unusual = {.obeys_modes = true};
+    const struct process process = e2e_start(&unusual, "%s", line);
+    return e2e_wait(&process);
+}
+
+/* A file that cannot be read now may be whole: going on from an older checkpoint would lose it. */
+static void an_unreadable_newest_checkpoint_is_no_damaged_one(void **state) {
+    (void)state;
+    char path[PATH_BYTES];
+    e2e_expect(0, "", "train ../tiny.conf");
+    for (size_t i = 0; i < FILES; i++) {
+        snprintf(path, sizeof path, "run/step_00000016/%s", files[i]);
+        char *expected = e2e_tree("run");
+        assert_int_equal(chmod(path, 0), 0);
+        const char *const lines[] = {"train ../tiny.conf --train.steps 20", "eval run"};
+        for (size_t l = 0; l < 2; l++) {
+            const struct outcome *outcome = run_by_modes(lines[l]);
+            if (outcome->code != STATUS_IO) {
+                fail_msg("%s, %s: code %d: %s", files[i], lines[l], outcome->code, outcome->err);
+            }
+            e2e_assert_words("an unreadable file", outcome->err, "Permission denied");
+            e2e_assert_words("an unreadable file", outcome->err, files[i]);
+        }
+        assert_int_equal(chmod(path, 0644), 0);
+        e2e_assert_same_tree("run", expected);
+        free(expected);
+    }
+}
+
+/* A folder that turns read-only while the run goes on: the save in the background fails, and the
+ * run ends with its reason instead of training on for nothing. */
+static void a_failed_save_in_the_background_ends_the_run(void **state) {
+    (void)state;
+    e2e_expect(0, "", "train ../tiny.conf --train.steps 5");
+    char *saved = e2e_tree("run/step_00000005");
+    assert_int_equal(chmod("run", 0555), 0);
+    const struct outcome *outcome =
+        run_by_modes("train ../tiny.conf --checkpoint.background on --train.steps 2000");
+    assert_int_equal(chmod("run", 0755), 0);
+    assert_int_equal(outcome->code, STATUS_IO);
+    e2e_assert_words("a read-only run", outcome->err, "Permission denied|run");
+    e2e_assert_same_tree("run/step_00000005", saved);
+    free(saved);
+    e2e_expect(0, "", "train ../tiny.conf --train.steps 8");
+}
+
+static void checkpoints_are_listed_verified_and_pruned(void **state) {
+    (void)state;
+    e2e_expect(0, "", "train ../tiny.conf --checkpoint.keep 9");
+    const struct outcome *list = e2e_expect(0, "", "checkpoint list run");
+    e2e_assert_words("list", list->out, "run/step_00000016|run/step_00000015|run/step_00000005");
+    e2e_expect(0, "", "checkpoint verify run");
+    damage_file("run/step_00000010/state.json", FLIPPED);
+    const struct outcome *verify = e2e_expect(STATUS_CHECKPOINT, "1 of 4 checkpoints in run",
+                                              "checkpoint verify run");
+    e2e_assert_words("verify", verify->out,
+                     "whole    run/step_00000016|damaged  run/step_00000010|state.json|"
+                     "whole    run/step_00000005");
+    e2e_expect(STATUS_CHECKPOINT, "", "checkpoint verify run/step_00000010");
+    e2e_expect(STATUS_CONFIG, "--keep", "checkpoint prune run");
+    e2e_expect(0, "", "checkpoint prune run --keep 1 --keep_every 15");
+    char *left = e2e_tree("run");
+    e2e_assert_words("what is left", left, "step_00000016|step_00000015");
+    assert_null(strstr(left, "step_00000010"));
+    assert_null(strstr(left, "step_00000005"));
+    free(left);
+    e2e_expect(0, "", "checkpoint verify run");
+}
+
 static void a_run_in_use_is_left_alone(void **state) {
     (void)state;
     enum { STEPS = 60 };
@@ -112,6 +183,7 @@ static void a_run_in_use_is_left_alone(void **state) {
                                            "train ../tiny.conf --train.steps %d", STEPS);
     snprintf(words, sizeof words, "in use by process %ld", (long)first.process.pid);
     e2e_expect(STATUS_IO, words, "train ../tiny.conf");
+    e2e_expect(STATUS_IO, words, "checkpoint prune run --keep 1");
     e2e_expect(0, "", "eval run"); /* reading is no use of that kind */
     const struct outcome *outcome = e2e_release(&first);
     if (outcome->code != 0)
@@ -124,6 +196,9 @@ int main(int argc, char **argv) {
         E2E_TEST(a_damaged_checkpoint_is_passed_over),
         E2E_TEST(without_a_whole_checkpoint_nothing_happens),
         E2E_TEST(a_full_disk_keeps_what_was_saved),
+        E2E_TEST(an_unreadable_newest_checkpoint_is_no_damaged_one),
+        E2E_TEST(a_failed_save_in_the_background_ends_the_run),
+        E2E_TEST(checkpoints_are_listed_verified_and_pruned),
         E2E_TEST(a_run_in_use_is_left_alone),
     };
     return E2E_MAIN(argc, argv, tests);

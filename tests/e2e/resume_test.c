@@ -240,6 +240,53 @@ static void a_changed_learning_rate_is_named(void **state) {
     cJSON_Delete(metrics);
 }
 
+/* The next step reads on behind the last sequence, whatever the number of sequences a step. */
+static void a_changed_batch_goes_on_behind_the_last_sequence(void **state) {
+    (void)state;
+    static const struct {
+        int steps, batch, micro_batch, sequences;
+    } parts[] = {{8, 4, 4, 32}, {12, 8, 2, 64}, {15, 2, 2, 70}, {16, 4, 4, 74}};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        char words[128], path[64];
+        size_t bytes = 0;
+        const struct outcome *part = e2e_expect(
+            0, "", "train ../tiny.conf --train.steps %d --train.batch %d --train.micro_batch %d",
+            parts[i].steps, parts[i].batch, parts[i].micro_batch);
+        if (i > 0) {
+            snprintf(words, sizeof words, "with changes: |train.batch %d -> %d", parts[i - 1].batch,
+                     parts[i].batch);
+            e2e_assert_words("another batch", part->out, words);
+        }
+        snprintf(path, sizeof path, "run/step_%08d/state.json", parts[i].steps);
+        char *text = e2e_read(path, &bytes);
+        cJSON *json = cJSON_Parse(text);
+        assert_int_equal((int)e2e_number(json, "sequences"), parts[i].sequences);
+        cJSON_Delete(json);
+        free(text);
+    }
+    e2e_assert_steps("run", E2E_STEPS);
+}
+
+/* A checkpoint of another run continues in a new folder, and never among others' checkpoints. */
+static void another_runs_checkpoint_needs_a_folder_of_its_own(void **state) {
+    (void)state;
+    static const char options[] = "--optimizer.schedule constant";
+    e2e_expect(0, "", "train ../tiny.conf %s", options);
+    e2e_expect(0, "", "train ../tiny.conf %s --train.out other --train.steps 5", options);
+    char *run = e2e_tree("run"), *other = e2e_tree("other");
+    e2e_expect(STATUS_CHECKPOINT, "another run|other holds checkpoints|neither history is lost",
+               "train ../tiny.conf %s --train.out other --train.resume run/step_00000010", options);
+    e2e_expect(STATUS_CHECKPOINT, "another run|other holds checkpoints|neither history is lost",
+               "train ../tiny.conf %s --train.out other --train.resume run", options);
+    e2e_assert_same_tree("other", other);
+    const struct outcome *fresh = e2e_expect(
+        0, "", "train ../tiny.conf %s --train.out fresh --train.resume run/step_00000010", options);
+    e2e_assert_words("a new folder", fresh->out, "continuing run/step_00000010");
+    e2e_assert_same_tree("run", run);
+    free(run);
+    free(other);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(a_stopped_run_continues),
@@ -249,6 +296,8 @@ int main(int argc, char **argv) {
         E2E_TEST(a_closed_output_is_no_catastrophe),
         E2E_TEST(a_finished_run_is_left_alone),
         E2E_TEST(a_changed_learning_rate_is_named),
+        E2E_TEST(a_changed_batch_goes_on_behind_the_last_sequence),
+        E2E_TEST(another_runs_checkpoint_needs_a_folder_of_its_own),
     };
     return E2E_MAIN(argc, argv, tests);
 }

@@ -68,7 +68,8 @@ static void samples_depend_on_their_seed(void **state) {
 
 /* Everything in a record but how long it took. */
 static void assert_same_record(cJSON *a, cJSON *b) {
-    static const char *const times[] = {"step_ms", "data_wait_ms", "tokens_per_s", "tflops", "ms"};
+    static const char *const times[] = {"step_ms", "data_wait_ms", "tokens_per_s", "tflops", "ms",
+                                        "stall_ms"};
     for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
         cJSON_DeleteItemFromObject(a, times[i]);
         cJSON_DeleteItemFromObject(b, times[i]);

@@ -13,7 +13,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const enum status status = hf_config_read(input.path, &config);
     fuzz_file_close(&input);
     if (status != STATUS_OK) return 0;
-    char *text = hf_config_text(&config);
+    char *text = hf_config_text(&config, "float32");
     if (text == NULL) abort();
     fuzz_file_open(&input, (const uint8_t *)text, strlen(text));
     if (hf_config_read(input.path, &again) != STATUS_OK || again.n_embd != config.n_embd ||
@@ -43,7 +43,7 @@ size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
          .eos_token_id = 0},
     };
     if (index >= sizeof configs / sizeof configs[0]) return 0;
-    char *text = hf_config_text(&configs[index]);
+    char *text = hf_config_text(&configs[index], "float32");
     if (text == NULL || strlen(text) > capacity) abort();
     const size_t size = strlen(text);
     memcpy(seed, text, size);

@@ -216,11 +216,13 @@ static void the_other_records(void **state) {
     assert_text(object, "text", "\xEF\xBF\xBD\x01\xC3\xA9");
     cJSON_Delete(object);
 
-    assert_int_equal(metrics_checkpoint(metrics, 10, "runs/x/step_00000010", 12.5), STATUS_OK);
+    assert_int_equal(metrics_checkpoint(metrics, 10, "runs/x/step_00000010", 12.5, 0.25),
+                     STATUS_OK);
     object = take_line(place);
     assert_text(object, "record", "checkpoint");
     assert_text(object, "path", "runs/x/step_00000010");
     assert_number(object, "ms", 12.5);
+    assert_number(object, "stall_ms", 0.25);
     cJSON_Delete(object);
 
     assert_int_equal(metrics_event(metrics, 11, "interrupted"), STATUS_OK);

@@ -220,7 +220,7 @@ static void fixed_keys_are_refused(void **test_state) {
         const char *key, *value;
     } cases[] = {
         {"model.layers", "13"},           {"model.heads", "6"},        {"model.width", "384"},
-        {"model.context", "999"},         {"model.vocabulary", "256"}, {"train.batch", "7"},
+        {"model.context", "999"},         {"model.vocabulary", "256"}, {"train.init", "x"},
         {"train.sequence_length", "100"}, {"train.seed", "2"},
     };
     struct config saved, now;

@@ -1,0 +1,151 @@
+/*
+ * Models that go in and out: convert, train.init, eval of what another program left.
+ * Oracle: bit equality of weights and losses with those of the run that they came from. That
+ * transformers agrees is tools/check_transformers.py's to show.
+ */
+#include "tests/e2e/e2e.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char *loss_of(const char *model, const char *options) {
+    const struct outcome
+        *outcome = e2e_expect(0, "",
+                              "eval %s --data ../data/validation.bin --device cpu --train.batch 4 "
+                              "--train.micro_batch 4 --precision.recipe fp32 %s",
+                              model, options);
+    const char *value = e2e_value(outcome->out, "loss");
+    return strndup(value, strcspn(value, "\n"));
+}
+
+static void a_converted_model_computes_the_same(void **state) {
+    (void)state;
+    e2e_expect(0, "", "train ../tiny.conf");
+    e2e_expect(0, "", "convert run out");
+    e2e_assert_same_file("run/step_00000016/model.safetensors", "out/model.safetensors");
+    e2e_expect(0, "", "convert out again");
+    e2e_assert_same_file("out/model.safetensors", "again/model.safetensors");
+    char *ours = loss_of("run", ""), *theirs = loss_of("out", "");
+    assert_string_equal(ours, theirs);
+    /* BF16 keeps 8 of 24 bits: near, not equal. */
+    e2e_expect(0, "", "convert run narrow --to bf16");
+    char *narrow = loss_of("narrow", "--logits narrow.safetensors");
+    assert_true(strcmp(narrow, ours) != 0);
+    assert_true(strtod(narrow, NULL) > strtod(ours, NULL) - 0.01 &&
+                strtod(narrow, NULL) < strtod(ours, NULL) + 0.01);
+    assert_true(path_is_file("narrow.safetensors"));
+    e2e_expect(0, "", "sample out --tokens 4 --device cpu");
+    e2e_expect(STATUS_IO, "exists", "convert run out");
+    e2e_expect(STATUS_CONFIG, "fp32, bf16 or fp16", "convert run x --to int8");
+    e2e_expect(STATUS_CHECKPOINT, "no model at nowhere", "convert nowhere x");
+    e2e_expect(STATUS_CHECKPOINT, "holds no model", "convert ../data x");
+    assert_false(path_is_folder("x"));
+    free(ours);
+    free(theirs);
+    free(narrow);
+}
+
+/* Steps that change nothing show what a run began with; its own data, seed and steps count. */
+static void a_run_starts_from_weights(void **state) {
+    (void)state;
+    static const char still[] = "--optimizer.learning_rate 0 --train.steps 2";
+    e2e_expect(0, "", "train ../tiny.conf");
+    const struct outcome
+        *outcome = e2e_expect(0, "",
+                              "train ../tiny.conf --init run --train.out tuned %s --train.seed 9 "
+                              "--train.batch 2 --train.micro_batch 2",
+                              still);
+    e2e_assert_words("a run that starts from weights", outcome->out,
+                     "weights from run/step_00000016|from step 0|step 2/2");
+    e2e_assert_same_file("run/step_00000016/model.safetensors",
+                         "tuned/step_00000002/model.safetensors");
+    e2e_expect(0, "", "convert run out");
+    e2e_expect(0, "", "train ../tiny.conf --init out --train.out tuned_too %s", still);
+    e2e_assert_same_file("out/model.safetensors", "tuned_too/step_00000002/model.safetensors");
+    /* The same command again, and without the option, continues. */
+    e2e_expect(0, "",
+               "train ../tiny.conf --init run --train.out tuned --train.seed 9 "
+               "--train.batch 2 --train.micro_batch 2 --train.steps 3");
+    e2e_expect(0, "",
+               "train ../tiny.conf --train.out tuned --train.seed 9 --train.batch 2 "
+               "--train.micro_batch 2 --train.steps 4");
+    e2e_assert_steps("tuned", 4);
+    e2e_expect(STATUS_CHECKPOINT, "--model.layers 2|--model.vocabulary 256|found 3",
+               "train ../tiny.conf --init run --train.out odd --model.layers 3");
+    e2e_expect(STATUS_CHECKPOINT, "train.init", "train ../tiny.conf --init none --train.out odd");
+}
+
+/* A damaged checkpoint is no source either. */
+static void a_damaged_source_is_refused(void **state) {
+    (void)state;
+    size_t bytes = 0;
+    e2e_expect(0, "", "train ../tiny.conf --checkpoint.every 0");
+    char *data = e2e_read("run/step_00000016/model.safetensors", &bytes);
+    data[bytes - 1] = (char)(data[bytes - 1] ^ 1);
+    e2e_write("run/step_00000016/model.safetensors", data, bytes);
+    free(data);
+    e2e_expect(STATUS_CHECKPOINT, "altered", "convert run out");
+    e2e_expect(STATUS_CHECKPOINT, "altered", "convert run/step_00000016 out");
+    e2e_expect(STATUS_CHECKPOINT, "altered",
+               "train ../tiny.conf --train.out new --init run/step_00000016");
+    assert_int_equal(remove("run/step_00000016/manifest.json"), 0);
+    e2e_expect(STATUS_CHECKPOINT, "manifest.json is missing", "convert run/step_00000016 out");
+    e2e_expect(STATUS_CHECKPOINT, "holds no checkpoint", "eval run/step_00000016");
+    assert_false(path_is_folder("out"));
+}
+
+static void a_tokenizer_goes_along(void **state) {
+    (void)state;
+    static const char tokenizer[] = "{\"version\": \"1.0\"}";
+    size_t bytes = 0;
+    assert_int_equal(folder_create("words"), STATUS_OK);
+    e2e_write("words/tokenizer.json", tokenizer, strlen(tokenizer));
+    e2e_expect(0, "", "train ../tiny.conf --data.tokenizer words/tokenizer.json");
+    e2e_assert_same_file("words/tokenizer.json", "run/step_00000016/tokenizer.json");
+    char *config = e2e_read("run/step_00000016/tokenizer_config.json", &bytes);
+    e2e_assert_words("the configuration that was made", config, "PreTrainedTokenizerFast");
+    free(config);
+    e2e_expect(0, "", "convert run out");
+    e2e_assert_same_file("words/tokenizer.json", "out/tokenizer.json");
+    e2e_expect(0, "", "checkpoint verify run");
+    e2e_expect(STATUS_CONFIG, "data.tokenizer|nowhere",
+               "train ../tiny.conf --train.out new --data.tokenizer nowhere");
+}
+
+/* Two questions of bytes: in the run and afterwards the same shares. */
+static void choices_are_scored(void **state) {
+    (void)state;
+    static const uint16_t body[] = {65535, 22, 0, 1, 2, 1,   't', 1, 'h', 1, 'z', 65535,
+                                    24,    1,  0, 2, 2, 't', 'h', 1, 'e', 1, 'q'};
+    const int32_t header[] = {20240522, 1, 2, 24};
+    char file[1024 + sizeof body] = {0};
+    memcpy(file, header, sizeof header);
+    memcpy(file + 1024, body, sizeof body);
+    e2e_write("choices.bin", file, sizeof file);
+    const struct outcome *run = e2e_expect(
+        0, "", "train ../tiny.conf --eval.file choices.bin --eval.every 10 --data.validation=");
+    e2e_assert_words("a run with choices", run->out, "step 10  choices: |step 16  choices: |of 2");
+    cJSON *metrics = e2e_metrics("run");
+    const cJSON *last = e2e_record(metrics, "choices", 1);
+    assert_int_equal((int)e2e_number(last, "step"), 16);
+    char words[64];
+    snprintf(words, sizeof words, "2 questions|right       %.4f", e2e_number(last, "accuracy"));
+    cJSON_Delete(metrics);
+    const struct outcome *eval = e2e_expect(0, "", "eval run --choices choices.bin");
+    e2e_assert_words("eval", eval->out, words);
+    e2e_expect(STATUS_DATA, "20240522", "eval run --choices ../data/train.bin");
+    e2e_expect(STATUS_DATA, "20240522",
+               "train ../tiny.conf --train.out new --eval.file ../data/train.bin");
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        E2E_TEST(a_converted_model_computes_the_same),
+        E2E_TEST(a_run_starts_from_weights),
+        E2E_TEST(a_damaged_source_is_refused),
+        E2E_TEST(a_tokenizer_goes_along),
+        E2E_TEST(choices_are_scored),
+    };
+    return E2E_MAIN(argc, argv, tests);
+}
