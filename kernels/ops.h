@@ -89,7 +89,7 @@ struct quantise {
     bool amax_known;         /* current TENSOR: the producer of `in` raised state->amax_bits */
     bool square;             /* NV: one block scale for 16 x 16 numbers, so both copies round alike */
     bool hadamard;           /* NV: the transposed copy of blocks of 16 rows of `in` transformed */
-    bool stochastic;         /* rounding of both copies; scales are rounded to nearest */
+    bool stochastic;         /* NV: rounding of the codes; scales are rounded to nearest */
     uint64_t seed;           /* stochastic: with `tensor` and state->draws, kernels/quantised.h */
     uint32_t tensor;
     float *bias_gradient;    /* (C) FP32 or NULL */
@@ -121,8 +121,8 @@ struct embedding_backward {
 
 /* What an operation that makes a matrix does for its quantised copies while the numbers are in its
  * hands; all zero: nothing. At most one of the two is set.
- *   copies  SCALE_TENSOR with the scale known (delayed): the copies that have codes are written from
- *           state->scale, and state->amax_bits is raised. The numbers are encoded in FP32, before
+ *   copies  SCALE_TENSOR with the scale known (delayed): the row copy always, the transposed one
+ *           if it has codes, from state->scale, and state->amax_bits is raised. The numbers are encoded in FP32, before
  *           they are rounded to the dtype that the operation stores.
  *   amax    current scaling: amax_bits is raised to the largest |number as stored|; `quantise` with
  *           amax_known follows.

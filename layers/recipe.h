@@ -66,10 +66,13 @@ struct recipe precision_of_head(const struct precision *precision);
 
 /* How this device runs a recipe: the least of what its scale modes get. */
 enum support recipe_support(const struct device *device, enum recipe_kind kind);
+const char *support_name(enum support support); /* "native", "emulated", "refused" */
+
+/* Some linear multiplies quantised operands. */
+bool precision_narrow(const struct precision *precision);
 
 /* Refuses, STATUS_CONFIG naming the recipe and the number: a width or a micro-batch of `tokens` that
  * is no multiple of what a recipe in use needs; a narrow override of fp32 or fp16. */
-enum status precision_check(const struct precision *precision, size_t layers, size_t width,
-                            size_t tokens);
+enum status precision_check(const struct precision *precision, size_t width, size_t tokens);
 
 #endif

@@ -2,7 +2,8 @@
  * Everything a command needs to run a model on a device: the device, the model, and the arenas by
  * lifetime.
  *
- *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute type
+ *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute type;
+ *                for narrow recipes the copies of linears' weights, and the scale states
  *   gradients    FP32
  *   optimizer    both moments, FP32, and the step state
  *   activations  of training, validation or generation: they take turns in the same memory
@@ -53,6 +54,9 @@ struct engine {
     struct arena arenas[ENGINE_ARENAS]; /* in the order above */
     float *masters;             /* flat, gpt.table.elements */
     struct tensor weights;      /* flat; the masters themselves in fp32 */
+    struct scale_state *scales; /* device memory, gpt_scale_count(): weights and training; NULL
+                                 * without narrow recipe */
+    struct scale_state *evaluation_scales;
     float *gradients, *moments1, *moments2;
     struct step_state *state;   /* device memory */
     struct adamw_range *ranges; /* host memory */
@@ -95,6 +99,15 @@ double engine_peak_tflops(const struct engine *engine, const struct config *conf
 
 struct gpt_config engine_model(const struct config *config);
 enum dtype engine_dtype(const struct config *config);
+struct precision engine_precision(const struct config *config);
+
+/* Quantises the weights for narrow linears: whenever they changed. */
+enum status engine_narrow_weights(struct engine *engine);
+
+/* All scale states, gpt_scale_count(), to and from host memory. Those that come from a checkpoint
+ * let delayed scaling go on where it was. */
+enum status engine_read_scales(struct engine *engine, struct scale_state *states);
+enum status engine_write_scales(struct engine *engine, const struct scale_state *states);
 
 /* A model's shape in a configuration, from a checkpoint: eval and sample need no configuration
  * file. */

@@ -64,38 +64,82 @@ TRACED(bias_backward, 0.0)
 TRACED(cross_entropy, 0.0)
 TRACED(adamw, 0.0)
 
-static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm *a, size_t k) {
+/* The row of this shape and these types, perhaps new; NULL: the table is full. */
+static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm_total *wanted) {
     for (size_t i = 0; i < trace->gemm_count; i++) {
         struct gemm_total *g = &trace->gemms[i];
-        if (g->m == a->c.rows && g->n == a->c.columns && g->k == k &&
-            g->transpose_a == a->transpose_a && g->transpose_b == a->transpose_b &&
-            g->a == a->a.dtype && g->c == a->c.dtype) {
+        if (g->m == wanted->m && g->n == wanted->n && g->k == wanted->k &&
+            g->transpose_a == wanted->transpose_a && g->transpose_b == wanted->transpose_b &&
+            strcmp(g->a, wanted->a) == 0 && strcmp(g->b, wanted->b) == 0 && g->c == wanted->c) {
             return g;
         }
     }
     if (trace->gemm_count == OP_TRACE_GEMMS) return NULL;
     struct gemm_total *fresh = &trace->gemms[trace->gemm_count++];
-    *fresh = (struct gemm_total){
-        .m = a->c.rows, .n = a->c.columns, .k = k, .transpose_a = a->transpose_a,
-        .transpose_b = a->transpose_b, .a = a->a.dtype, .c = a->c.dtype,
-    };
+    *fresh = *wanted;
     return fresh;
+}
+
+/* A GEMM that has just run, in its operation's row and in its shape's. */
+static enum status add_gemm(struct op_trace *trace, struct device *device, const char *name,
+                            const struct gemm_total *wanted, double bytes) {
+    const double flops = 2.0 * (double)wanted->m * (double)wanted->n * (double)wanted->k;
+    struct gemm_total *shape = find_gemm(trace, wanted);
+    if (shape == NULL) {
+        return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
+    }
+    struct op_total *const total = find_total(trace, name);
+    add(total, flops, bytes);
+    add(&shape->total, flops, bytes);
+    return end_interval(trace, device, total, &shape->total);
 }
 
 static enum status traced_gemm(struct device *device, const struct gemm *a) {
     struct op_trace *trace = device->interposed;
-    const size_t k = a->transpose_a ? a->a.rows : a->a.columns;
-    const double flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)k;
-    const double bytes = (double)gemm_bytes(a);
-    struct gemm_total *shape = find_gemm(trace, a, k);
-    if (shape == NULL) {
-        return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
-    }
-    struct op_total *const total = find_total(trace, "gemm");
+    const struct gemm_total wanted = {
+        .m = a->c.rows, .n = a->c.columns, .k = a->transpose_a ? a->a.rows : a->a.columns,
+        .transpose_a = a->transpose_a, .transpose_b = a->transpose_b,
+        .a = dtype_name(a->a.dtype), .b = dtype_name(a->b.dtype), .c = a->c.dtype,
+    };
     if (trace->inner != NULL) TRY(trace->inner->gemm(device, a));
-    add(total, flops, bytes);
-    add(&shape->total, flops, bytes);
-    return end_interval(trace, device, total, &shape->total);
+    return add_gemm(trace, device, "gemm", &wanted, (double)gemm_bytes(a));
+}
+
+static enum status traced_quantised_gemm(struct device *device, const struct quantised_gemm *a) {
+    struct op_trace *trace = device->interposed;
+    const struct gemm_total wanted = {
+        .m = a->c.rows, .n = a->c.columns, .k = a->a.columns, .transpose_b = true,
+        .a = format_name(a->a.format), .b = format_name(a->b.format), .c = a->c.dtype,
+    };
+    if (trace->inner != NULL) TRY(trace->inner->quantised_gemm(device, a));
+    return add_gemm(trace, device, "quantised_gemm", &wanted, (double)quantised_gemm_bytes(a));
+}
+
+static enum status traced_quantise(struct device *device, const struct quantise *ops,
+                                   size_t count) {
+    struct op_trace *trace = device->interposed;
+    double bytes = 0.0;
+    for (size_t i = 0; i < count; i++) bytes += (double)quantise_bytes(&ops[i]);
+    TRACE_CALL("quantise", quantise(device, ops, count), 0.0, bytes);
+}
+
+static enum status traced_scales_begin(struct device *device, struct scale_state *states,
+                                       size_t count, bool clear_amax) {
+    struct op_trace *trace = device->interposed;
+    TRACE_CALL("scales_begin", scales_begin(device, states, count, clear_amax), 0.0,
+               scales_bytes(count));
+}
+
+static enum status traced_scales_update(struct device *device, struct step_state *state,
+                                        struct scale_state *states, size_t count, bool enter) {
+    struct op_trace *trace = device->interposed;
+    TRACE_CALL("scales_update", scales_update(device, state, states, count, enter), 0.0,
+               scales_bytes(count));
+}
+
+static enum support traced_scale_support(const struct device *device, enum scale_mode mode) {
+    const struct op_trace *trace = device->interposed;
+    return trace->own->scale_support(device, mode);
 }
 
 static enum status traced_convert(struct device *device, struct tensor out, struct tensor in) {
@@ -141,7 +185,10 @@ static size_t traced_scratch_bytes(const struct device *device, const struct op_
 
 static const struct ops traced_ops = {
     .scratch_bytes = traced_scratch_bytes,
+    .scale_support = traced_scale_support,
     .gemm = traced_gemm,
+    .quantised_gemm = traced_quantised_gemm,
+    .quantise = traced_quantise,
     .embedding_forward = traced_embedding_forward,
     .embedding_backward = traced_embedding_backward,
     .norm_forward = traced_norm_forward,
@@ -157,6 +204,8 @@ static const struct ops traced_ops = {
     .loss_sum = traced_loss_sum,
     .gradient_sumsq = traced_gradient_sumsq,
     .step_begin = traced_step_begin,
+    .scales_begin = traced_scales_begin,
+    .scales_update = traced_scales_update,
     .step_decide = traced_step_decide,
     .adamw = traced_adamw,
     .find_nonfinite = traced_find_nonfinite,
