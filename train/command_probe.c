@@ -144,7 +144,7 @@ static void print_gpus(void) {
 }
 
 static void print_recipes(const struct device *device) {
-    for (int kind = 0; kind < RECIPES; kind++) {
+    for (int kind = 0; kind < RECIPE_COUNT; kind++) {
         const struct recipe *recipe = recipe_row((enum recipe_kind)kind);
         printf("%-11s %-9s  %s here\n", kind == 0 ? "recipes" : "", recipe->name,
                support_name(recipe_support(device, (enum recipe_kind)kind)));
