@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "data/loader.h"
 #include "kernels/cuda/power.h"
+#include "train/bench_numerics.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/engine.h"
@@ -22,6 +23,7 @@
 
 static const char usage[] =
     "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
+    "       deepwell bench numerics CONFIG ... (bench numerics --help)\n"
     "\n"
     "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves\n"
     "nothing behind. Tokens come from data.train; with --data.train= they are random, which the\n"
@@ -253,10 +255,11 @@ enum status command_bench(int argc, char **argv) {
     };
     struct cli_names names;
     struct config config;
+    if (argc > 1 && strcmp(argv[1], "numerics") == 0) return bench_numerics(argc, argv);
     TRY(cli_positionals(&cli, argc, argv, 1, 2, &names));
     if (names.help) return STATUS_OK;
     if (strcmp(names.names[0], "step") != 0) {
-        return status_set(STATUS_CONFIG, "bench: expected \"step\", found \"%s\"",
+        return status_set(STATUS_CONFIG, "bench: expected \"step\" or \"numerics\", found \"%s\"",
                           names.names[0]);
     }
     TRY(cli_config(&cli, names.count > 1 ? names.names[1] : NULL, argc, argv, &config));
