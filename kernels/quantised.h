@@ -29,8 +29,8 @@ extern "C" {
 
 /*
  * How the codes of a copy (rows, columns) are scaled; value = decode(code) * scale. Blocks are
- * counted along the copy's columns, the reduced dimension. cuBLASLt's name for each in brackets, and
- * how `scales` lies in memory, which is how that library reads it:
+ * counted along the copy's columns, the reduced dimension. cuBLASLt's name for each in brackets,
+ * and how `scales` lies in memory, which is how that library reads it:
  *
  * SCALE_TENSOR   [SCALAR_32F] one FP32, state->inverse; no array.
  * SCALE_1X128    [VEC128_32F] FP32 for 128 numbers of a row: [ceil(columns / 128)][rows].
@@ -56,10 +56,10 @@ DEEPWELL_HOST_DEVICE static inline size_t scale_block(enum scale_mode mode) {
  * Scale and history of one tensor. Bytes that are zero are no valid state: scales_initialise() in
  * the engine sets `largest`, scale = inverse = 1.
  *
- * `amax_bits` are the FP32 bits of the largest |x| seen since the last scales_begin or scales_update
- * that cleared it. For numbers without sign the order of the bits is that of the numbers, NaN above
- * all: so atomicMax on integers gives the same whatever the order, and nothing that is not finite is
- * lost.
+ * `amax_bits` are the FP32 bits of the largest |x| seen since the last scales_begin or
+ * scales_update that cleared it. For numbers without sign the order of the bits is that of the
+ * numbers, NaN above all: so atomicMax on integers gives the same whatever the order, and nothing
+ * that is not finite is lost.
  */
 enum { AMAX_HISTORY = 16 };
 struct scale_state {
@@ -126,12 +126,14 @@ size_t operand_scale_bytes(const struct operand *operand);
 /* Byte of the scale of block `block` of row `row` in `scales` of MX and NV; `blocks` = columns /
  * scale_block. A tile is 128 rows by 4 blocks in 512 bytes, tiles one after the other along a row;
  * inside, rows 0, 32, 64 and 96 lie side by side. */
-DEEPWELL_HOST_DEVICE static inline size_t scale_tile_index(size_t row, size_t block, size_t blocks) {
+DEEPWELL_HOST_DEVICE static inline size_t scale_tile_index(size_t row, size_t block,
+                                                          size_t blocks) {
     const size_t tile = row / 128 * ((blocks + 3) / 4) + block / 4;
     return tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + block % 4;
 }
 
-/* Place of the scale of (row, column) in `scales`: floats for the 128 modes, bytes for MX and NV. */
+/* Place of the scale of (row, column) in `scales`: floats for the 128 modes, bytes for MX
+ * and NV. */
 DEEPWELL_HOST_DEVICE static inline size_t scale_index(enum scale_mode mode, size_t rows,
                                                      size_t columns, size_t row, size_t column) {
     const size_t blocks128 = (columns + 127) / 128;

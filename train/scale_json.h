@@ -16,9 +16,9 @@
 /* Adds "scales" to `json`; nothing for an engine without narrow recipe. */
 enum status scales_to_json(struct engine *engine, cJSON *json);
 
-/* Sets the engine's states and quantises its weights anew. Without "scales" (the checkpoint was made
- * by another recipe) they stay as they start. STATUS_CHECKPOINT naming the tensor whose entry is
- * missing, of another length or no valid state. */
+/* Sets the engine's states and quantises its weights anew. Without "scales" (the checkpoint was
+ * made by another recipe) they stay as they start. STATUS_CHECKPOINT naming the tensor whose entry
+ * is missing, of another length or no valid state. */
 enum status scales_from_json(struct engine *engine, const cJSON *json);
 
 #endif

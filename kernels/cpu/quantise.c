@@ -1,6 +1,6 @@
 /*
- * Quantisation of matrices: the reference for the CUDA quantisers, bit for bit. A matrix is walked in
- * strips as high as its blocks, so that both copies come out of one pass over it: a strip's rows
+ * Quantisation of matrices: the reference for the CUDA quantisers, bit for bit. A matrix is walked
+ * in strips as high as its blocks, so that both copies come out of one pass over it: a strip's rows
  * are encoded as they lie, and its columns after a transposition in the cache.
  */
 #include <math.h>
@@ -117,7 +117,7 @@ struct strip {
     size_t first, rows;
 };
 
-/* One scale for a square of the matrix: the largest numbers of squares `side` wide along a strip. */
+/* One scale for a square of the matrix, not for a row of it. */
 static bool shares_square(const struct quantise *op) {
     return op->square || op->out.row.mode == SCALE_128X128 ||
            op->out.transposed.mode == SCALE_128X128;
