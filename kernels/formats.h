@@ -160,7 +160,7 @@ DEEPWELL_HOST_DEVICE static inline uint8_t ue8m0_from_amax(float amax) {
     if (bits > 0x7F800000u) return UE8M0_NAN;
     if (bits == 0x7F800000u) return UE8M0_INFINITY;
     const uint32_t code = (bits >> 23) + ((bits & 0x7FFFFFu) != 0);
-    return (uint8_t)(code < UE8M0_LEAST ? UE8M0_LEAST : code);
+    return (uint8_t)(code < UE8M0_LEAST ? (uint32_t)UE8M0_LEAST : code);
 }
 
 DEEPWELL_HOST_DEVICE static inline float float_from_ue8m0(uint8_t code) {
