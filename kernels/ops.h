@@ -309,15 +309,14 @@ struct ops {
     /* Zeroes the sums of the step. */
     enum status (*step_begin)(struct device *, struct step_state *state);
 
-    /* Start of a micro-batch: draws + 1 in each of `count` states, and with clear_amax (current
-     * scaling) amax_bits = 0. */
+    /* Start of a micro-batch: scale_state_begin() for each of `count` states. */
     enum status (*scales_begin)(struct device *, struct scale_state *states, size_t count,
                                 bool clear_amax);
 
     /* Once a step, between gradient_sumsq and step_decide. If the sums of `state` or one amax is
      * not finite: scale_state_drop() for each, and state->gradient_sumsq becomes NaN, so that
      * step_decide skips: a clipped infinity never passes for a number. Otherwise
-     * scale_state_enter() for each if `enter` (delayed scaling), or only amax_bits = 0. */
+     * scale_state_end() for each. */
     enum status (*scales_update)(struct device *, struct step_state *state,
                                  struct scale_state *states, size_t count, bool enter);
 

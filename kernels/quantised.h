@@ -69,7 +69,8 @@ struct scale_state {
     float largest;      /* of the format: 448, 57344; 2688 for NVFP4. Constant */
     uint32_t seen;      /* amaxes ever entered; the newest is at (seen - 1) % AMAX_HISTORY */
     uint32_t draws;     /* micro-batches begun: keeps random roundings apart */
-    uint32_t unused[2];
+    uint32_t draws_before; /* of this step */
+    uint32_t unused;
     float history[AMAX_HISTORY];
 };
 
@@ -79,26 +80,40 @@ DEEPWELL_HOST_DEVICE static inline void scale_state_current(struct scale_state *
     s->inverse = 1.0f / s->scale;
 }
 
-/* End of a good step under "delayed" scaling: the step's amax (finite) enters the history, the
- * largest of the last AMAX_HISTORY steps gives the scale of the next one, and the count starts
- * anew. */
-DEEPWELL_HOST_DEVICE static inline void scale_state_enter(struct scale_state *s) {
+/* Start of a micro-batch; clear_amax: under current scaling. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_begin(struct scale_state *s, bool clear_amax) {
+    s->draws++;
+    if (clear_amax) s->amax_bits = 0;
+}
+
+/* The scale that the history gives: by the largest amax of the last AMAX_HISTORY steps. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_from_history(struct scale_state *s) {
     float most = 0.0f;
-    s->history[s->seen % AMAX_HISTORY] = float_of_bits(s->amax_bits);
-    s->seen++;
     for (uint32_t i = 0; i < AMAX_HISTORY && i < s->seen; i++) {
         most = s->history[i] > most ? s->history[i] : most;
     }
     s->scale = scale_from_amax(most, s->largest);
     s->inverse = 1.0f / s->scale;
-    s->amax_bits = 0;
 }
 
-/* End of a step that is not applied: its amax is forgotten, and a scale that it spoilt (current
- * scaling) starts anew. */
+/* End of a step that is applied. `enter`, under delayed scaling: the step's amax (finite) enters the
+ * history, which gives the scale of the next one. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_end(struct scale_state *s, bool enter) {
+    if (enter) {
+        s->history[s->seen % AMAX_HISTORY] = float_of_bits(s->amax_bits);
+        s->seen++;
+        scale_state_from_history(s);
+    }
+    s->amax_bits = 0;
+    s->draws_before = s->draws;
+}
+
+/* End of a step that is not finite: as if it had not been. A scale that it spoilt (current scaling)
+ * starts anew. */
 DEEPWELL_HOST_DEVICE static inline void scale_state_drop(struct scale_state *s) {
     if (!(s->scale > 0.0f)) s->scale = s->inverse = 1.0f;
     s->amax_bits = 0;
+    s->draws = s->draws_before;
 }
 
 /* One copy of a matrix: an operand of quantised_gemm. */

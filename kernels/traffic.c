@@ -96,8 +96,8 @@ size_t attention_cached_bytes(const struct attention_cached *op) {
 }
 
 size_t gelu_forward_bytes(const struct gelu_forward *op) {
-    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) + tensor_bytes(op->x) +
-           tensor_bytes(op->bias);
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) +
+           tensor_bytes(op->x) + tensor_bytes(op->bias);
 }
 
 size_t gelu_backward_bytes(const struct gelu_backward *op) {

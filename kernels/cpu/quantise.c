@@ -336,10 +336,7 @@ void quantise_output_finish(const struct device *device, const struct quantise_o
 enum status cpu_scales_begin(struct device *device, struct scale_state *states, size_t count,
                              bool clear_amax) {
     (void)device;
-    for (size_t i = 0; i < count; i++) {
-        states[i].draws++;
-        if (clear_amax) states[i].amax_bits = 0;
-    }
+    for (size_t i = 0; i < count; i++) scale_state_begin(&states[i], clear_amax);
     return STATUS_OK;
 }
 
@@ -350,8 +347,7 @@ enum status cpu_scales_update(struct device *device, struct step_state *state,
     for (size_t i = 0; i < count; i++) finite = finite && states[i].amax_bits < 0x7F800000u;
     if (!finite) state->gradient_sumsq = (double)NAN;
     for (size_t i = 0; i < count; i++) {
-        if (finite && enter) scale_state_enter(&states[i]);
-        else if (finite) states[i].amax_bits = 0;
+        if (finite) scale_state_end(&states[i], enter);
         else scale_state_drop(&states[i]);
     }
     return STATUS_OK;

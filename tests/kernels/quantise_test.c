@@ -431,9 +431,12 @@ static void history_gives_the_scale(void **state) {
         assert_true(f.states[0].amax_bits == 0 && step.gradient_sumsq == 1.0);
     }
     f.states[0].scale = NAN;
+    f.states[0].draws_before = 7;
+    f.states[0].draws = 9;
     step.gradient_sumsq = INFINITY;
     EXPECT_OK(f.device.ops->scales_update(&f.device, &step, f.states, 1, true));
     assert_true(f.states[0].scale == 1.0f && f.states[0].seen == 40);
+    assert_int_equal(f.states[0].draws, 7);
     fixture_close(&f);
 }
 

@@ -215,7 +215,7 @@ static void scales_come_back_through_json(void **state) {
 static void damaged_scales_are_refused(void **state) {
     (void)state;
     static const char name[] = "block.1.mlp.fc.input";
-    static const double bad[] = {-1.0, 0.5, 1e39}; /* scale, seen, history */
+    static const double bad[] = {-1.0, 0.5, 1e39}; /* seen, draws, history */
     static const int places[] = {0, 1, 5};
     struct small_run run = {.config = variant_config(&variants[FP8_DELAYED])};
     small_run_open(&run, ENGINE_TRAIN);
