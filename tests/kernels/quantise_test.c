@@ -473,19 +473,33 @@ static void operations_quantise_what_they_store(void **state) {
     struct gelu_forward gelu = {.out = out, .x = x, .bias = vector};
     struct gelu_backward gelu_back = {.x_gradient = out, .out_gradient = gradient, .x = x,
                                       .bias = vector, .bias_gradient = sums[0]};
+    struct tensor logits = filled_tensor(DTYPE_F32, ROWS, COLUMNS, 0.0);
+    float losses[ROWS], one = 1.0f;
+    int32_t targets[ROWS];
+    for (int n = 0; n < ROWS; n++) targets[n] = n % 7 - 1; /* some have none */
+    struct cross_entropy loss = {
+        .logits = logits, .targets = targets, .losses = losses, .vocabulary = COLUMNS - 9,
+        .write_gradient = true, .gradient_scale = 3.0f, .loss_scale = &one};
     struct quantise_output *const outputs[] = {&norm.quantise, &norm_back.quantise, &gelu.quantise,
-                                               &gelu_back.quantise};
+                                               &gelu_back.quantise, &loss.quantise};
+    enum { OPERATIONS = 5 };
     f.states[0].scale = 30.0f;
     f.states[0].inverse = 1.0f / 30.0f;
-    for (size_t i = 0; i < 8; i++) {
-        const bool copies = i < 4;
-        *outputs[i % 4] = (struct quantise_output){.copies = copies ? &own : NULL,
+    for (size_t i = 0; i < 2 * OPERATIONS; i++) {
+        const bool copies = i < OPERATIONS;
+        const size_t which = i % OPERATIONS;
+        *outputs[which] = (struct quantise_output){.copies = copies ? &own : NULL,
                                                    .amax = copies ? NULL : &f.states[0]};
         f.states[0].amax_bits = 0;
-        if (i % 4 == 0) EXPECT_OK(f.device.ops->norm_forward(&f.device, &norm));
-        if (i % 4 == 1) EXPECT_OK(f.device.ops->norm_backward(&f.device, &norm_back));
-        if (i % 4 == 2) EXPECT_OK(f.device.ops->gelu_forward(&f.device, &gelu));
-        if (i % 4 == 3) EXPECT_OK(f.device.ops->gelu_backward(&f.device, &gelu_back));
+        if (which == 0) EXPECT_OK(f.device.ops->norm_forward(&f.device, &norm));
+        if (which == 1) EXPECT_OK(f.device.ops->norm_backward(&f.device, &norm_back));
+        if (which == 2) EXPECT_OK(f.device.ops->gelu_forward(&f.device, &gelu));
+        if (which == 3) EXPECT_OK(f.device.ops->gelu_backward(&f.device, &gelu_back));
+        if (which == 4) { /* in place: in FP32 the logits hold the gradient all the same */
+            memcpy(logits.data, x.data, tensor_bytes(x));
+            EXPECT_OK(f.device.ops->cross_entropy(&f.device, &loss));
+            memcpy(out.data, logits.data, tensor_bytes(out));
+        }
         assert_int_equal(f.states[0].amax_bits, amax_bits_row(out.data, 0, ROWS * COLUMNS));
         struct quantise op = request(&forms[0], after, out);
         op.scaling = SCALING_DELAYED;
@@ -496,7 +510,7 @@ static void operations_quantise_what_they_store(void **state) {
     }
     copies_free(&own);
     copies_free(&after);
-    free(x.data), free(gradient.data), free(vector.data), free(out.data);
+    FREE_TENSORS(&x, &gradient, &vector, &out, &logits);
     fixture_close(&f);
 }
 
