@@ -54,7 +54,8 @@ static void check(enum dtype type, double std, bool write_gradient) {
     for (size_t n = 0; n < TOKENS; n++) losses[n] = NAN;
     const struct cross_entropy op = {
         .logits = logits, .targets = targets, .losses = losses, .vocabulary = VOCABULARY,
-        .write_gradient = write_gradient, .gradient_scale = GRADIENT_SCALE, .loss_scale = write_gradient ? &LOSS_SCALE : NULL};
+        .write_gradient = write_gradient, .gradient_scale = GRADIENT_SCALE,
+        .loss_scale = write_gradient ? &LOSS_SCALE : NULL};
     EXPECT_OK(device.ops->cross_entropy(&device, &op));
     double *values = doubles_of(before);
     struct comparison loss = {.what = "losses"}, gradient = {.what = "gradient"};
@@ -103,7 +104,7 @@ static void test_nonfinite_carries_through(void **state) {
         struct tensor logits = logits_make(DTYPE_F32, 1.0);
         value_set(logits, 3 * PADDED + 1050, bad[i]);
         const struct cross_entropy op = {
-        .logits = logits, .targets = targets, .losses = losses, .vocabulary = VOCABULARY};
+            .logits = logits, .targets = targets, .losses = losses, .vocabulary = VOCABULARY};
         EXPECT_OK(device.ops->cross_entropy(&device, &op));
         for (size_t n = 0; n < TOKENS; n++) assert_true(isfinite(losses[n]) ? n != 3 : n == 3);
         FREE_TENSORS(&logits);
