@@ -14,6 +14,7 @@ enum random_stream {
     RANDOM_ORDER = 2,    /* the order of the training sequences */
     RANDOM_SAMPLE = 3,   /* text generation */
     RANDOM_TEST = 4,     /* tests and benchmarks */
+    RANDOM_ROUNDING = 5, /* stochastic rounding (kernels/quantised.h), the tensor above bit 8 */
 };
 
 /* The four 32-bit words at `index` of the stream. */

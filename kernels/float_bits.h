@@ -13,13 +13,15 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t bits_of_float(float value) {
+#include "kernels/host_device.h"
+
+DEEPWELL_HOST_DEVICE static inline uint32_t bits_of_float(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static inline float float_of_bits(uint32_t bits) {
+DEEPWELL_HOST_DEVICE static inline float float_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;

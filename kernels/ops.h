@@ -25,6 +25,7 @@
 
 #include "base/status.h"
 #include "kernels/device.h"
+#include "kernels/quantised.h"
 #include "kernels/step_control.h"
 #include "kernels/tensor.h"
 
@@ -35,6 +36,65 @@ struct gemm {
     bool transpose_a, transpose_b;
     bool accumulate;
     const struct tensor *bias; /* NULL: none; any dtype */
+};
+
+/* c (M, N) = a b^T [+ c if accumulate] [+ bias (N) on every row] on quantised operands, both
+ * contiguous along K; c is BF16 or FP32, accumulation in FP32. a is (M, K), b is (N, K).
+ *   pairs          E4M3 with E4M3, E4M3 with E5M2 either way round; never E5M2 with E5M2
+ *   scales         both TENSOR; 1X128 with 1X128 or 128X128 either way round; both MX; both NV
+ *   fast           the tensor core's own narrower accumulator (Hopper: some 14 bits); a hint
+ *                  without meaning on the CPU and in emulation
+ * Anything else is STATUS_INTERNAL naming formats and modes: recipes are checked when configured.
+ *
+ * Exactness where it is emulated. The product of two codes is exact in FP32 in every pair. MX: E4M3
+ * times UE8M0 is exactly a BF16 (UE8M0_LEAST), so a BF16 GEMM on dequantised operands multiplies
+ * the very same numbers. NV: E2M1 times E4M3 has 6 significant bits, exact in BF16; the product of
+ * the two FP32 tensor scales multiplies the sum (alpha). TENSOR: likewise, codes are exact in
+ * BF16. The 128 modes: the scale is FP32, so a dequantised operand is rounded to FP32 (2^-24
+ * relative), never to BF16. What remains different from native hardware is the order and width of
+ * the sum. */
+struct quantised_gemm {
+    struct tensor c;
+    struct operand a, b;
+    bool accumulate;
+    bool fast;
+    const struct tensor *bias; /* NULL: none; any dtype */
+};
+
+/* How the scale of a SCALE_TENSOR copy is found. The other modes take theirs from the numbers of
+ * the block (NV: and of the tensor) in either. */
+enum scaling {
+    SCALING_DELAYED, /* state->scale as it stands, from the amaxes of earlier steps; clips */
+    SCALING_CURRENT, /* from the amax of this very tensor */
+};
+
+/* Makes the copies of `in` (R, C) that `out` wants. Numbers are widened to FP32, multiplied by the
+ * scale and encoded (kernels/formats.h has every formula; `scale` is always a factor, never a
+ * divisor, but for nvfp4_scaled).
+ *   TENSOR    delayed: state->scale as it stands; state->amax_bits is raised to this tensor's amax.
+ *             current: scale_state_current() once amax_bits is complete; unless amax_known, this
+ *             operation raises it itself first.
+ *   1X128     factor = scale_from_amax(amax of the 128 numbers, 448); stored: 1 / factor
+ *   128X128   the same of the 128 x 128 numbers
+ *   MX        code = ue8m0_from_amax(amax of the 32); numbers times ue8m0_factor(code)
+ *   NV        amax of the whole copy (after the transform) into its state, then
+ *             scale_state_current, whatever `scaling`; block scale = nvfp4_block_scale(amax of the 16 [of the 16 x 16 if
+ *             `square`], state->scale); numbers by nvfp4_scaled()
+ * Copies are independent of one another but for TENSOR's common state; the same `in` always gives
+ * the same bytes. bias_gradient (+)= column sums of `in` in FP32, for the linear whose out_gradient
+ * `in` is. */
+struct quantise {
+    struct quantised out;
+    struct tensor in;        /* (R, C); BF16, FP16 or FP32 */
+    enum scaling scaling;
+    bool amax_known;         /* current TENSOR: the producer of `in` raised state->amax_bits */
+    bool square;             /* NV: one block scale for 16 x 16: both copies round alike */
+    bool hadamard;           /* NV: the transposed copy of blocks of 16 rows of `in` transformed */
+    bool stochastic;         /* NV: rounding of the codes; scales are rounded to nearest */
+    uint64_t seed;           /* stochastic: with `tensor` and state->draws, kernels/quantised.h */
+    uint32_t tensor;
+    float *bias_gradient;    /* (C) FP32 or NULL */
+    bool accumulate;         /* of bias_gradient */
 };
 
 /* out[n] = token_weight[tokens[n]] + position_weight[first_position + n % sequence_length]. */
@@ -60,19 +120,33 @@ struct embedding_backward {
     bool accumulate;                 /* of position_gradient */
 };
 
+/* What an operation that makes a matrix does for its quantised copies while the numbers are in its
+ * hands; all zero: nothing. At most one of the two is set.
+ *   copies  SCALE_TENSOR with the scale known (delayed): the row copy always, the transposed one
+ *           if it has codes, from state->scale, and state->amax_bits is raised. The numbers are
+ *           encoded in FP32, before they are rounded to the dtype that the operation stores.
+ *   amax    current scaling: amax_bits is raised to the largest |number as stored|; `quantise` with
+ *           amax_known follows.
+ * Every other mode is left to `quantise`. */
+struct quantise_output {
+    const struct quantised *copies; /* NULL: none */
+    struct scale_state *amax;       /* device memory, or NULL */
+};
+
 /* Fused residual addition and layer norm (Ba et al., 2016), eps 1e-5:
  *   residual = residual_in [+ delta [+ delta_bias]]   (stored, then read back in its dtype)
  *   out = (residual - mean) * rstd * weight + bias
  * delta NULL: residual_in is normalised as it is and `residual` is not written. `residual` may be
  * residual_in. Statistics in double over a row. */
 struct norm_forward {
-    struct tensor out;           /* (N, C) */
+    struct tensor out;           /* (N, C); data NULL: only `quantised` is wanted */
     struct tensor residual;      /* (N, C) out */
     struct tensor residual_in;   /* (N, C) */
     const struct tensor *delta;      /* (N, C) or NULL */
     const struct tensor *delta_bias; /* (C) or NULL */
     struct tensor weight, bias;  /* (C) */
     float *mean, *rstd;          /* (N) FP32, out */
+    struct quantise_output quantise; /* of out */
 };
 
 /* residual_gradient += d loss / d residual through the norm; weight_gradient and bias_gradient (+)=
@@ -89,6 +163,8 @@ struct norm_backward {
     float *delta_bias_gradient;      /* (C) FP32 or NULL */
     bool overwrite_residual_gradient;
     bool accumulate;                 /* of the three parameter gradients */
+    struct quantise_output quantise; /* of residual_gradient as it leaves: the out_gradient of the
+                                      * linear whose branch this norm's forward added */
 };
 
 /* Causal self-attention over packed rows [q | k | v], softmax(q k^T / sqrt(C / H)) v, online
@@ -122,17 +198,19 @@ struct attention_cached {
 /* out = gelu(x + bias), tanh form (Hendrycks and Gimpel, 2016):
  *   0.5 u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))) */
 struct gelu_forward {
-    struct tensor out, x; /* (N, F) */
+    struct tensor out, x; /* (N, F); out.data NULL: only the copies are wanted */
     struct tensor bias;   /* (F) */
+    struct quantise_output quantise; /* of out */
 };
 
 /* x_gradient = out_gradient * gelu'(x + bias); bias_gradient (+)= its column sums. x_gradient may
- * be out_gradient. */
+ * be out_gradient; x_gradient.data NULL: only the copies and the sums are wanted. */
 struct gelu_backward {
     struct tensor x_gradient, out_gradient, x; /* (N, F) */
     struct tensor bias;                        /* (F) */
     float *bias_gradient;                      /* (F) FP32 */
     bool accumulate;
+    struct quantise_output quantise;           /* of x_gradient */
 };
 
 /* bias_gradient (+)= column sums of out_gradient (N, F). */
@@ -155,6 +233,8 @@ struct cross_entropy {
     bool write_gradient;
     float gradient_scale;    /* 1 / tokens of the whole step */
     const float *loss_scale; /* device memory; read only with write_gradient */
+    struct quantise_output quantise; /* of the gradient; with copies it is written there alone, and
+                                      * what the logits then hold means nothing */
 };
 
 /* One AdamW step (Loshchilov and Hutter, 2019) over every parameter, t = state.updates:
@@ -205,7 +285,12 @@ struct op_limits {
     size_t sequence_length; /* longest, caches counted */
     size_t heads, head_width;
     enum dtype dtype;       /* of activations */
+    bool quantised;         /* some linear multiplies quantised operands */
 };
+
+/* How a device multiplies operands of one scale mode. Emulated: the same quantised numbers, by
+ * other hardware, slower than BF16; said wherever a rate is printed. */
+enum support { SUPPORT_NONE, SUPPORT_EMULATED, SUPPORT_NATIVE };
 
 struct ops {
     /* STATUS_DEVICE, naming the shape and what to change, if these limits hold one that the device
@@ -213,10 +298,18 @@ struct ops {
     enum status (*check)(const struct device *device, const struct op_limits *limits,
                          bool backward);
 
+    enum support (*scale_support)(const struct device *device, enum scale_mode mode);
+
     /* Bytes of device.scratch that these limits need. */
     size_t (*scratch_bytes)(const struct device *device, const struct op_limits *limits);
 
     enum status (*gemm)(struct device *, const struct gemm *);
+    enum status (*quantised_gemm)(struct device *, const struct quantised_gemm *);
+
+    /* `count` of them, independent of one another (different states too), so that one launch may do
+     * all: the weights of a model, once a step behind AdamW. Usually 1. Host memory, read before
+     * the call returns. */
+    enum status (*quantise)(struct device *, const struct quantise *ops, size_t count);
     enum status (*embedding_forward)(struct device *, const struct embedding_forward *);
     enum status (*embedding_backward)(struct device *, const struct embedding_backward *);
     enum status (*norm_forward)(struct device *, const struct norm_forward *);
@@ -244,6 +337,17 @@ struct ops {
     /* state->policy = *policy (host memory), and the sums of the step are zero. */
     enum status (*step_begin)(struct device *, struct step_state *state,
                               const struct step_policy *policy);
+
+    /* Start of a micro-batch: scale_state_begin() for each of `count` states. */
+    enum status (*scales_begin)(struct device *, struct scale_state *states, size_t count,
+                                bool clear_amax);
+
+    /* Once a step, between gradient_sumsq and step_decide. If the sums of `state` or one amax is
+     * not finite, or state->halted: scale_state_drop() for each, and state->gradient_sumsq becomes NaN, so that
+     * step_decide skips: a clipped infinity never passes for a number. Otherwise
+     * scale_state_end() for each. */
+    enum status (*scales_update)(struct device *, struct step_state *state,
+                                 struct scale_state *states, size_t count, bool enter);
 
     /* step_control_decide() where the state lies. */
     enum status (*step_decide)(struct device *, struct step_state *state);

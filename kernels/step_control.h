@@ -21,11 +21,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define DEEPWELL_HOST_DEVICE __host__ __device__
-#else
-#define DEEPWELL_HOST_DEVICE
-#endif
+#include "kernels/host_device.h"
 
 enum { OUTLIER_WINDOW = 128 };
 

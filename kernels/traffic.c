@@ -13,6 +13,40 @@ size_t gemm_bytes(const struct gemm *op) {
            tensor_bytes(op->c) * (op->accumulate ? 2 : 1);
 }
 
+static size_t operand_bytes(const struct operand *o) {
+    if (o->codes == NULL) return 0;
+    return operand_code_bytes(o) + operand_scale_bytes(o);
+}
+
+static size_t copies_bytes(const struct quantised *copies) {
+    return operand_bytes(&copies->row) + operand_bytes(&copies->transposed);
+}
+
+static size_t output_copies_bytes(const struct quantise_output *output) {
+    return output->copies == NULL ? 0 : copies_bytes(output->copies);
+}
+
+/* A result that is not wanted where its copies are. */
+static size_t result_bytes(struct tensor t, const struct quantise_output *output) {
+    return t.data == NULL && output->copies != NULL ? 0 : tensor_bytes(t);
+}
+
+size_t quantised_gemm_bytes(const struct quantised_gemm *op) {
+    return operand_bytes(&op->a) + operand_bytes(&op->b) + optional_bytes(op->bias) +
+           tensor_bytes(op->c) * (op->accumulate ? 2 : 1);
+}
+
+size_t quantise_bytes(const struct quantise *op) {
+    const enum scale_mode mode = op->out.row.codes != NULL ? op->out.row.mode
+                                                           : op->out.transposed.mode;
+    const bool searched = mode == SCALE_NV || (mode == SCALE_TENSOR && !op->amax_known &&
+                                               op->scaling == SCALING_CURRENT);
+    return tensor_bytes(op->in) * (searched ? 2 : 1) + copies_bytes(&op->out) +
+           (op->bias_gradient == NULL ? 0 : output_bytes(op->in.columns, op->accumulate));
+}
+
+size_t scales_bytes(size_t count) { return 2 * count * sizeof(struct scale_state); }
+
 /* Each position is read once, each token's row once a token. */
 size_t embedding_forward_bytes(const struct embedding_forward *op) {
     const size_t tokens = op->out.rows, width = op->out.columns;
@@ -29,7 +63,8 @@ size_t embedding_backward_bytes(const struct embedding_backward *op) {
 }
 
 size_t norm_forward_bytes(const struct norm_forward *op) {
-    return tensor_bytes(op->out) + tensor_bytes(op->residual_in) + optional_bytes(op->delta) +
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) +
+           tensor_bytes(op->residual_in) + optional_bytes(op->delta) +
            optional_bytes(op->delta_bias) + (op->delta == NULL ? 0 : tensor_bytes(op->residual)) +
            tensor_bytes(op->weight) + tensor_bytes(op->bias) +
            output_bytes(2 * op->out.rows, false);
@@ -40,7 +75,8 @@ size_t norm_backward_bytes(const struct norm_backward *op) {
     return tensor_bytes(op->residual_gradient) * (op->overwrite_residual_gradient ? 1 : 2) +
            tensor_bytes(op->out_gradient) + tensor_bytes(op->residual) + tensor_bytes(op->weight) +
            2 * op->residual.rows * sizeof(float) +
-           output_bytes(sums * op->residual.columns, op->accumulate);
+           output_bytes(sums * op->residual.columns, op->accumulate) +
+           output_copies_bytes(&op->quantise);
 }
 
 size_t attention_forward_bytes(const struct attention_forward *op) {
@@ -60,11 +96,13 @@ size_t attention_cached_bytes(const struct attention_cached *op) {
 }
 
 size_t gelu_forward_bytes(const struct gelu_forward *op) {
-    return tensor_bytes(op->out) + tensor_bytes(op->x) + tensor_bytes(op->bias);
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) +
+           tensor_bytes(op->x) + tensor_bytes(op->bias);
 }
 
 size_t gelu_backward_bytes(const struct gelu_backward *op) {
-    return tensor_bytes(op->x_gradient) + tensor_bytes(op->out_gradient) + tensor_bytes(op->x) +
+    return result_bytes(op->x_gradient, &op->quantise) + output_copies_bytes(&op->quantise) +
+           tensor_bytes(op->out_gradient) + tensor_bytes(op->x) +
            tensor_bytes(op->bias) + output_bytes(op->x.columns, op->accumulate);
 }
 
@@ -77,7 +115,9 @@ size_t cross_entropy_bytes(const struct cross_entropy *op) {
     const size_t tokens = op->logits.rows;
     return tokens * op->vocabulary * dtype_bytes(op->logits.dtype) +
            tokens * (sizeof *op->targets + sizeof *op->losses) +
-           (op->write_gradient ? tensor_bytes(op->logits) : 0);
+           (!op->write_gradient            ? 0
+            : op->quantise.copies != NULL ? output_copies_bytes(&op->quantise)
+                                          : tensor_bytes(op->logits));
 }
 
 size_t convert_bytes(struct tensor out, struct tensor in) {

@@ -12,6 +12,12 @@
 #include "kernels/ops.h"
 
 size_t gemm_bytes(const struct gemm *op);
+size_t quantised_gemm_bytes(const struct quantised_gemm *op);
+
+/* In one pass where the amax is known or none is needed; numbers whose amax must be found first are
+ * read twice. */
+size_t quantise_bytes(const struct quantise *op);
+size_t scales_bytes(size_t count);
 size_t embedding_forward_bytes(const struct embedding_forward *op);
 size_t embedding_backward_bytes(const struct embedding_backward *op);
 size_t norm_forward_bytes(const struct norm_forward *op);

@@ -162,9 +162,9 @@ struct buffers {
 static struct tensor weight_at(const struct buffers *buffers, size_t index) {
     const struct param *param = &buffers->table->params[index];
     const enum dtype dtype = buffers->weights.dtype;
-    char *base = buffers->weights.data;
-    return tensor_make(base + param->offset * dtype_bytes(dtype), dtype, param->padded_rows,
-                       param->columns);
+    char *base = buffers->weights.data; /* NULL while measuring */
+    return tensor_make(base == NULL ? NULL : base + param->offset * dtype_bytes(dtype), dtype,
+                       param->padded_rows, param->columns);
 }
 
 static float *gradient_at(const struct buffers *buffers, size_t index) {

@@ -49,6 +49,7 @@ struct gpt {
     struct gpt_block *blocks; /* (layers) */
     struct norm final_norm;
     struct linear head;       /* tied: the token embedding */
+    struct precision precision; /* gpt_narrow.h; all zero: no linear is narrow */
 };
 
 /* Builds the table and the unbound layers. decay_roles: bit r set means weight decay for enum

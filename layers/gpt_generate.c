@@ -78,6 +78,11 @@ struct op_limits gpt_generation_limits(const struct gpt *gpt, enum dtype dtype, 
 
 void gpt_generation_reset(struct gpt_generation *g) { g->past = 0; }
 
+/* Sampling multiplies BF16 weights in every narrow recipe. */
+static struct linear_operand plain(struct tensor values) {
+    return (struct linear_operand){.values = values};
+}
+
 /* The activations cut to the rows of this call. */
 static struct gpt_generation cut_rows(const struct gpt_generation *g, size_t rows) {
     struct gpt_generation cut = *g;
@@ -117,11 +122,11 @@ static enum status block_step(struct gpt_generation *g, size_t layer, size_t cou
     };
     const struct mlp_activations mlp = {.fc = g->fc, .gelu = g->gelu};
     TRY(norm_step(g, &block->norm1, layer == 0 ? none : g->gpt->blocks[layer - 1].mlp_bias));
-    TRY(linear_forward(g->device, &block->attention.qkv, g->qkv, g->normed));
+    TRY(linear_forward(g->device, &block->attention.qkv, g->qkv, plain(g->normed)));
     TRY(g->device->ops->attention_cached(g->device, &attention));
-    TRY(linear_forward(g->device, &block->attention.projection, g->branch, g->heads));
+    TRY(linear_forward(g->device, &block->attention.projection, g->branch, plain(g->heads)));
     TRY(norm_step(g, &block->norm2, block->attention_bias));
-    TRY(mlp_layer_expand(g->device, &block->mlp, &mlp, g->normed));
+    TRY(mlp_layer_expand(g->device, &block->mlp, &mlp, plain(g->normed)));
     return mlp_layer_contract(g->device, &block->mlp, &mlp, g->branch);
 }
 
@@ -155,7 +160,7 @@ enum status gpt_generation_step(struct gpt_generation *g, const int32_t *tokens,
                                 struct tensor *logits) {
     struct gpt_generation work;
     TRY(run_blocks(g, tokens, 1, &work));
-    TRY(linear_forward(g->device, &g->gpt->head, g->logits, work.normed));
+    TRY(linear_forward(g->device, &g->gpt->head, g->logits, plain(work.normed)));
     *logits = g->logits;
     return STATUS_OK;
 }

@@ -19,8 +19,11 @@ static enum status take_floats(const struct layout *l, size_t count, float **out
     return STATUS_OK;
 }
 
-static enum status take_norm(const struct layout *l, struct norm_activations *norm) {
-    TRY(arena_tensor(l->arena, l->dtype, l->tokens, l->width, &norm->out));
+/* `shared`: where all narrow blocks put a norm's output before it is quantised, or NULL. */
+static enum status take_norm(const struct layout *l, struct norm_activations *norm,
+                             const struct tensor *shared) {
+    if (shared != NULL) norm->out = *shared;
+    else TRY(arena_tensor(l->arena, l->dtype, l->tokens, l->width, &norm->out));
     TRY(take_floats(l, l->tokens, &norm->mean));
     return take_floats(l, l->tokens, &norm->rstd);
 }
@@ -29,34 +32,168 @@ static enum status take_residual(const struct layout *l, struct tensor *residual
     return arena_tensor(l->arena, l->dtype, l->tokens, l->width, residual);
 }
 
-static enum status take_gelu(const struct layout *l, struct block_activations *a) {
-    return arena_tensor(l->arena, l->dtype, l->tokens, 4 * l->width, &a->mlp.gelu);
+/* A block's activations and the transposed copies of its linears' inputs; what blocks of one recipe
+ * may share is handed on from the first of them. */
+struct block_memory {
+    struct block_activations activations;
+    struct copy_memory inputs[BLOCK_LINEARS];
+    bool taken;
+};
+
+static size_t in_width(const struct layout *l, size_t linear) {
+    return linear == LINEAR_MLP_PROJECTION ? 4 * l->width : l->width;
+}
+
+static size_t out_width(const struct layout *l, size_t linear) {
+    return linear == LINEAR_QKV ? 3 * l->width : linear == LINEAR_FC ? 4 * l->width : l->width;
+}
+
+/* Evaluation reads no transposed copy. */
+static enum status take_input(const struct gpt_training *t, const struct layout *l,
+                              const struct recipe *recipe, size_t linear,
+                              struct block_memory *memory) {
+    if (!recipe->narrow || !t->shape.backward) return STATUS_OK;
+    return copy_take(l->arena, copy_bytes_of(&recipe->input, in_width(l, linear), l->tokens),
+                     &memory->inputs[linear]);
+}
+
+/* The GELU's output; in a narrow block it is quantised at once, and the widest buffer is free. */
+static enum status take_gelu(const struct gpt_training *t, const struct layout *l,
+                             const struct recipe *recipe, struct block_memory *memory) {
+    TRY(take_input(t, l, recipe, LINEAR_MLP_PROJECTION, memory));
+    struct tensor *gelu = &memory->activations.mlp.gelu;
+    if (recipe->narrow && t->shape.backward) {
+        *gelu = t->wide;
+        return STATUS_OK;
+    }
+    return arena_tensor(l->arena, l->dtype, l->tokens, 4 * l->width, gelu);
 }
 
 /* All but the block's input and the GELU output. */
-static enum status take_block(const struct layout *l, struct block_activations *a) {
-    TRY(take_norm(l, &a->norm1));
+static enum status take_block(const struct gpt_training *t, const struct layout *l,
+                              const struct recipe *recipe, struct block_memory *memory) {
+    struct block_activations *a = &memory->activations;
+    const struct tensor *shared = recipe->narrow ? &t->normed : NULL;
+    TRY(take_norm(l, &a->norm1, shared));
     TRY(arena_tensor(l->arena, l->dtype, l->tokens, 3 * l->width, &a->attention.qkv));
     TRY(arena_tensor(l->arena, l->dtype, l->tokens, l->width, &a->attention.out));
     TRY(take_floats(l, l->batch * l->heads * l->sequence_length, &a->attention.log_sum_exp));
-    TRY(take_norm(l, &a->norm2));
+    TRY(take_norm(l, &a->norm2, shared));
     TRY(take_residual(l, &a->norm2.residual));
-    return arena_tensor(l->arena, l->dtype, l->tokens, 4 * l->width, &a->mlp.fc);
+    TRY(arena_tensor(l->arena, l->dtype, l->tokens, 4 * l->width, &a->mlp.fc));
+    for (size_t linear = 0; linear < LINEAR_MLP_PROJECTION; linear++) {
+        TRY(take_input(t, l, recipe, linear, memory));
+    }
+    return STATUS_OK;
+}
+
+/* The copies of a block's tensors, each with its own scale state, in the memory given. */
+static void bind_copies(const struct gpt_training *t, const struct layout *l, size_t layer,
+                        const struct block_memory *memory) {
+    struct block_activations *a = &t->blocks[layer];
+    struct narrow *const inputs[BLOCK_LINEARS] = {
+        [LINEAR_QKV] = &a->norm1.narrow, [LINEAR_ATTENTION_PROJECTION] = &a->attention.narrow,
+        [LINEAR_FC] = &a->norm2.narrow, [LINEAR_MLP_PROJECTION] = &a->mlp.narrow,
+    };
+    struct narrow *const gradients[BLOCK_LINEARS] = {
+        [LINEAR_QKV] = &a->attention.qkv_gradient,
+        [LINEAR_ATTENTION_PROJECTION] = &a->attention.projection_gradient,
+        [LINEAR_FC] = &a->mlp.fc_gradient,
+        [LINEAR_MLP_PROJECTION] = &a->mlp.projection_gradient,
+    };
+    for (size_t linear = 0; linear < BLOCK_LINEARS; linear++) {
+        struct tensor_place place = {layer, (enum block_linear)linear, TENSOR_INPUT};
+        *inputs[linear] = gpt_narrow_tensor(t->gpt, t->shape.scales, place, l->tokens,
+                                            in_width(l, linear), t->input_row,
+                                            memory->inputs[linear]);
+        place.tensor = TENSOR_OUT_GRADIENT;
+        if (!t->shape.backward) continue;
+        *gradients[linear] = gpt_narrow_tensor(t->gpt, t->shape.scales, place, l->tokens,
+                                               out_width(l, linear), t->gradient_row,
+                                               t->gradient_transposed);
+    }
+}
+
+/* Row copies of inputs and both copies of gradients live shortly: one place each, large enough for
+ * every linear of every block. */
+static enum status take_copies(struct gpt_training *t, const struct layout *l) {
+    struct copy_bytes input = {0}, gradient = {0}, transposed = {0};
+    bool narrow = false;
+    for (size_t layer = 0; layer < t->gpt->config.layers; layer++) {
+        const struct recipe recipe = gpt_recipe_at(t->gpt, layer);
+        if (!recipe.narrow) continue;
+        narrow = true;
+        for (size_t linear = 0; linear < BLOCK_LINEARS; linear++) {
+            const size_t in = in_width(l, linear), out = out_width(l, linear);
+            const struct recipe_form *form = &recipe.out_gradient;
+            input = copy_bytes_max(input, copy_bytes_of(&recipe.input, l->tokens, in));
+            gradient = copy_bytes_max(gradient, copy_bytes_of(form, l->tokens, out));
+            transposed = copy_bytes_max(transposed, copy_bytes_of(form, out, l->tokens));
+        }
+    }
+    if (!narrow) return STATUS_OK;
+    TRY(arena_tensor(l->arena, l->dtype, l->tokens, l->width, &t->normed));
+    TRY(copy_take(l->arena, input, &t->input_row));
+    if (!t->shape.backward) return STATUS_OK;
+    TRY(copy_take(l->arena, gradient, &t->gradient_row));
+    return copy_take(l->arena, transposed, &t->gradient_transposed);
 }
 
 static enum status take_blocks(struct gpt_training *t, const struct layout *l) {
     const bool share_block = !t->shape.backward || t->shape.recompute == RECOMPUTE_BLOCK;
     const bool share_gelu = share_block || t->shape.recompute == RECOMPUTE_GELU;
+    const char *name = recipe_row(t->gpt->precision.recipe)->name;
+    struct block_memory firsts[2] = {0}; /* of the blocks in the recipe, and of the others */
     for (size_t layer = 0; layer < t->gpt->config.layers; layer++) {
         struct block_activations *a = &t->blocks[layer];
-        if (layer > 0 && share_block) *a = t->blocks[0];
-        else TRY(take_block(l, a));
-        if (layer > 0 && share_gelu) a->mlp.gelu = t->blocks[0].mlp.gelu;
-        else TRY(take_gelu(l, a));
+        const struct recipe recipe = gpt_recipe_at(t->gpt, layer);
+        struct block_memory *first = &firsts[recipe.name != name];
+        struct block_memory memory = {0};
+        if (first->taken && share_block) memory = *first;
+        else TRY(take_block(t, l, &recipe, &memory));
+        if (first->taken && share_gelu) {
+            memory.activations.mlp.gelu = first->activations.mlp.gelu;
+            memory.inputs[LINEAR_MLP_PROJECTION] = first->inputs[LINEAR_MLP_PROJECTION];
+        } else {
+            TRY(take_gelu(t, l, &recipe, &memory));
+        }
+        memory.taken = true;
+        if (!first->taken) *first = memory;
+        *a = memory.activations;
+        if (recipe.narrow) bind_copies(t, l, layer, &memory);
         /* The first block's input is the embedding itself; nothing has to be added to it. */
         if (layer == 0) a->norm1.residual = t->embedded;
         else if (!t->shape.backward) a->norm1.residual = t->final_norm.residual;
         else TRY(take_residual(l, &a->norm1.residual));
+    }
+    return STATUS_OK;
+}
+
+/* Copies of a chunk's input and of the gradient of its logits. */
+static enum status take_head_copies(struct gpt_training *t, const struct layout *l) {
+    const struct recipe recipe = gpt_recipe_at(t->gpt, t->gpt->config.layers);
+    const size_t rows = t->loss.logits.rows;
+    struct {
+        enum linear_tensor tensor;
+        size_t columns;
+        struct narrow *out;
+    } const tensors[] = {
+        {TENSOR_INPUT, l->width, &t->loss.in},
+        {TENSOR_OUT_GRADIENT, t->loss.logits.columns, &t->loss.logits_gradient},
+    };
+    if (!recipe.narrow) return STATUS_OK;
+    for (size_t i = 0; i < 2; i++) {
+        const struct recipe_form *form = recipe_form_of(&recipe, tensors[i].tensor);
+        const size_t columns = tensors[i].columns;
+        const struct tensor_place place = {t->gpt->config.layers, LINEAR_QKV, tensors[i].tensor};
+        struct copy_memory row = {0}, transposed = {0};
+        if (tensors[i].tensor == TENSOR_OUT_GRADIENT && !t->shape.backward) continue;
+        TRY(copy_take(l->arena, copy_bytes_of(form, rows, columns), &row));
+        if (t->shape.backward) {
+            TRY(copy_take(l->arena, copy_bytes_of(form, columns, rows), &transposed));
+        }
+        *tensors[i].out = gpt_narrow_tensor(t->gpt, t->shape.scales, place, rows, columns, row,
+                                            transposed);
     }
     return STATUS_OK;
 }
@@ -68,9 +205,12 @@ static enum status take_loss(struct gpt_training *t, const struct layout *l) {
         const size_t most = size_max(1, t->device->logits_bytes / (padded * dtype_bytes(l->dtype)));
         chunk = ceil_div(l->tokens, ceil_div(l->tokens, most));
     }
+    const struct recipe recipe = gpt_recipe_at(t->gpt, t->gpt->config.layers);
+    if (recipe.narrow) chunk = align_up(chunk, recipe.multiple);
     t->loss.head = t->gpt->head;
     t->loss.vocabulary = t->gpt->config.vocabulary;
-    return arena_tensor(l->arena, l->dtype, size_min(chunk, l->tokens), padded, &t->loss.logits);
+    TRY(arena_tensor(l->arena, l->dtype, size_min(chunk, l->tokens), padded, &t->loss.logits));
+    return take_head_copies(t, l);
 }
 
 static enum status take_tokens(const struct layout *l, int32_t **out) {
@@ -82,14 +222,15 @@ static enum status take_tokens(const struct layout *l, int32_t **out) {
 
 static enum status take_all(struct gpt_training *t, const struct layout *l) {
     TRY(take_residual(l, &t->embedded));
-    TRY(take_norm(l, &t->final_norm));
+    TRY(take_norm(l, &t->final_norm, NULL));
     TRY(take_residual(l, &t->final_norm.residual));
-    TRY(take_blocks(t, l));
-    TRY(take_residual(l, &t->branch));
     if (t->shape.backward) {
         TRY(arena_tensor(l->arena, l->dtype, l->tokens, 4 * l->width, &t->wide));
         TRY(take_residual(l, &t->residual_gradient));
     }
+    TRY(take_copies(t, l));
+    TRY(take_blocks(t, l));
+    TRY(take_residual(l, &t->branch));
     TRY(take_loss(t, l));
     TRY(take_tokens(l, &t->inputs));
     TRY(take_tokens(l, &t->targets));
@@ -139,5 +280,6 @@ struct op_limits gpt_training_limits(const struct gpt *gpt,
         .heads = gpt->config.heads,
         .head_width = gpt->config.width / gpt->config.heads,
         .dtype = shape->dtype,
+        .quantised = precision_narrow(&gpt->precision),
     };
 }

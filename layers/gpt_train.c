@@ -18,6 +18,10 @@ static struct branch branch_before(const struct gpt_training *t, size_t layer) {
     };
 }
 
+static struct linear_operand norm_operand(const struct norm_activations *norm) {
+    return (struct linear_operand){norm->out, &norm->narrow};
+}
+
 /* norm1 to the GELU: everything that the block's backward reads. */
 static enum status block_forward(struct gpt_training *t, size_t layer, const struct branch *in) {
     const struct gpt_block *block = &t->gpt->blocks[layer];
@@ -26,7 +30,8 @@ static enum status block_forward(struct gpt_training *t, size_t layer, const str
     TRY(norm_layer_forward(t->device, &block->norm1, &a->norm1, in));
     TRY(observe(t, "norm1 output", l, a->norm1.out));
     TRY(attention_layer_forward(t->device, &block->attention, &a->attention, t->branch,
-                                a->norm1.out, t->shape.batch, t->shape.sequence_length));
+                                norm_operand(&a->norm1), t->shape.batch,
+                                t->shape.sequence_length));
     TRY(observe(t, "query, key and value", l, a->attention.qkv));
     TRY(observe(t, "attention output", l, a->attention.out));
     TRY(observe(t, "attention projection", l, t->branch));
@@ -35,7 +40,7 @@ static enum status block_forward(struct gpt_training *t, size_t layer, const str
     };
     TRY(norm_layer_forward(t->device, &block->norm2, &a->norm2, &attention));
     TRY(observe(t, "norm2 output", l, a->norm2.out));
-    TRY(mlp_layer_expand(t->device, &block->mlp, &a->mlp, a->norm2.out));
+    TRY(mlp_layer_expand(t->device, &block->mlp, &a->mlp, norm_operand(&a->norm2)));
     TRY(observe(t, "MLP fc output", l, a->mlp.fc));
     return observe(t, "GELU output", l, a->mlp.gelu);
 }
@@ -71,6 +76,12 @@ static enum status block_recompute(struct gpt_training *t, size_t layer) {
     return STATUS_OK;
 }
 
+/* The narrow gradient of the linear that block `layer`'s input came from: the MLP projection of the
+ * block before. */
+static const struct narrow *gradient_before(const struct gpt_training *t, size_t layer) {
+    return layer == 0 ? NULL : &t->blocks[layer - 1].mlp.projection_gradient;
+}
+
 /* residual_gradient holds the gradient of the block's output on entry, of its input on return. */
 static enum status block_backward(struct gpt_training *t, size_t layer, bool accumulate) {
     const struct gpt_block *block = &t->gpt->blocks[layer];
@@ -78,14 +89,16 @@ static enum status block_backward(struct gpt_training *t, size_t layer, bool acc
     const struct branch before = branch_before(t, layer);
     TRY(block_recompute(t, layer));
     TRY(mlp_layer_backward(t->device, &block->mlp, &a->mlp, t->branch, t->wide,
-                           t->residual_gradient, a->norm2.out, accumulate));
-    TRY(norm_layer_backward(t->device, &block->norm2, &a->norm2, t->residual_gradient, t->branch,
+                           t->residual_gradient, norm_operand(&a->norm2), accumulate));
+    TRY(norm_layer_backward(t->device, &block->norm2, &a->norm2, t->residual_gradient,
+                            &a->attention.projection_gradient, t->branch,
                             block->attention_bias_gradient, false, accumulate));
     TRY(attention_layer_backward(t->device, &block->attention, &a->attention, t->branch, t->wide,
-                                 t->residual_gradient, a->norm1.out, t->shape.batch,
+                                 t->residual_gradient, norm_operand(&a->norm1), t->shape.batch,
                                  t->shape.sequence_length, accumulate));
-    return norm_layer_backward(t->device, &block->norm1, &a->norm1, t->residual_gradient, t->branch,
-                               before.bias_gradient, false, accumulate);
+    return norm_layer_backward(t->device, &block->norm1, &a->norm1, t->residual_gradient,
+                               gradient_before(t, layer), t->branch, before.bias_gradient, false,
+                               accumulate);
 }
 
 static struct loss_request loss_request(const struct gpt_training *t) {
@@ -94,8 +107,34 @@ static struct loss_request loss_request(const struct gpt_training *t) {
     };
 }
 
+/* How this pass scales: as configured once there are scales to go on from, before that (and in
+ * evaluation always) by each tensor's own amax. */
+static enum status begin_scales(struct gpt_training *t) {
+    const struct precision *precision = &t->gpt->precision;
+    if (!precision_narrow(precision)) return STATUS_OK;
+    const bool delayed = t->shape.backward && t->scaled;
+    const enum scaling scaling = delayed ? precision->scaling : SCALING_CURRENT;
+    for (size_t layer = 0; layer < t->gpt->config.layers; layer++) {
+        struct block_activations *a = &t->blocks[layer];
+        struct narrow *const tensors[] = {
+            &a->norm1.narrow, &a->attention.narrow, &a->norm2.narrow, &a->mlp.narrow,
+            &a->attention.qkv_gradient, &a->attention.projection_gradient, &a->mlp.fc_gradient,
+            &a->mlp.projection_gradient,
+        };
+        for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+            tensors[i]->scaling = scaling;
+            tensors[i]->keep_values = t->observer != NULL;
+        }
+    }
+    t->loss.in.scaling = t->loss.logits_gradient.scaling = scaling;
+    t->scaled = t->shape.backward;
+    return t->device->ops->scales_begin(t->device, t->shape.scales, gpt_scale_count(t->gpt),
+                                        scaling == SCALING_CURRENT);
+}
+
 enum status gpt_evaluate(struct gpt_training *t) {
     const struct loss_request request = loss_request(t);
+    TRY(begin_scales(t));
     TRY(forward(t));
     return loss_layer_run(t->device, &t->loss, &request);
 }
@@ -109,11 +148,13 @@ enum status gpt_forward_backward(struct gpt_training *t,
     loss.loss_scale = request->loss_scale;
     loss.accumulate = request->accumulate;
 
+    TRY(begin_scales(t));
     TRY(forward(t));
     TRY(loss_layer_run(t->device, &t->loss, &loss));
     const struct branch last = branch_before(t, gpt->config.layers);
     TRY(norm_layer_backward(t->device, &gpt->final_norm, &t->final_norm, t->residual_gradient,
-                            t->branch, last.bias_gradient, true, request->accumulate));
+                            gradient_before(t, gpt->config.layers), t->branch, last.bias_gradient,
+                            true, request->accumulate));
     for (size_t layer = gpt->config.layers; layer-- > 0;) {
         TRY(block_backward(t, layer, request->accumulate));
     }

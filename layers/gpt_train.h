@@ -2,17 +2,22 @@
  * Forward and backward of a GPT over one micro-batch, and the activations between them. Called by
  * the trainer, by evaluation (forward only) and by tests.
  *
- * Activation memory a block, in numbers a token (C width):
- *   RECOMPUTE_NONE   16 C + statistics: everything that backward reads is kept
- *   RECOMPUTE_GELU   12 C: the GELU's output is made again from its input
- *   RECOMPUTE_BLOCK     C: only the block's input is kept; the block runs forward again in backward
+ * Activation memory a block, in numbers a token (C width), and in bytes in BF16 and in FP8:
+ *   RECOMPUTE_NONE   16 C + statistics: everything that backward reads is kept      32 C   27 C
+ *   RECOMPUTE_GELU   12 C: the GELU's output is made again from its input           24 C   23 C
+ *   RECOMPUTE_BLOCK     C: only the block's input is kept; the block runs forward
+ *                       again in backward                                            2 C    2 C
  * The bits of losses and gradients are the same in all three.
+ *
+ * In a narrow recipe the inputs of linears are kept as their transposed copies, which wgrad reads;
+ * row copies, and the BF16 numbers that the copies are made from, share one place for all blocks.
  */
 #ifndef DEEPWELL_LAYERS_GPT_TRAIN_H_
 #define DEEPWELL_LAYERS_GPT_TRAIN_H_
 
 #include "kernels/arena.h"
 #include "layers/gpt.h"
+#include "layers/gpt_narrow.h"
 #include "layers/loss.h"
 
 enum recompute { RECOMPUTE_NONE, RECOMPUTE_GELU, RECOMPUTE_BLOCK };
@@ -24,6 +29,9 @@ struct gpt_training_shape {
     enum dtype dtype;       /* of activations */
     enum recompute recompute;
     bool backward;          /* false: evaluation, no gradient buffers, one block's activations */
+    struct scale_state *scales; /* device memory, gpt_scale_count(); NULL: measuring, or no narrow
+                                 * recipe. Evaluation has an array of its own: its amaxes and scales
+                                 * are none of training's business */
 };
 
 struct block_activations {
@@ -50,6 +58,10 @@ struct gpt_training {
     struct tensor branch;                /* (N, C): branch output, and gradients on the way back */
     struct tensor wide;                  /* (N, 4 C): gradient inside attention and MLP */
     struct tensor residual_gradient;     /* (N, C) */
+    struct tensor normed;                /* (N, C): norms' outputs before they are quantised */
+    struct copy_memory input_row;        /* row copies, of whatever linear is at work */
+    struct copy_memory gradient_row, gradient_transposed;
+    bool scaled;                         /* the states hold scales of a micro-batch or checkpoint */
     struct loss_layer loss;
     int32_t *inputs, *targets;           /* (N), device memory; the caller uploads */
     float *losses;                       /* (N) FP32, nats */

@@ -7,23 +7,32 @@
 #ifndef DEEPWELL_LAYERS_LINEAR_H_
 #define DEEPWELL_LAYERS_LINEAR_H_
 
-#include "kernels/ops.h"
+#include "layers/narrow.h"
 
 struct linear {
     struct tensor weight;   /* (out, in) */
     struct tensor bias;     /* (1, out), or data NULL */
     float *weight_gradient; /* (out, in) FP32 */
     float *bias_gradient;   /* (out) FP32; used where bias is */
+    struct narrow narrow_weight; /* copies of weight; active: a narrow recipe */
+    bool fast_fprop;
 };
 
-/* out (N, out) from in (N, in). */
+/* A matrix that a linear multiplies: as it is, or by its copies where they are active. */
+struct linear_operand {
+    struct tensor values;
+    const struct narrow *narrow; /* NULL: never */
+};
+
+/* out (N, out) from in (N, in); on copies if `in` has them. */
 enum status linear_forward(struct device *device, const struct linear *layer, struct tensor out,
-                           struct tensor in);
+                           struct linear_operand in);
 
 /* in_gradient (N, in) from out_gradient (N, out); parameter gradients (+)= theirs. `in` is what
- * forward read. in_gradient must not overlap out_gradient. */
+ * forward read. in_gradient must not overlap out_gradient. The bias's gradient comes from here
+ * where out_gradient is multiplied as it is, otherwise from narrow_make_gradient. */
 enum status linear_backward(struct device *device, const struct linear *layer,
-                            struct tensor in_gradient, struct tensor out_gradient, struct tensor in,
-                            bool accumulate);
+                            struct tensor in_gradient, struct linear_operand out_gradient,
+                            struct linear_operand in, bool accumulate);
 
 #endif

@@ -12,6 +12,7 @@ struct loss_layer {
     struct linear head;   /* (padded V, C), no bias */
     size_t vocabulary;    /* V: columns beyond it are padding */
     struct tensor logits; /* (chunk, padded V), working memory */
+    struct narrow in, logits_gradient; /* of a chunk, where the head is narrow */
 };
 
 struct loss_request {

@@ -6,7 +6,7 @@ enum status norm_layer_forward(struct device *device, const struct norm *layer,
                                const struct branch *in) {
     const bool add = in->delta.data != NULL;
     const struct norm_forward op = {
-        .out = activations->out,
+        .out = narrow_values(&activations->narrow, activations->out),
         .residual = activations->residual,
         .residual_in = in->residual_in,
         .delta = add ? &in->delta : NULL,
@@ -15,15 +15,18 @@ enum status norm_layer_forward(struct device *device, const struct norm *layer,
         .bias = layer->bias,
         .mean = activations->mean,
         .rstd = activations->rstd,
+        .quantise = narrow_output(&activations->narrow),
     };
-    return device->ops->norm_forward(device, &op);
+    TRY(device->ops->norm_forward(device, &op));
+    return narrow_make(device, &activations->narrow, activations->out, true);
 }
 
 enum status norm_layer_backward(struct device *device, const struct norm *layer,
                                 const struct norm_activations *activations,
-                                struct tensor residual_gradient, struct tensor out_gradient,
-                                float *bias_gradient, bool first, bool accumulate) {
-    const struct norm_backward op = {
+                                struct tensor residual_gradient, const struct narrow *narrow,
+                                struct tensor out_gradient, float *bias_gradient, bool first,
+                                bool accumulate) {
+    struct norm_backward op = {
         .residual_gradient = residual_gradient,
         .out_gradient = out_gradient,
         .residual = activations->residual,
@@ -36,5 +39,8 @@ enum status norm_layer_backward(struct device *device, const struct norm *layer,
         .overwrite_residual_gradient = first,
         .accumulate = accumulate,
     };
-    return device->ops->norm_backward(device, &op);
+    if (narrow == NULL) return device->ops->norm_backward(device, &op);
+    op.quantise = narrow_output(narrow);
+    TRY(device->ops->norm_backward(device, &op));
+    return narrow_make(device, narrow, residual_gradient, true);
 }

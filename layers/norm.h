@@ -7,7 +7,7 @@
 #ifndef DEEPWELL_LAYERS_NORM_H_
 #define DEEPWELL_LAYERS_NORM_H_
 
-#include "kernels/ops.h"
+#include "layers/narrow.h"
 
 struct norm {
     struct tensor weight, bias;             /* (1, C) */
@@ -16,6 +16,7 @@ struct norm {
 
 struct norm_activations {
     struct tensor out;      /* (N, C) */
+    struct narrow narrow;   /* of out, for the linear that reads it */
     struct tensor residual; /* (N, C): what was normalised */
     float *mean, *rstd;     /* (N) */
 };
@@ -31,12 +32,14 @@ struct branch {
 enum status norm_layer_forward(struct device *device, const struct norm *layer,
                                const struct norm_activations *activations, const struct branch *in);
 
-/* residual_gradient (N, C) += what flows through the norm, or = where nothing flowed past it
+/* `narrow` (or NULL): copies of residual_gradient for the linear of the branch before.
+ * residual_gradient (N, C) += what flows through the norm, or = where nothing flowed past it
  * (`first`: the norm before the head, where backward starts). `bias_gradient`: the preceding
  * branch's, or NULL. */
 enum status norm_layer_backward(struct device *device, const struct norm *layer,
                                 const struct norm_activations *activations,
-                                struct tensor residual_gradient, struct tensor out_gradient,
-                                float *bias_gradient, bool first, bool accumulate);
+                                struct tensor residual_gradient, const struct narrow *narrow,
+                                struct tensor out_gradient, float *bias_gradient, bool first,
+                                bool accumulate);
 
 #endif

@@ -76,12 +76,11 @@ void bench_print_device(const struct device *device) {
 
 void bench_print_step(const struct config *config, const struct device *device,
                       const char *tokens) {
-    char count[TEXT_BYTES];
-    const enum dtype dtype = engine_dtype(config);
-    printf("model       GPT-2, %lld layers, %lld heads, width %lld, %s%s\n",
+    char count[TEXT_BYTES], precision[PRECISION_TEXT_BYTES];
+    const struct engine engine = {.device = *device, .precision = engine_precision(config)};
+    printf("model       GPT-2, %lld layers, %lld heads, width %lld, %s\n",
            (long long)config->model.layers, (long long)config->model.heads,
-           (long long)config->model.width, dtype_name(dtype),
-           dtype != DTYPE_F32 && device->kind == DEVICE_CPU ? " (emulated)" : "");
+           (long long)config->model.width, engine_precision_text(precision, &engine));
     printf("step        %lld sequences of %lld, %lld at a time: %s tokens%s%s\n",
            (long long)config->train.batch, (long long)config_sequence_length(config),
            (long long)config_micro_batch(config), text_count(count, (uint64_t)step_tokens(config)),

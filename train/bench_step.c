@@ -67,6 +67,7 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     result->mfu = mfu_compute(result->tflops,
                               engine_peak_tflops(&b->engine.device, dtype, b->config),
                               engine_peak_type(dtype));
+    result->mfu.emulated = engine_support(&b->engine) == SUPPORT_EMULATED;
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
     getrusage(RUSAGE_SELF, &used);
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,

@@ -4,6 +4,7 @@
 
 #include "base/text.h"
 #include "train/bench.h"
+#include "train/bench_numerics.h"
 #include "train/commands.h"
 #include "train/signals.h"
 
@@ -16,6 +17,7 @@ static const char usage[] =
     "                                       in its order, and nothing else\n"
     "  deepwell bench gemm [M N K | CONFIG] GEMMs, each under sustained load\n"
     "  deepwell bench ops [CONFIG]          every operation of a step alone, under sustained load\n"
+    "  deepwell bench numerics CONFIG       what a precision recipe does to gradients and the loss\n"
     "\n"
     "`deepwell bench SUBCOMMAND --help` says more; docs/measuring.md says how it is measured.\n";
 
@@ -24,6 +26,7 @@ static const struct {
     enum status (*run)(int argc, char **argv);
 } subcommands[] = {
     {"step", bench_step}, {"floor", bench_floor}, {"gemm", bench_gemm}, {"ops", bench_ops},
+    {"numerics", bench_numerics},
 };
 
 enum { SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
@@ -32,8 +35,8 @@ enum status command_bench(int argc, char **argv) {
     const char *names[SUBCOMMANDS];
     if (argc < 2) {
         return status_set(STATUS_CONFIG,
-                          "expected a subcommand of `deepwell bench`: step, floor, gemm "
-                          "or ops; `deepwell bench --help` explains them");
+                          "expected a subcommand of `deepwell bench`: step, floor, gemm, "
+                          "ops or numerics; `deepwell bench --help` explains them");
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         fputs(usage, stdout);
@@ -47,7 +50,7 @@ enum status command_bench(int argc, char **argv) {
     const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
     return status_set(STATUS_CONFIG,
                       "unknown subcommand %s of `deepwell bench`%s%s; there are step, "
-                      "floor, gemm and ops",
+                      "floor, gemm, ops and numerics",
                       argv[1], nearest == NULL ? "" : ", did you mean ",
                       nearest == NULL ? "" : nearest);
 }

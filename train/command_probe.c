@@ -11,6 +11,7 @@
 #include "kernels/cuda/inventory.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "layers/recipe.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/peak.h"
@@ -149,16 +150,26 @@ static bool print_gpus(void) {
     return inventory.devices[0].problem[0] == '\0';
 }
 
-static void print_recipes(bool gpu) {
-    if (gpu) {
-        printf(
-            "recipes     fp32, bf16 and fp16 are native on gpu 0, which runs take (device = auto\n"
-            "            or cuda); with --device cpu:\n");
+static void print_recipes_of(const char *where, const struct device *device) {
+    printf("recipes     on %s:", where);
+    for (int kind = 0; kind < RECIPE_COUNT; kind++) {
+        const struct recipe *recipe = recipe_row((enum recipe_kind)kind);
+        printf("%s %s %s", kind == 0 ? "" : ",", recipe->name,
+               support_name(recipe_support(device, (enum recipe_kind)kind)));
     }
-    printf("%s fp32  native on the CPU\n"
-           "            bf16  emulated on the CPU: stored and rounded as BF16, computed in FP32\n"
-           "            fp16  emulated on the CPU: stored and rounded as FP16, computed in FP32\n",
-           gpu ? "           " : "recipes    ");
+    printf("\n");
+}
+
+/* Opens the GPU, if there is one, to ask it. */
+static void print_recipes(const struct device *cpu, bool gpu) {
+    const struct device_options options = {0};
+    struct device device;
+    if (gpu && device_open_cuda(&device, &options) == STATUS_OK) {
+        print_recipes_of("gpu 0", &device);
+        device_close(&device);
+    }
+    print_recipes_of("the CPU", cpu);
+    printf("            emulated: stored and rounded as the recipe says, multiplied in a wider type\n");
 }
 
 enum status command_probe(int argc, char **argv) {
@@ -185,7 +196,7 @@ enum status command_probe(int argc, char **argv) {
     printf("processor   %s\n", device.name);
     printf("memory      %s free\n", text_bytes(memory, device.memory_bytes));
     print_built_with();
-    print_recipes(print_gpus());
+    print_recipes(&device, print_gpus());
     fflush(stdout);
     enum status status = measured ? STATUS_OK : measure_gemm(&device);
     if (status == STATUS_OK && !measured) status = measure_copy(&device);

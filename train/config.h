@@ -25,7 +25,13 @@
 enum { CONFIG_TEXT_BYTES = 1024 }; /* room for a text value and its NUL */
 
 enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
-enum config_recipe { CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP16 };
+/* In the order of enum recipe_kind (layers/recipe.h). */
+enum config_recipe {
+    CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP16, CONFIG_RECIPE_FP8,
+    CONFIG_RECIPE_FP8_BLOCK, CONFIG_RECIPE_MXFP8, CONFIG_RECIPE_NVFP4,
+};
+enum config_fp8_scaling { CONFIG_FP8_DELAYED, CONFIG_FP8_CURRENT };
+enum config_gradient_format { CONFIG_GRADIENT_E5M2, CONFIG_GRADIENT_E4M3 };
 enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_GELU, CONFIG_RECOMPUTE_BLOCK };
 enum config_nonfinite { CONFIG_NONFINITE_STOP, CONFIG_NONFINITE_SKIP };
 enum config_search { CONFIG_SEARCH_FULL, CONFIG_SEARCH_FAST, CONFIG_SEARCH_OFF };
@@ -73,6 +79,11 @@ struct config_optimizer {
 
 struct config_precision {
     int recipe;       /* enum config_recipe */
+    int scaling;      /* enum config_fp8_scaling */
+    int gradient_format; /* enum config_gradient_format */
+    int lm_head;      /* enum config_recipe: of the head */
+    int64_t first_layers, last_layers;
+    int end_layers;   /* enum config_recipe: of those blocks */
     int loss_scaling; /* enum config_scaling */
     double loss_scale, loss_scale_growth, loss_scale_backoff;
     int64_t loss_scale_interval;

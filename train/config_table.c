@@ -11,7 +11,10 @@ static const char *const device_choices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const recompute_choices[] = {"none", "gelu", "block", NULL};
 static const char *const nonfinite_choices[] = {"stop", "skip", NULL};
 static const char *const schedule_choices[] = {"constant", "linear", "cosine", "wsd", NULL};
-static const char *const recipe_choices[] = {"fp32", "bf16", "fp16", NULL};
+static const char *const recipe_choices[] = {"fp32", "bf16", "fp16", "fp8", "fp8_block", "mxfp8",
+                                             "nvfp4", NULL};
+static const char *const fp8_scaling_choices[] = {"delayed", "current", NULL};
+static const char *const gradient_choices[] = {"e5m2", "e4m3", NULL};
 static const char *const scaling_choices[] = {"auto", "on", "off", NULL};
 static const char *const search_choices[] = {"full", "fast", "off", NULL};
 static const char *const attention_choices[] = {"deterministic", "fast", NULL};
@@ -109,7 +112,21 @@ const struct config_key config_keys[] = {
     REAL(optimizer.norm_z_max, "0", 0, 1e9, false, false, "the same for the gradient norm; 0: off"),
 
     CHOICE(precision.recipe, "bf16", recipe_choices,
-           "compute type; master weights and optimizer state are FP32 in all"),
+           "compute type; master weights and optimizer state are FP32 in all; fp8 and after: of "
+           "the linears' operands, the rest in bf16"),
+    CHOICE(precision.scaling, "delayed", fp8_scaling_choices,
+           "fp8: a tensor's scale from the largest numbers of the last 16 steps, or from its own"),
+    CHOICE(precision.gradient_format, "e5m2", gradient_choices,
+           "fp8: of gradients of activations; the other narrow recipes have one of their own"),
+    CHOICE(precision.lm_head, "bf16", recipe_choices,
+           "recipe of the head; one that is not narrow: as precision.recipe computes elsewhere"),
+    INTEGER(precision.first_layers, "0", 0, 1000, "first blocks whose linears take "
+            "precision.end_layers"),
+    INTEGER(precision.last_layers, "0", 0, 1000, "last blocks whose linears take "
+            "precision.end_layers"),
+    CHOICE(precision.end_layers, "bf16", recipe_choices,
+           "recipe of the first and last layers; one that is not narrow: as precision.recipe "
+           "computes elsewhere"),
     CHOICE(precision.loss_scaling, "auto", scaling_choices,
            "dynamic loss scaling; auto: on for fp16; off: gradients are not scaled"),
     REAL(precision.loss_scale, "65536", 1, 0x1p40, false, false, "initial loss scale"),

@@ -37,12 +37,7 @@ struct gpt_config engine_gpt_config(const struct hf_config *model) {
 }
 
 enum dtype engine_dtype(const struct config *config) {
-    switch ((enum config_recipe)config->precision.recipe) {
-        case CONFIG_RECIPE_FP32: return DTYPE_F32;
-        case CONFIG_RECIPE_BF16: return DTYPE_BF16;
-        case CONFIG_RECIPE_FP16: return DTYPE_F16;
-    }
-    return DTYPE_F32;
+    return recipe_row((enum recipe_kind)config->precision.recipe)->dtype;
 }
 
 void engine_model_from_checkpoint(struct config *config, const struct hf_config *model) {
@@ -138,7 +133,30 @@ static enum status take_floats(struct arena *arena, size_t count, float **out) {
     return STATUS_OK;
 }
 
-static enum status lay_out_parameters(struct engine *engine, struct arena *arenas) {
+static enum status take_scales(struct engine *engine, struct arena *parameters,
+                               struct scale_state **out) {
+    void *memory = NULL;
+    TRY(arena_take(parameters, gpt_scale_count(&engine->gpt), sizeof(struct scale_state), &memory));
+    *out = memory;
+    return STATUS_OK;
+}
+
+/* Copies of the weights and all scale states; nothing without a narrow recipe. */
+static enum status lay_out_narrow(struct engine *engine, const struct config *config,
+                                  struct arena *parameters) {
+    const bool forward = (engine->parts & (ENGINE_TRAIN | ENGINE_EVALUATE)) != 0;
+    const struct precision precision = forward ? engine_precision(config)
+                                               : (struct precision){0}; /* sampling: BF16 */
+    gpt_bind(&engine->gpt, engine->weights, engine->gradients);
+    if (precision_narrow(&precision)) {
+        TRY(take_scales(engine, parameters, &engine->scales));
+        TRY(take_scales(engine, parameters, &engine->evaluation_scales));
+    }
+    return gpt_narrow_open(&engine->gpt, &precision, engine->scales, parameters);
+}
+
+static enum status lay_out_parameters(struct engine *engine, const struct config *config,
+                                      struct arena *arenas) {
     const size_t elements = engine->gpt.table.elements;
     TRY(take_floats(&arenas[PARAMETERS], elements, &engine->masters));
     if (engine->dtype == DTYPE_F32) {
@@ -154,7 +172,7 @@ static enum status lay_out_parameters(struct engine *engine, struct arena *arena
         TRY(arena_take(&arenas[OPTIMIZER], 1, sizeof(struct step_state), &state));
         engine->state = state;
     }
-    return STATUS_OK;
+    return lay_out_narrow(engine, config, &arenas[PARAMETERS]);
 }
 
 /* Training, evaluation and generation each start at the same place of the activations arena. */
@@ -163,14 +181,16 @@ static enum status lay_out_activations(struct engine *engine, const struct confi
     const struct arena empty = *activations;
     size_t most = 0;
     if (engine->parts & ENGINE_TRAIN) {
-        const struct gpt_training_shape shape = training_shape(config);
+        struct gpt_training_shape shape = training_shape(config);
+        shape.scales = engine->scales;
         *activations = empty;
         TRY(gpt_training_open(&engine->training, &engine->gpt, &engine->device, &shape,
                               activations));
         most = size_max(most, activations->used_bytes);
     }
     if (engine->parts & ENGINE_EVALUATE) {
-        const struct gpt_training_shape shape = evaluation_shape(config);
+        struct gpt_training_shape shape = evaluation_shape(config);
+        shape.scales = engine->evaluation_scales;
         *activations = empty;
         TRY(gpt_training_open(&engine->evaluation, &engine->gpt, &engine->device, &shape,
                               activations));
@@ -219,7 +239,7 @@ static enum status measure(struct engine *engine, const struct config *config,
     struct arena arenas[ENGINE_ARENAS];
     for (size_t i = 0; i < ENGINE_ARENAS; i++) arenas[i] = arena_measure(arena_names[i]);
     *plan = (struct engine_memory_plan){0};
-    TRY(lay_out_parameters(engine, arenas));
+    TRY(lay_out_parameters(engine, config, arenas));
     TRY(lay_out_activations(engine, config, &arenas[ACTIVATIONS]));
     close_activations(engine);
     TRY(scratch_bytes(engine, config, device, &arenas[SCRATCH].used_bytes));
@@ -240,7 +260,8 @@ enum status engine_plan(const struct config *config, unsigned parts, const struc
     const struct gpt_config model = engine_model(config);
     struct engine engine = {.device = *device, .dtype = engine_dtype(config), .parts = parts};
     TRY(gpt_open(&engine.gpt, &model, (unsigned)config->optimizer.decay_roles));
-    const enum status status = measure(&engine, config, device, plan);
+    enum status status = engine_check_precision(&engine, config);
+    if (status == STATUS_OK) status = measure(&engine, config, device, plan);
     close_activations(&engine);
     gpt_close(&engine.gpt);
     return status;
@@ -313,8 +334,7 @@ static enum status lay_out(struct engine *engine, const struct config *config) {
     struct engine_memory_plan plan;
     TRY(measure(engine, config, &engine->device, &plan));
     TRY(open_arenas(engine, &plan));
-    TRY(lay_out_parameters(engine, engine->arenas));
-    gpt_bind(&engine->gpt, engine->weights, engine->gradients);
+    TRY(lay_out_parameters(engine, config, engine->arenas));
     TRY(lay_out_activations(engine, config, &engine->arenas[ACTIVATIONS]));
     device_set_scratch(&engine->device, engine->arenas[SCRATCH].base,
                        engine->arenas[SCRATCH].capacity_bytes);
@@ -324,12 +344,16 @@ static enum status lay_out(struct engine *engine, const struct config *config) {
 enum status engine_open(struct engine *engine, const struct config *config, unsigned parts,
                         enum engine_memory memory) {
     const struct gpt_config model = engine_model(config);
-    *engine = (struct engine){.dtype = engine_dtype(config), .parts = parts, .memory = memory};
+    *engine = (struct engine){
+        .dtype = engine_dtype(config), .precision = engine_precision(config), .parts = parts,
+        .memory = memory,
+    };
     TRY(engine_open_device(&engine->device, config));
     enum status status = gpt_open(&engine->gpt, &model, (unsigned)config->optimizer.decay_roles);
     if (status == STATUS_OK && memory == ENGINE_REAL) {
         status = vocabulary_open(&engine->vocabulary, config);
     }
+    if (status == STATUS_OK) status = engine_check_precision(engine, config);
     if (status == STATUS_OK) status = lay_out(engine, config);
     if (status != STATUS_OK) engine_close(engine);
     return status;
@@ -355,12 +379,51 @@ void engine_close(struct engine *engine) {
     *engine = (struct engine){0};
 }
 
-/* The compute-type weights follow the masters. */
+enum status engine_narrow_weights(struct engine *engine) {
+    return engine->scales == NULL ? STATUS_OK : gpt_narrow_weights(&engine->gpt, &engine->device);
+}
+
+static size_t scales_bytes(const struct engine *engine) {
+    return gpt_scale_count(&engine->gpt) * sizeof *engine->scales;
+}
+
+enum status engine_read_scales(struct engine *engine, struct scale_state *states) {
+    return device_download(&engine->device, states, engine->scales, scales_bytes(engine));
+}
+
+enum status engine_write_scales(struct engine *engine, const struct scale_state *states) {
+    TRY(device_upload(&engine->device, engine->scales, states, scales_bytes(engine)));
+    for (size_t i = 0; i < gpt_scale_count(&engine->gpt); i++) {
+        engine->training.scaled = engine->training.scaled || states[i].seen > 0;
+    }
+    return engine_narrow_weights(engine);
+}
+
+/* Starting states, for training and evaluation alike. */
+static enum status initialise_scales(struct engine *engine) {
+    if (engine->scales == NULL) return STATUS_OK;
+    struct scale_state *states = malloc(scales_bytes(engine));
+    if (states == NULL) return status_set(STATUS_MEMORY, "out of memory for the scale states");
+    gpt_scales_initialise(&engine->gpt, states);
+    enum status status = device_upload(&engine->device, engine->scales, states,
+                                       scales_bytes(engine));
+    if (status == STATUS_OK) {
+        status = device_upload(&engine->device, engine->evaluation_scales, states,
+                               scales_bytes(engine));
+    }
+    free(states);
+    return status;
+}
+
+/* The compute-type weights, and the narrow copies of them, follow the masters. */
 static enum status refresh_weights(struct engine *engine) {
-    if (engine->weights.data == engine->masters) return STATUS_OK;
-    const struct tensor masters = tensor_make(engine->masters, DTYPE_F32, 1,
-                                              engine->gpt.table.elements);
-    return engine->device.ops->convert(&engine->device, engine->weights, masters);
+    if (engine->weights.data != engine->masters) {
+        const struct tensor masters = tensor_make(engine->masters, DTYPE_F32, 1,
+                                                  engine->gpt.table.elements);
+        TRY(engine->device.ops->convert(&engine->device, engine->weights, masters));
+    }
+    TRY(initialise_scales(engine));
+    return engine_narrow_weights(engine);
 }
 
 static enum status start_state(struct engine *engine, const struct config *config) {

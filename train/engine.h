@@ -2,7 +2,9 @@
  * Everything a command needs to run a model on a device: the device, the model, and the arenas by
  * lifetime.
  *
- *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute type
+ *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute
+ * type;
+ *                for narrow recipes the copies of linears' weights, and the scale states
  *   gradients    FP32
  *   optimizer    both moments, FP32, and the step state
  *   activations  of training, validation or generation: they take turns in the same memory
@@ -51,11 +53,15 @@ struct engine {
     struct gpt gpt;
     struct vocabulary vocabulary;
     enum dtype dtype;           /* of weights and activations */
+    struct precision precision; /* as configured */
     unsigned parts;
     enum engine_memory memory;
     struct arena arenas[ENGINE_ARENAS]; /* in the order above */
     float *masters;             /* flat, gpt.table.elements */
     struct tensor weights;      /* flat; the masters themselves in fp32 */
+    struct scale_state *scales; /* device memory, gpt_scale_count(): weights and training; NULL
+                                 * without narrow recipe */
+    struct scale_state *evaluation_scales;
     float *gradients, *moments1, *moments2;
     struct step_state *state;   /* device memory */
     struct adamw_range *ranges; /* host memory */
@@ -109,6 +115,26 @@ enum peak_type engine_peak_type(enum dtype dtype);
 struct gpt_config engine_model(const struct config *config);
 struct gpt_config engine_gpt_config(const struct hf_config *model);
 enum dtype engine_dtype(const struct config *config);
+struct precision engine_precision(const struct config *config);
+
+/* Refuses a recipe whose blocks do not divide the model, and one that the device cannot run either
+ * way, before any memory is taken. */
+enum status engine_check_precision(const struct engine *engine, const struct config *config);
+
+/* How this engine's device runs the configured recipes: the least of them. */
+enum support engine_support(const struct engine *engine);
+
+/* "fp8 (delayed scaling, gradients e5m2; head bf16), emulated on the CPU": for headers. */
+enum { PRECISION_TEXT_BYTES = 256 };
+const char *engine_precision_text(char text[PRECISION_TEXT_BYTES], const struct engine *engine);
+
+/* Quantises the weights for narrow linears: whenever they changed. */
+enum status engine_narrow_weights(struct engine *engine);
+
+/* All scale states, gpt_scale_count(), to and from host memory. Those that come from a checkpoint
+ * let delayed scaling go on where it was. */
+enum status engine_read_scales(struct engine *engine, struct scale_state *states);
+enum status engine_write_scales(struct engine *engine, const struct scale_state *states);
 
 /* A model's shape in a configuration, from a checkpoint: eval and sample need no configuration
  * file. */

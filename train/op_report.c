@@ -2,6 +2,7 @@
 #include "train/op_report.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static void print_row(const struct op_total *total, const char *name, double steps,
                       double step_seconds) {
@@ -42,9 +43,10 @@ void op_report_print(const struct op_trace *trace, double steps, double step_sec
     for (size_t i = 0; i < trace->gemm_count; i++) {
         const struct gemm_total *g = &trace->gemms[i];
         char name[96];
-        snprintf(name, sizeof name, "%zu x %zu x %zu %s%s %s -> %s", g->m, g->n, g->k,
-                 g->transpose_a ? "T" : "N", g->transpose_b ? "T" : "N", dtype_name(g->a),
-                 dtype_name(g->c));
+        const bool alike = strcmp(g->a, g->b) == 0;
+        snprintf(name, sizeof name, "%zu x %zu x %zu %s%s %s%s%s -> %s", g->m, g->n, g->k,
+                 g->transpose_a ? "T" : "N", g->transpose_b ? "T" : "N", g->a, alike ? "" : " ",
+                 alike ? "" : g->b, dtype_name(g->c));
         print_row(&g->total, name, steps, step_seconds);
     }
 }

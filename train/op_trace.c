@@ -78,22 +78,30 @@ TRACED(bias_backward, OP_BIAS_BACKWARD, 0.0)
 TRACED(cross_entropy, OP_CROSS_ENTROPY, 0.0)
 TRACED(adamw, OP_ADAMW, 0.0)
 
-static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm *a, size_t k) {
+/* The row of this shape and these types, perhaps new; NULL: the table is full. */
+static struct gemm_total *find_gemm(struct op_trace *trace, const struct gemm_total *wanted) {
     for (size_t i = 0; i < trace->gemm_count; i++) {
         struct gemm_total *g = &trace->gemms[i];
-        if (g->m == a->c.rows && g->n == a->c.columns && g->k == k &&
-            g->transpose_a == a->transpose_a && g->transpose_b == a->transpose_b &&
-            g->a == a->a.dtype && g->c == a->c.dtype) {
+        if (g->m == wanted->m && g->n == wanted->n && g->k == wanted->k &&
+            g->transpose_a == wanted->transpose_a && g->transpose_b == wanted->transpose_b &&
+            strcmp(g->a, wanted->a) == 0 && strcmp(g->b, wanted->b) == 0 && g->c == wanted->c) {
             return g;
         }
     }
     if (trace->gemm_count == OP_TRACE_GEMMS) return NULL;
     struct gemm_total *fresh = &trace->gemms[trace->gemm_count++];
-    *fresh = (struct gemm_total){
-        .m = a->c.rows, .n = a->c.columns, .k = k, .transpose_a = a->transpose_a,
-        .transpose_b = a->transpose_b, .a = a->a.dtype, .c = a->c.dtype,
-    };
+    *fresh = *wanted;
     return fresh;
+}
+
+/* A GEMM that has just run, in its operation's row and in its shape's. */
+static enum status end_gemm(struct op_trace *trace, struct device *device,
+                            const struct op_call *call, const struct gemm_total *wanted) {
+    struct gemm_total *shape = find_gemm(trace, wanted);
+    if (shape == NULL) {
+        return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
+    }
+    return end_call(trace, device, call, &shape->total);
 }
 
 static enum status traced_gemm(struct device *device, const struct gemm *a) {
@@ -104,11 +112,68 @@ static enum status traced_gemm(struct device *device, const struct gemm *a) {
         .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)k,
         .bytes = gemm_bytes(a), .written_bytes = gemm_written_bytes(a), .args.gemm = *a,
     };
-    struct gemm_total *shape = find_gemm(trace, a, k);
-    if (shape == NULL) {
-        return status_set(STATUS_INTERNAL, "more than %d shapes of GEMM in a step", OP_TRACE_GEMMS);
-    }
-    TRACE_CALL(&call, gemm(device, a), &shape->total);
+    const struct gemm_total wanted = {
+        .m = a->c.rows, .n = a->c.columns, .k = k, .transpose_a = a->transpose_a,
+        .transpose_b = a->transpose_b, .a = dtype_name(a->a.dtype), .b = dtype_name(a->b.dtype),
+        .c = a->c.dtype,
+    };
+    if (trace->inner != NULL) TRY(trace->inner->gemm(device, a));
+    return end_gemm(trace, device, &call, &wanted);
+}
+
+/* The operations of narrow recipes are counted and timed, not listed. */
+static enum status refuse_list(const struct op_trace *trace) {
+    return trace->list == NULL
+               ? STATUS_OK
+               : status_set(STATUS_CONFIG, "bench floor, bench gemm, bench ops and bench step "
+                            "--floor run fp32, bf16 and fp16: expected one of them as "
+                            "precision.recipe, found a narrower one");
+}
+
+static enum status traced_quantised_gemm(struct device *device, const struct quantised_gemm *a) {
+    struct op_trace *trace = device->interposed;
+    const struct op_call call = {
+        .name = "quantised_gemm",
+        .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)a->a.columns,
+        .bytes = quantised_gemm_bytes(a),
+    };
+    const struct gemm_total wanted = {
+        .m = a->c.rows, .n = a->c.columns, .k = a->a.columns, .transpose_b = true,
+        .a = format_name(a->a.format), .b = format_name(a->b.format), .c = a->c.dtype,
+    };
+    TRY(refuse_list(trace));
+    if (trace->inner != NULL) TRY(trace->inner->quantised_gemm(device, a));
+    return end_gemm(trace, device, &call, &wanted);
+}
+
+static enum status traced_quantise(struct device *device, const struct quantise *ops,
+                                   size_t count) {
+    struct op_trace *trace = device->interposed;
+    struct op_call call = {.name = "quantise"};
+    for (size_t i = 0; i < count; i++) call.bytes += quantise_bytes(&ops[i]);
+    TRY(refuse_list(trace));
+    TRACE_CALL(&call, quantise(device, ops, count), NULL);
+}
+
+static enum status traced_scales_begin(struct device *device, struct scale_state *states,
+                                       size_t count, bool clear_amax) {
+    struct op_trace *trace = device->interposed;
+    const struct op_call call = {.name = "scales_begin", .bytes = scales_bytes(count)};
+    TRY(refuse_list(trace));
+    TRACE_CALL(&call, scales_begin(device, states, count, clear_amax), NULL);
+}
+
+static enum status traced_scales_update(struct device *device, struct step_state *state,
+                                        struct scale_state *states, size_t count, bool enter) {
+    struct op_trace *trace = device->interposed;
+    const struct op_call call = {.name = "scales_update", .bytes = scales_bytes(count)};
+    TRY(refuse_list(trace));
+    TRACE_CALL(&call, scales_update(device, state, states, count, enter), NULL);
+}
+
+static enum support traced_scale_support(const struct device *device, enum scale_mode mode) {
+    const struct op_trace *trace = device->interposed;
+    return trace->own->scale_support(device, mode);
 }
 
 static enum status traced_convert(struct device *device, struct tensor out, struct tensor in) {
@@ -186,7 +251,10 @@ static size_t traced_scratch_bytes(const struct device *device, const struct op_
 static const struct ops traced_ops = {
     .check = traced_check,
     .scratch_bytes = traced_scratch_bytes,
+    .scale_support = traced_scale_support,
     .gemm = traced_gemm,
+    .quantised_gemm = traced_quantised_gemm,
+    .quantise = traced_quantise,
     .embedding_forward = traced_embedding_forward,
     .embedding_backward = traced_embedding_backward,
     .norm_forward = traced_norm_forward,
@@ -202,6 +270,8 @@ static const struct ops traced_ops = {
     .loss_sum = traced_loss_sum,
     .gradient_sumsq = traced_gradient_sumsq,
     .step_begin = traced_step_begin,
+    .scales_begin = traced_scales_begin,
+    .scales_update = traced_scales_update,
     .step_decide = traced_step_decide,
     .adamw = traced_adamw,
     .stream = traced_stream,

@@ -22,7 +22,8 @@ struct op_total {
 struct gemm_total {
     size_t m, n, k;
     bool transpose_a, transpose_b;
-    enum dtype a, c; /* types of the first operand and of the result */
+    const char *a, *b; /* types of the operands: "bf16", "e4m3" */
+    enum dtype c;      /* of the result */
     struct op_total total;
 };
 

@@ -92,8 +92,14 @@ static enum status ask_update(struct engine *engine, const struct recorded *what
     };
     TRY(device->ops->gradient_sumsq(device, engine->state, engine->gradients,
                                     engine->gpt.table.elements));
+    if (engine->scales != NULL) {
+        TRY(device->ops->scales_update(device, engine->state, engine->scales,
+                                       gpt_scale_count(&engine->gpt),
+                                       engine->gpt.precision.scaling == SCALING_DELAYED));
+    }
     TRY(device->ops->step_decide(device, engine->state));
-    return device->ops->adamw(device, &update);
+    TRY(device->ops->adamw(device, &update));
+    return engine_narrow_weights(engine);
 }
 
 enum status step_update(struct engine *engine, const struct config *config) {

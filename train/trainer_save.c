@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "kernels/host.h"
+#include "train/scale_json.h"
 #include "train/trainer_parts.h"
 
 static const double long_wait_seconds = 1.0; /* for the last save: worth a line */
@@ -65,7 +66,12 @@ static enum status make_state(struct trainer *t, cJSON **state) {
     t->state.sequences = (int64_t)(t->shape.shift +
                                    (uint64_t)t->state.step * (uint64_t)t->config->train.batch);
     *state = run_state_to_json(&t->state, t->config);
-    return *state != NULL ? STATUS_OK : status_set(STATUS_MEMORY, "out of memory for state.json");
+    if (*state == NULL) return status_set(STATUS_MEMORY, "out of memory for state.json");
+    const enum status status = scales_to_json(&t->engine, *state);
+    if (status == STATUS_OK) return STATUS_OK;
+    cJSON_Delete(*state);
+    *state = NULL;
+    return status;
 }
 
 static enum status report(struct trainer *t, int64_t step, double seconds) {

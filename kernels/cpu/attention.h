@@ -64,13 +64,13 @@ static inline size_t tile_visible(const struct tile *tile, size_t past, size_t i
 }
 
 /* c (m, n) [+]= a b with op(x) = x or its transpose; `stride` numbers from row to row. */
-struct operand {
+struct tile_operand {
     const float *data;
     size_t stride;
     bool transposed;
 };
-void tile_multiply(float *c, size_t c_stride, struct operand a, struct operand b, size_t m,
-                   size_t n, size_t k, bool accumulate);
+void tile_multiply(float *c, size_t c_stride, struct tile_operand a, struct tile_operand b,
+                   size_t m, size_t n, size_t k, bool accumulate);
 
 void scale_row(float *x, float scale, size_t count);
 

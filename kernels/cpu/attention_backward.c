@@ -80,13 +80,13 @@ static void backward_tile(const struct head_backward *head, const struct backwar
                           const struct tile *tile, const float means[QUERY_TILE]) {
     const size_t width = head->width, queries = tile->queries, keys = tile->keys;
     const size_t first = tile->key * width;
-    const struct operand q = {s->query, width, false}, d_out = {s->out_gradient, width, false};
-    const struct operand k = {s->key + first, width, false};
-    const struct operand k_transposed = {s->key + first, width, true};
-    const struct operand v_transposed = {s->value + first, width, true};
-    const struct operand p_transposed = {s->p, KEY_TILE, true};
-    const struct operand d_score = {s->score_gradient, KEY_TILE, false};
-    const struct operand d_score_transposed = {s->score_gradient, KEY_TILE, true};
+    const struct tile_operand q = {s->query, width, false}, d_out = {s->out_gradient, width, false};
+    const struct tile_operand k = {s->key + first, width, false};
+    const struct tile_operand k_transposed = {s->key + first, width, true};
+    const struct tile_operand v_transposed = {s->value + first, width, true};
+    const struct tile_operand p_transposed = {s->p, KEY_TILE, true};
+    const struct tile_operand d_score = {s->score_gradient, KEY_TILE, false};
+    const struct tile_operand d_score_transposed = {s->score_gradient, KEY_TILE, true};
     tile_multiply(s->p, KEY_TILE, q, k_transposed, queries, keys, width, false);
     probabilities_tile(s, tile, head->log_sum_exp);
     tile_multiply(s->value_gradient + first, width, p_transposed, d_out, keys, width, queries,

@@ -19,7 +19,10 @@ extern const struct ops cpu_ops;
 enum status cpu_threads_start(int threads);
 
 /* Each takes what ops.h says. */
+enum support cpu_scale_support(const struct device *device, enum scale_mode mode);
 enum status cpu_gemm(struct device *device, const struct gemm *op);
+enum status cpu_quantised_gemm(struct device *device, const struct quantised_gemm *op);
+enum status cpu_quantise(struct device *device, const struct quantise *ops, size_t count);
 enum status cpu_embedding_forward(struct device *device, const struct embedding_forward *op);
 enum status cpu_embedding_backward(struct device *device, const struct embedding_backward *op);
 enum status cpu_norm_forward(struct device *device, const struct norm_forward *op);
@@ -36,6 +39,10 @@ enum status cpu_loss_sum(struct device *device, struct step_state *state, const 
                          size_t count);
 enum status cpu_gradient_sumsq(struct device *device, struct step_state *state,
                                const float *gradients, size_t count);
+enum status cpu_scales_begin(struct device *device, struct scale_state *states, size_t count,
+                             bool clear_amax);
+enum status cpu_scales_update(struct device *device, struct step_state *state,
+                              struct scale_state *states, size_t count, bool enter);
 enum status cpu_step_begin(struct device *device, struct step_state *state,
                             const struct step_policy *policy);
 enum status cpu_step_decide(struct device *device, struct step_state *state);

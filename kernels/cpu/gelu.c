@@ -5,6 +5,7 @@
  */
 #include "base/checked.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/quantise.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/vector.h"
 
@@ -43,25 +44,33 @@ static void gelu_backward_row(float *gradient, const float *out_gradient, const 
 
 enum status cpu_gelu_forward(struct device *device, const struct gelu_forward *op) {
     const size_t tokens = op->out.rows, width = op->out.columns;
+    const bool stored = op->out.data != NULL;
+    uint32_t amax = 0;
     TRY(shape_check("gelu_forward", "x", op->x, tokens, width));
     TRY(shape_check("gelu_forward", "bias", op->bias, 1, width));
-#pragma omp parallel for schedule(static) num_threads(device->threads)
+    TRY(quantise_output_check("gelu_forward", &op->quantise, !stored, tokens, width));
+#pragma omp parallel for schedule(static) num_threads(device->threads) reduction(max : amax)
     for (size_t n = 0; n < tokens; n++) {
         for (size_t j = 0; j < width; j += ROW_TILE) {
             float x_buffer[ROW_TILE], bias_buffer[ROW_TILE], out_buffer[ROW_TILE];
             const size_t count = size_min(ROW_TILE, width - j), first = n * width + j;
-            float *out = row_target(&op->out, first, out_buffer);
+            float *out = stored ? row_target(&op->out, first, out_buffer) : out_buffer;
             gelu_row(out, row_read(&op->x, first, count, x_buffer),
                      row_read(&op->bias, j, count, bias_buffer), count);
-            row_commit(&op->out, first, count, out);
+            if (stored) row_commit(&op->out, first, count, out);
+            amax = quantise_output_row(&op->quantise, &op->out, first, out, count, amax);
         }
     }
+    quantise_output_finish(device, &op->quantise, amax);
     return STATUS_OK;
 }
 
-static void gelu_backward_chunk(const struct gelu_backward *op, struct row_chunk chunk,
-                                float *sums) {
+/* `sums` receives the rows' column sums. Returns their amax. */
+static uint32_t gelu_backward_chunk(const struct gelu_backward *op, struct row_chunk chunk,
+                                    float *sums) {
     const size_t width = op->x.columns;
+    const bool stored = op->x_gradient.data != NULL;
+    uint32_t amax = 0;
     for (size_t j = 0; j < width; j += ROW_TILE) {
         float bias_buffer[ROW_TILE], x_buffer[ROW_TILE], gradient_buffer[ROW_TILE];
         const size_t count = size_min(ROW_TILE, width - j);
@@ -70,12 +79,16 @@ static void gelu_backward_chunk(const struct gelu_backward *op, struct row_chunk
         for (size_t n = chunk.first; n < chunk.end; n++) {
             const size_t first = n * width + j;
             const float *out_gradient = row_read(&op->out_gradient, first, count, gradient_buffer);
-            float *gradient = row_target(&op->x_gradient, first, gradient_buffer);
+            float *gradient =
+                stored ? row_target(&op->x_gradient, first, gradient_buffer) : gradient_buffer;
             gelu_backward_row(gradient, out_gradient, row_read(&op->x, first, count, x_buffer),
                               bias, sums + j, count);
-            row_commit(&op->x_gradient, first, count, gradient);
+            if (stored) row_commit(&op->x_gradient, first, count, gradient);
+            amax = quantise_output_row(&op->quantise, &op->x_gradient, first, gradient, count,
+                                       amax);
         }
     }
+    return amax;
 }
 
 enum status cpu_gelu_backward(struct device *device, const struct gelu_backward *op) {
@@ -83,14 +96,21 @@ enum status cpu_gelu_backward(struct device *device, const struct gelu_backward 
     const size_t tokens = op->x.rows, width = op->x.columns, chunks = row_chunks(tokens);
     struct scratch scratch = scratch_begin(device);
     struct buffers sums = {0};
-    TRY(shape_check(name, "x_gradient", op->x_gradient, tokens, width));
+    uint32_t amax = 0;
+    if (op->x_gradient.data != NULL) {
+        TRY(shape_check(name, "x_gradient", op->x_gradient, tokens, width));
+    }
+    TRY(quantise_output_check(name, &op->quantise, op->x_gradient.data == NULL, tokens, width));
     TRY(shape_check(name, "out_gradient", op->out_gradient, tokens, width));
     TRY(shape_check(name, "bias", op->bias, 1, width));
     TRY(scratch_take(&scratch, name, chunks, width, &sums));
-#pragma omp parallel for schedule(static) num_threads(device->threads)
+#pragma omp parallel for schedule(static) num_threads(device->threads) reduction(max : amax)
     for (size_t chunk = 0; chunk < chunks; chunk++) {
-        gelu_backward_chunk(op, row_chunk_at(tokens, chunk), buffer_at(sums, chunk));
+        const uint32_t chunk_amax =
+            gelu_backward_chunk(op, row_chunk_at(tokens, chunk), buffer_at(sums, chunk));
+        amax = chunk_amax > amax ? chunk_amax : amax;
     }
+    quantise_output_finish(device, &op->quantise, amax);
     column_sums_finish(device, &op->bias_gradient, 1, sums, chunks, width, op->accumulate);
     return STATUS_OK;
 }

@@ -4,6 +4,7 @@
 
 #include "base/checked.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/quantise.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/vector.h"
 
@@ -53,8 +54,10 @@ static void normalise_row(float *out, const float *x, float mean, float rstd, co
     for (size_t i = 0; i < count; i++) out[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
 }
 
-static void norm_forward_row(const struct norm_forward *op, size_t n, const float *weight,
-                             const float *bias, const float *delta_bias, float *rows[THREAD_ROWS]) {
+/* Returns the larger of `amax` and the row's (quantise.h). */
+static uint32_t norm_forward_row(const struct norm_forward *op, size_t n, const float *weight,
+                                 const float *bias, const float *delta_bias,
+                                 float *rows[THREAD_ROWS], uint32_t amax) {
     const size_t width = op->out.columns, first = n * width;
     const float *x = row_read(&op->residual_in, first, width, rows[0]);
     if (op->delta != NULL) {
@@ -67,9 +70,11 @@ static void norm_forward_row(const struct norm_forward *op, size_t n, const floa
     const double variance = squares_row(x, mean, width) / (double)width;
     op->mean[n] = (float)mean;
     op->rstd[n] = (float)(1.0 / sqrt(variance + EPSILON));
-    float *out = row_target(&op->out, first, rows[2]);
+    const bool stored = op->out.data != NULL;
+    float *out = stored ? row_target(&op->out, first, rows[2]) : rows[2];
     normalise_row(out, x, op->mean[n], op->rstd[n], weight, bias, width);
-    row_commit(&op->out, first, width, out);
+    if (stored) row_commit(&op->out, first, width, out);
+    return quantise_output_row(&op->quantise, &op->out, first, out, width, amax);
 }
 
 enum status cpu_norm_forward(struct device *device, const struct norm_forward *op) {
@@ -77,7 +82,9 @@ enum status cpu_norm_forward(struct device *device, const struct norm_forward *o
     const size_t tokens = op->out.rows, width = op->out.columns;
     struct scratch scratch = scratch_begin(device);
     struct buffers vectors = {0}, rows = {0};
+    uint32_t amax = 0;
     TRY(shape_check(name, "residual_in", op->residual_in, tokens, width));
+    TRY(quantise_output_check(name, &op->quantise, op->out.data == NULL, tokens, width));
     if (op->delta != NULL) {
         TRY(shape_check(name, "delta", *op->delta, tokens, width));
         TRY(shape_check(name, "residual", op->residual, tokens, width));
@@ -93,13 +100,14 @@ enum status cpu_norm_forward(struct device *device, const struct norm_forward *o
         TRY(shape_check(name, "delta_bias", *op->delta_bias, 1, width));
         delta_bias = row_read(op->delta_bias, 0, width, buffer_at(vectors, 2));
     }
-#pragma omp parallel for schedule(static) num_threads(device->threads)
+#pragma omp parallel for schedule(static) num_threads(device->threads) reduction(max : amax)
     for (size_t n = 0; n < tokens; n++) {
         const size_t thread = THREAD_ROWS * (size_t)omp_get_thread_num();
         float *thread_rows[THREAD_ROWS] = {buffer_at(rows, thread), buffer_at(rows, thread + 1),
                                            buffer_at(rows, thread + 2)};
-        norm_forward_row(op, n, weight, bias, delta_bias, thread_rows);
+        amax = norm_forward_row(op, n, weight, bias, delta_bias, thread_rows, amax);
     }
+    quantise_output_finish(device, &op->quantise, amax);
     return STATUS_OK;
 }
 
@@ -152,10 +160,11 @@ static void add_scaled_xhat(float *weight_sum, float *bias_sum, const float *x,
     }
 }
 
-/* Rows of one chunk; `sums` (SUMS * width) receives their column sums. */
-static void norm_backward_chunk(const struct norm_backward *op, struct row_chunk chunk,
-                                const float *weight, float *sums, float *rows[THREAD_ROWS]) {
+/* Rows of one chunk; `sums` (SUMS * width) receives their column sums. Returns the rows' amax. */
+static uint32_t norm_backward_chunk(const struct norm_backward *op, struct row_chunk chunk,
+                                    const float *weight, float *sums, float *rows[THREAD_ROWS]) {
     const size_t width = op->residual.columns;
+    uint32_t amax = 0;
     for (size_t i = 0; i < SUMS * width; i++) sums[i] = 0.0f;
     for (size_t n = chunk.first; n < chunk.end; n++) {
         const size_t first = n * width;
@@ -170,7 +179,10 @@ static void norm_backward_chunk(const struct norm_backward *op, struct row_chunk
         backward_row(gradient, past, x, out_gradient, weight, mean, rstd, means, width);
         if (op->delta_bias_gradient != NULL) row_add(sums + 2 * width, gradient, width);
         row_commit(&op->residual_gradient, first, width, gradient);
+        amax = quantise_output_row(&op->quantise, &op->residual_gradient, first, gradient, width,
+                                   amax);
     }
+    return amax;
 }
 
 enum status cpu_norm_backward(struct device *device, const struct norm_backward *op) {
@@ -179,6 +191,8 @@ enum status cpu_norm_backward(struct device *device, const struct norm_backward 
     const size_t chunks = row_chunks(tokens);
     struct scratch scratch = scratch_begin(device);
     struct buffers vector = {0}, rows = {0}, sums = {0};
+    uint32_t amax = 0;
+    TRY(quantise_output_check(name, &op->quantise, false, tokens, width));
     TRY(shape_check(name, "residual_gradient", op->residual_gradient, tokens, width));
     TRY(shape_check(name, "out_gradient", op->out_gradient, tokens, width));
     TRY(shape_check(name, "weight", op->weight, 1, width));
@@ -186,14 +200,16 @@ enum status cpu_norm_backward(struct device *device, const struct norm_backward 
     TRY(scratch_take(&scratch, name, THREAD_ROWS * (size_t)device->threads, width, &rows));
     TRY(scratch_take(&scratch, name, chunks, SUMS * width, &sums));
     const float *weight = row_read(&op->weight, 0, width, vector.first);
-#pragma omp parallel for schedule(static) num_threads(device->threads)
+#pragma omp parallel for schedule(static) num_threads(device->threads) reduction(max : amax)
     for (size_t chunk = 0; chunk < chunks; chunk++) {
         const size_t thread = THREAD_ROWS * (size_t)omp_get_thread_num();
         float *thread_rows[THREAD_ROWS] = {buffer_at(rows, thread), buffer_at(rows, thread + 1),
                                            buffer_at(rows, thread + 2)};
-        norm_backward_chunk(op, row_chunk_at(tokens, chunk), weight, buffer_at(sums, chunk),
-                            thread_rows);
+        const uint32_t chunk_amax = norm_backward_chunk(op, row_chunk_at(tokens, chunk), weight,
+                                                        buffer_at(sums, chunk), thread_rows);
+        amax = chunk_amax > amax ? chunk_amax : amax;
     }
+    quantise_output_finish(device, &op->quantise, amax);
     float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
     column_sums_finish(device, outs, SUMS, sums, chunks, width, op->accumulate);
     return STATUS_OK;

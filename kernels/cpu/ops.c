@@ -25,8 +25,11 @@ static size_t cpu_scratch_bytes(const struct device *device, const struct op_lim
 
 const struct ops cpu_ops = {
     .check = cpu_check,
+    .scale_support = cpu_scale_support,
     .scratch_bytes = cpu_scratch_bytes,
     .gemm = cpu_gemm,
+    .quantised_gemm = cpu_quantised_gemm,
+    .quantise = cpu_quantise,
     .embedding_forward = cpu_embedding_forward,
     .embedding_backward = cpu_embedding_backward,
     .norm_forward = cpu_norm_forward,
@@ -42,6 +45,8 @@ const struct ops cpu_ops = {
     .loss_sum = cpu_loss_sum,
     .gradient_sumsq = cpu_gradient_sumsq,
     .step_begin = cpu_step_begin,
+    .scales_begin = cpu_scales_begin,
+    .scales_update = cpu_scales_update,
     .step_decide = cpu_step_decide,
     .adamw = cpu_adamw,
     .stream = cpu_stream,

@@ -27,8 +27,16 @@ static size_t cuda_scratch_bytes(const struct device *device, const struct op_li
     return size_max(bytes, cuda_attention_scratch_bytes(device, limits));
 }
 
+/* The narrow recipes are refused until their operations are here. */
+static enum support cuda_scale_support(const struct device *device, enum scale_mode mode) {
+    (void)device;
+    (void)mode;
+    return SUPPORT_NONE;
+}
+
 const struct ops cuda_ops = {
     .check = cuda_check_limits,
+    .scale_support = cuda_scale_support,
     .scratch_bytes = cuda_scratch_bytes,
     .gemm = cuda_gemm,
     .embedding_forward = cuda_embedding_forward,

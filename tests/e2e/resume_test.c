@@ -7,7 +7,8 @@
  * run saves after every step.
  *
  * A recipe: FP32; BF16; FP16 with a loss scale so large and an interval so short that the scaler
- * backs off, grows and skips steps while the run is disturbed.
+ * backs off, grows and skips steps while the run is disturbed; FP8 with delayed scaling, whose
+ * scales come from the steps before.
  */
 #include "tests/e2e/e2e.h"
 
@@ -27,6 +28,7 @@ enum { KILLS = E2E_SANITIZED ? 3 : 12, LONG_STEPS = 60 };
 static const char *const recipes[] = {
     "--precision.recipe fp32",
     "--precision.recipe bf16",
+    "--precision.recipe fp8",
     "--precision.recipe fp16 --precision.loss_scale 4e6 --precision.loss_scale_interval 3",
 };
 enum { RECIPES = sizeof recipes / sizeof recipes[0] };

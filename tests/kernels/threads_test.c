@@ -60,8 +60,10 @@ static void elementwise(struct device *device, enum dtype type, struct tensor ou
     struct tensor out = tensor_rows(outputs, 0, TOKENS);
     struct tensor gradient = tensor_rows(outputs, TOKENS, TOKENS);
     float *sum = sums.data;
-    const struct gelu_forward forward = {out, x, bias};
-    const struct gelu_backward backward = {gradient, out, x, bias, sum, true};
+    const struct gelu_forward forward = {.out = out, .x = x, .bias = bias};
+    const struct gelu_backward backward = {
+        .x_gradient = gradient, .out_gradient = out, .x = x, .bias = bias, .bias_gradient = sum,
+        .accumulate = true};
     const struct bias_backward column_sums = {sum + WIDTH, out, true};
     EXPECT_OK(device->ops->gelu_forward(device, &forward));
     EXPECT_OK(device->ops->gelu_backward(device, &backward));
@@ -99,7 +101,9 @@ static void ends(struct device *device, enum dtype type, struct tensor outputs) 
     for (size_t n = 0; n < TOKENS; n++) tokens[n] = (int32_t)(n * n % 50);
     const struct embedding_forward forward = {tensor_rows(outputs, TOKENS, TOKENS), tokens, weight,
                                               weight, LENGTH, 3};
-    const struct cross_entropy loss = {logits, tokens, losses.data, WIDTH - 5, true, 1.0f, &scale};
+    const struct cross_entropy loss = {
+        .logits = logits, .targets = tokens, .losses = losses.data, .vocabulary = WIDTH - 5,
+        .write_gradient = true, .gradient_scale = 1.0f, .loss_scale = &scale};
     const struct embedding_backward backward = {tensor_rows(gradients, 0, 50),
                                                 tensor_rows(gradients, 50, 50), logits, tokens,
                                                 LENGTH, true};
