@@ -71,11 +71,19 @@ enum status vocabulary_prefer_checkpoint(struct config *config, const char *fold
     return path_is_file(path) ? take_tokenizer(config, path) : STATUS_OK;
 }
 
+/* data.tokenizer is the file, or its folder. */
+static enum status open_tokenizer(struct tokenizer **tokenizer, const char *named) {
+    char path[PATH_BYTES];
+    if (!path_is_folder(named)) return tokenizer_open(tokenizer, named);
+    TRY(path_join(path, named, "tokenizer.json"));
+    return tokenizer_open(tokenizer, path);
+}
+
 enum status vocabulary_open(struct vocabulary *vocabulary, const struct config *config) {
     *vocabulary = (struct vocabulary){.size = (size_t)config->model.vocabulary};
     vocabulary->end_of_text = vocabulary_end_of_text(config);
     if (config->data.tokenizer[0] == '\0') return STATUS_OK;
-    const enum status status = tokenizer_open(&vocabulary->tokenizer, config->data.tokenizer);
+    const enum status status = open_tokenizer(&vocabulary->tokenizer, config->data.tokenizer);
     if (status != STATUS_OK) {
         return status_context(status, "data.tokenizer (--data.tokenizer names another)");
     }
