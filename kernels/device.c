@@ -1,5 +1,5 @@
-/* Behind kernels/device.h: the CPU as a device (memory by mmap, threads by OpenMP), and the dispatch to
- * the kind of device. */
+/* Behind kernels/device.h: the CPU as a device (memory by mmap, threads by OpenMP), and the
+ * dispatch to the kind of device. */
 #include "kernels/device.h"
 
 #include <stdio.h>
@@ -46,9 +46,11 @@ static enum status cpu_allocate(struct device *device, size_t bytes, void **out)
     const size_t free_bytes = host_memory_free_bytes();
     void *memory = bytes > free_bytes ? MAP_FAILED : map_aligned(bytes);
     if (memory == MAP_FAILED) {
-        return status_set(STATUS_MEMORY, "%s wanted, %s free on %s: use a smaller model, batch or "
-                          "sequence length", text_bytes(wanted_text, bytes),
-                          text_bytes(free_text, free_bytes), device->name);
+        return status_set(STATUS_MEMORY,
+                          "%s wanted, %s free on %s: use a smaller model, batch or "
+                          "sequence length",
+                          text_bytes(wanted_text, bytes), text_bytes(free_text, free_bytes),
+                          device->name);
     }
     madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: without huge pages all works, slower */
     touch_pages(device, memory, bytes);
@@ -61,13 +63,15 @@ static void cpu_release(struct device *device, void *memory, size_t bytes) {
     munmap(memory, bytes);
 }
 
-static enum status cpu_upload(struct device *device, void *to, const void *from_host, size_t bytes) {
+static enum status cpu_upload(struct device *device, void *to, const void *from_host,
+                              size_t bytes) {
     (void)device;
     memcpy(to, from_host, bytes);
     return STATUS_OK;
 }
 
-static enum status cpu_download(struct device *device, void *to_host, const void *from, size_t bytes) {
+static enum status cpu_download(struct device *device, void *to_host, const void *from,
+                                size_t bytes) {
     (void)device;
     memcpy(to_host, from, bytes);
     return STATUS_OK;
@@ -127,7 +131,10 @@ static const struct device_calls cpu_calls = {
 enum status device_open_cpu(struct device *device, int threads) {
     char cpu[sizeof device->name - 32];
     *device = (struct device){
-        .kind = DEVICE_CPU, .ops = &cpu_ops, .calls = &cpu_calls, .logits_bytes = CPU_LOGITS_BYTES,
+        .kind = DEVICE_CPU,
+        .ops = &cpu_ops,
+        .calls = &cpu_calls,
+        .logits_bytes = CPU_LOGITS_BYTES,
     };
     if (threads < 0 || threads > THREADS_MAX) {
         return status_set(STATUS_CONFIG, "expected 1 to %d threads, or 0 for all, found %d",
@@ -168,7 +175,8 @@ enum status device_map(struct device *device, void *memory, size_t bytes, void *
     return device->calls->map(device, memory, bytes, host);
 }
 
-enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes, bool changed) {
+enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes,
+                         bool changed) {
     return device->calls->unmap(device, memory, host, bytes, changed);
 }
 

@@ -18,8 +18,8 @@ enum device_kind { DEVICE_CPU, DEVICE_CUDA };
 struct device;
 struct device_recording;
 
-/* What one kind of device does behind the functions below, which say what each means: kernels/device.c
- * has the CPU's, kernels/cuda/device.c an NVIDIA GPU's. */
+/* What one kind of device does behind the functions below, which say what each means:
+ * kernels/device.c has the CPU's, kernels/cuda/device.c an NVIDIA GPU's. */
 struct device_calls {
     void (*close)(struct device *);
     enum status (*allocate)(struct device *, size_t bytes, void **out);
@@ -41,22 +41,22 @@ struct device {
     enum device_kind kind;
     const struct ops *ops; /* kernels/ops.h */
     const struct device_calls *calls;
-    void *backend;         /* of an accelerator; owned by its calls */
-    char name[128];        /* "AMD EPYC, 2 threads" */
-    int threads;           /* CPU: OpenMP threads */
-    size_t memory_bytes;   /* free to this process when opened (container limits counted) */
-    void *scratch;         /* working memory of single operations; from the scratch arena */
+    void *backend;       /* of an accelerator; owned by its calls */
+    char name[128];      /* "AMD EPYC, 2 threads" */
+    int threads;         /* CPU: OpenMP threads */
+    size_t memory_bytes; /* free to this process when opened (container limits counted) */
+    void *scratch;       /* working memory of single operations; from the scratch arena */
     size_t scratch_bytes;
-    size_t logits_bytes;   /* logits of this size keep the device busy: the chunk where none is set */
-    char note[512];        /* what the user should know of the choice of this device; "": nothing */
-    void *interposed;      /* for a table of operations that wraps another (train/op_trace.h) */
+    size_t logits_bytes; /* logits of this size keep the device busy: the chunk where none is set */
+    char note[512];      /* what the user should know of the choice of this device; "": nothing */
+    void *interposed;    /* for a table of operations that wraps another (train/op_trace.h) */
 };
 
 /* `threads` 0: all that this process may use. */
 enum status device_open_cpu(struct device *device, int threads);
 
-/* The first CUDA device that this process sees. STATUS_DEVICE with what is missing (a build with CUDA, a
- * driver, a newer one, code for its architecture) and what to do. */
+/* The first CUDA device that this process sees. STATUS_DEVICE with what is missing (a build with
+ * CUDA, a driver, a newer one, code for its architecture) and what to do. */
 enum status device_open_cuda(struct device *device);
 void device_close(struct device *device);
 
@@ -75,20 +75,20 @@ enum status device_map(struct device *device, void *memory, size_t bytes, void *
 enum status device_unmap(struct device *device, void *memory, void *host, size_t bytes,
                          bool changed);
 
-/* Returns when all that was asked of the device so far is done, and reports what went wrong in it. */
+/* Returns when all that was asked of the device is done, and reports what went wrong in it. */
 enum status device_wait(struct device *device);
 
-/* Marks a point in the order of the device's work, without waiting; `index` below DEVICE_MARKS. Then the
- * time between two marks; waits for the second. */
+/* Marks a point in the order of the device's work, without waiting; `index` below DEVICE_MARKS.
+ * Then the time between two marks; waits for the second. */
 enum { DEVICE_MARKS = 16384 };
 enum status device_mark(struct device *device, size_t index);
 enum status device_seconds_between(struct device *device, size_t first, size_t second,
                                    double *seconds);
 
-/* What operations are asked for between begin and end is not run but kept, to be run as often as wanted
- * with one call (CUDA graphs): the same operations on the same memory, so the same bits. Only where
- * device_records(); everything recorded must have run once before. record_end also ends a recording that
- * failed (*out NULL). */
+/* What operations are asked for between begin and end is not run but kept, to be run as often as
+ * wanted with one call (CUDA graphs): the same operations on the same memory, so the same bits.
+ * Only where device_records(); everything recorded must have run once before. record_end also
+ * ends a recording that failed (*out NULL). */
 bool device_records(const struct device *device);
 enum status device_record_begin(struct device *device);
 enum status device_record_end(struct device *device, struct device_recording **out);

@@ -1,7 +1,7 @@
 /*
- * AdamW (Loshchilov and Hutter, 2019) over the flat buffers in one launch, compute-type weights included.
- * The ranges travel as an argument of the kernel; a thread's eight numbers lie in one, since ranges begin
- * and end at multiples of PARAM_ALIGNMENT.
+ * AdamW (Loshchilov and Hutter, 2019) over the flat buffers in one launch, compute-type weights
+ * included. The ranges travel as an argument of the kernel; a thread's eight numbers lie in one,
+ * since ranges begin and end at multiples of PARAM_ALIGNMENT.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -32,21 +32,26 @@ __device__ inline float bias_correction(float beta, int64_t t) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) adamw_kernel(const args<T> a,
-                                                        const __grid_constant__ ranges r) {
+__global__ void __launch_bounds__(THREADS)
+    adamw_kernel(const args<T> a, const __grid_constant__ ranges r) {
     __shared__ float corrections[2];
     const struct step_state *s = a.state;
     if (s->skip != SKIP_NONE) return;
-    if (threadIdx.x < 2) corrections[threadIdx.x] = bias_correction(threadIdx.x == 0 ? a.beta1 : a.beta2, s->updates);
+    if (threadIdx.x < 2)
+        corrections[threadIdx.x] = bias_correction(threadIdx.x == 0 ? a.beta1 : a.beta2,
+                                                   s->updates);
     __syncthreads();
     const float multiplier = s->gradient_multiplier, rate = s->learning_rate;
     const uint32_t end = r.at[r.count - 1].end_groups;
     uint32_t range = 0;
     const uint32_t begin = r.first_group + blockIdx.x * (THREADS * GROUPS);
-    for (uint32_t low = 0, high = r.count - 1; low < high;) { /* the range of the block's first group */
+    /* the range of the block's first group */
+    for (uint32_t low = 0, high = r.count - 1; low < high;) {
         const uint32_t middle = (low + high) / 2;
-        if (r.at[middle].end_groups <= begin) low = middle + 1;
-        else high = middle;
+        if (r.at[middle].end_groups <= begin)
+            low = middle + 1;
+        else
+            high = middle;
         range = low;
     }
 #pragma unroll
@@ -83,8 +88,10 @@ enum status gather_ranges(const struct adamw *op, ranges *out) {
         const struct adamw_range *range = &op->ranges[i];
         if (range->offset != next || range->offset % 8 != 0 || range->count % 8 != 0 ||
             (range->offset + range->count) / 8 > UINT32_MAX) {
-            return status_set(STATUS_INTERNAL, "adamw: range %zu is %zu numbers at %zu, expected at %zu, "
-                              "in multiples of 8", i, range->count, range->offset, next);
+            return status_set(STATUS_INTERNAL,
+                              "adamw: range %zu is %zu numbers at %zu, expected at %zu, "
+                              "in multiples of 8",
+                              i, range->count, range->offset, next);
         }
         next += range->count;
         out->at[i] = {(uint32_t)(next / 8), range->weight_decay};
@@ -99,16 +106,19 @@ enum status gather_ranges(const struct adamw *op, ranges *out) {
 extern "C" enum status cuda_adamw(struct device *device, const struct adamw *op) {
     if (op->range_count == 0) return STATUS_OK;
     if (op->range_count > RANGES_MAX) {
-        return status_set(STATUS_INTERNAL, "adamw: %zu ranges, at most %d", op->range_count, RANGES_MAX);
+        return status_set(STATUS_INTERNAL, "adamw: %zu ranges, at most %d", op->range_count,
+                          RANGES_MAX);
     }
     ranges r;
     TRY(gather_ranges(op, &r));
     const size_t groups = r.at[r.count - 1].end_groups - r.first_group;
     FOR_DTYPE(op->weights.data == NULL ? DTYPE_F32 : op->weights.dtype, {
-        const args<T> a = {op->masters, op->moments1, op->moments2, op->gradients,
-                           (T *)op->weights.data, op->beta1, op->beta2, op->epsilon, op->state};
-        adamw_kernel<T><<<blocks_for(groups, THREADS * GROUPS), THREADS, 0,
-                          backend_of(device)->stream>>>(a, r);
+        const args<T> a = {op->masters,   op->moments1,          op->moments2,
+                           op->gradients, (T *)op->weights.data, op->beta1,
+                           op->beta2,     op->epsilon,           op->state};
+        adamw_kernel<T>
+            <<<blocks_for(groups, THREADS * GROUPS), THREADS, 0, backend_of(device)->stream>>>(a,
+                                                                                               r);
     })
     return cuda_launched("adamw");
 }

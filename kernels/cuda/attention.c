@@ -1,6 +1,7 @@
 /*
- * Which attention runs: cuDNN for BF16 and FP16, the own kernels of attention_simple.cu for FP32 and where
- * there is no cuDNN, which device.note says. Plans are built when the scratch memory is measured.
+ * Which attention runs: cuDNN for BF16 and FP16, the own kernels of attention_simple.cu for FP32
+ * and where there is no cuDNN, which device.note says. Plans are built when the scratch memory
+ * is measured.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,10 +26,13 @@ enum status attention_service_open(struct device *device) {
     service->deterministic = fast == NULL || strcmp(fast, "fast") != 0;
     TRY(cudnn_attention_open(&service->cudnn, backend_of(device)->stream, why));
     if (service->cudnn == NULL) {
-        snprintf(device->note, sizeof device->note, "attention in bf16 and fp16 runs on own kernels, some "
-                 "ten times slower than cuDNN's: %s", why);
+        snprintf(device->note, sizeof device->note,
+                 "attention in bf16 and fp16 runs on own kernels, some "
+                 "ten times slower than cuDNN's: %s",
+                 why);
     } else if (!service->deterministic) {
-        snprintf(device->note, sizeof device->note, "attention's backward pass is not deterministic "
+        snprintf(device->note, sizeof device->note,
+                 "attention's backward pass is not deterministic "
                  "(DEEPWELL_ATTENTION_BACKWARD=fast)");
     }
     return STATUS_OK;
@@ -46,12 +50,16 @@ static bool on_cudnn(const struct device *device, enum dtype dtype, size_t head_
     return service->cudnn != NULL && dtype != DTYPE_F32 && head_width % 8 == 0;
 }
 
-static struct cudnn_attention_shape shape_of(const struct device *device, size_t batch, size_t length,
-                                             size_t heads, size_t head_width, enum dtype dtype,
-                                             bool backward) {
+static struct cudnn_attention_shape shape_of(const struct device *device, size_t batch,
+                                             size_t length, size_t heads, size_t head_width,
+                                             enum dtype dtype, bool backward) {
     return (struct cudnn_attention_shape){
-        .batch = batch, .sequence_length = length, .heads = heads, .head_width = head_width,
-        .dtype = dtype, .backward = backward,
+        .batch = batch,
+        .sequence_length = length,
+        .heads = heads,
+        .head_width = head_width,
+        .dtype = dtype,
+        .backward = backward,
         .deterministic = backend_of(device)->attention->deterministic,
     };
 }
@@ -66,11 +74,12 @@ size_t cuda_attention_scratch_bytes(const struct device *device, const struct op
     }
     size_t most = own;
     for (int backward = 0; backward < 2; backward++) {
-        const struct cudnn_attention_shape shape =
-            shape_of(device, limits->tokens / length, length, limits->heads, limits->head_width,
-                     limits->dtype, backward == 1);
+        const struct cudnn_attention_shape shape = shape_of(device, limits->tokens / length, length,
+                                                            limits->heads, limits->head_width,
+                                                            limits->dtype, backward == 1);
         size_t bytes = 0;
-        if (cudnn_attention_plan(backend_of(device)->attention->cudnn, &shape, &bytes) == STATUS_OK) {
+        if (cudnn_attention_plan(backend_of(device)->attention->cudnn, &shape, &bytes) ==
+            STATUS_OK) {
             most = size_max(most, bytes);
         }
     }
@@ -96,10 +105,13 @@ enum status cuda_attention_forward(struct device *device, const struct attention
     if (!on_cudnn(device, op->out.dtype, head_width)) return simple_attention_forward(device, op);
     TRY(cuda_shape(name, "out", op->out, op->out.dtype, rows, op->heads * head_width));
     TRY(cuda_shape(name, "qkv", op->qkv, op->out.dtype, rows, 3 * columns));
-    const struct cudnn_attention_shape shape = shape_of(
-        device, op->batch, op->sequence_length, op->heads, head_width, op->out.dtype, false);
+    const struct cudnn_attention_shape shape = shape_of(device, op->batch, op->sequence_length,
+                                                        op->heads, head_width, op->out.dtype,
+                                                        false);
     struct cudnn_attention_data data = {
-        .qkv = op->qkv.data, .out = op->out.data, .log_sum_exp = op->log_sum_exp,
+        .qkv = op->qkv.data,
+        .out = op->out.data,
+        .log_sum_exp = op->log_sum_exp,
     };
     return run_cudnn(device, name, &shape, &data);
 }
@@ -113,13 +125,16 @@ enum status cuda_attention_backward(struct device *device, const struct attentio
     TRY(cuda_shape(name, "qkv", op->qkv, op->out.dtype, rows, 3 * columns));
     TRY(cuda_shape(name, "qkv_gradient", op->qkv_gradient, op->out.dtype, rows, 3 * columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, op->out.dtype, rows, columns));
-    const struct cudnn_attention_shape shape = shape_of(
-        device, op->batch, op->sequence_length, op->heads, head_width, op->out.dtype, true);
+    const struct cudnn_attention_shape shape = shape_of(device, op->batch, op->sequence_length,
+                                                        op->heads, head_width, op->out.dtype, true);
     float *log_sum_exp = NULL; /* the frontend takes no const */
     memcpy(&log_sum_exp, &op->log_sum_exp, sizeof log_sum_exp);
     struct cudnn_attention_data data = {
-        .qkv = op->qkv.data, .out = op->out.data, .log_sum_exp = log_sum_exp,
-        .out_gradient = op->out_gradient.data, .qkv_gradient = op->qkv_gradient.data,
+        .qkv = op->qkv.data,
+        .out = op->out.data,
+        .log_sum_exp = log_sum_exp,
+        .out_gradient = op->out_gradient.data,
+        .qkv_gradient = op->qkv_gradient.data,
     };
     return run_cudnn(device, name, &shape, &data);
 }

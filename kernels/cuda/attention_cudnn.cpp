@@ -1,6 +1,6 @@
 /*
- * kernels/cuda/attention_cudnn.h over the graph API of cudnn-frontend: scaled dot product attention,
- * causal, scale 1 / sqrt(width). One plan a shape, kept for the life of the handle.
+ * kernels/cuda/attention_cudnn.h over the graph API of cudnn-frontend: scaled dot product
+ * attention, causal, scale 1 / sqrt(width). One plan a shape, kept for the life of the handle.
  */
 #define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
 #include "kernels/cuda/attention_cudnn.h"
@@ -39,17 +39,18 @@ bool same(const cudnn_attention_shape &a, const cudnn_attention_shape &b) {
 }
 
 enum status refused(const cudnn_attention_shape &s, const char *reason) {
-    return status_set(STATUS_DEVICE, "cuDNN refuses attention %s with %zu sequences of %zu, %zu heads of "
-                      "%zu in %s: %s. Choose another model.heads or micro-batch, or precision.recipe = "
-                      "fp32, which has a kernel of its own",
-                      s.backward ? "backward" : "forward", s.batch, s.sequence_length, s.heads,
-                      s.head_width, dtype_name(s.dtype), reason);
+    return status_set(
+        STATUS_DEVICE,
+        "cuDNN refuses attention %s with %zu sequences of %zu, %zu heads of "
+        "%zu in %s: %s. Choose another model.heads or micro-batch, or precision.recipe = "
+        "fp32, which has a kernel of its own",
+        s.backward ? "backward" : "forward", s.batch, s.sequence_length, s.heads, s.head_width,
+        dtype_name(s.dtype), reason);
 }
 
 /* (B, H, T, D) views: heads lie side by side in a row of `row` numbers. */
-std::shared_ptr<fe::graph::Tensor_attributes> heads_tensor(fe::graph::Graph &graph,
-                                                           const cudnn_attention_shape &s, uid id,
-                                                           size_t row) {
+std::shared_ptr<fe::graph::Tensor_attributes>
+heads_tensor(fe::graph::Graph &graph, const cudnn_attention_shape &s, uid id, size_t row) {
     const auto b = (int64_t)s.batch, h = (int64_t)s.heads, t = (int64_t)s.sequence_length,
                d = (int64_t)s.head_width, r = (int64_t)row;
     return graph.tensor(fe::graph::Tensor_attributes()
@@ -129,7 +130,8 @@ static const plan *find(const cudnn_attention *a, const cudnn_attention_shape &s
 extern "C" enum status cudnn_attention_open(struct cudnn_attention **out, cudaStream_t stream,
                                             char why[CUDNN_WHY_BYTES]) {
     *out = nullptr;
-    if (fe::cudnn_dlhandle == nullptr) fe::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
+    if (fe::cudnn_dlhandle == nullptr)
+        fe::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
     if (fe::cudnn_dlhandle == nullptr) {
         std::snprintf(why, CUDNN_WHY_BYTES, "cuDNN 9 does not load (%s)", dlerror());
         return STATUS_OK;
@@ -168,8 +170,10 @@ extern "C" enum status cudnn_attention_plan(struct cudnn_attention *a,
                                                                : fe::DataType_t::HALF);
             graph->set_intermediate_data_type(fe::DataType_t::FLOAT);
             graph->set_compute_data_type(fe::DataType_t::FLOAT);
-            if (shape->backward) add_backward(*graph, *shape);
-            else add_forward(*graph, *shape);
+            if (shape->backward)
+                add_backward(*graph, *shape);
+            else
+                add_forward(*graph, *shape);
             int64_t bytes = 0;
             fe::error_t e = build(*graph, a->handle, &bytes);
             if (e.is_bad()) return refused(*shape, e.get_message().c_str());
@@ -190,13 +194,16 @@ extern "C" enum status cudnn_attention_run(struct cudnn_attention *a,
         const plan *found = find(a, *shape);
         if (found == nullptr || found->workspace_bytes > data->workspace_bytes) {
             return status_set(STATUS_INTERNAL, "attention: %s, %zu bytes of working memory",
-                              found == nullptr ? "no plan" : "a larger plan", data->workspace_bytes);
+                              found == nullptr ? "no plan" : "a larger plan",
+                              data->workspace_bytes);
         }
         const size_t width = shape->heads * shape->head_width * 2; /* bytes of q in a row */
         char *qkv = (char *)data->qkv, *gradient = (char *)data->qkv_gradient;
-        std::unordered_map<int64_t, void *> pack = {
-            {Q, qkv}, {K, qkv + width}, {V, qkv + 2 * width}, {OUT, data->out},
-            {STATS, data->log_sum_exp}};
+        std::unordered_map<int64_t, void *> pack = {{Q, qkv},
+                                                    {K, qkv + width},
+                                                    {V, qkv + 2 * width},
+                                                    {OUT, data->out},
+                                                    {STATS, data->log_sum_exp}};
         if (shape->backward) {
             pack[OUT_GRADIENT] = data->out_gradient;
             pack[Q_GRADIENT] = gradient;

@@ -1,4 +1,4 @@
-/* kernels/cuda/attention_cudnn.h for a build without the cuDNN frontend: there is never a handle. */
+/* kernels/cuda/attention_cudnn.h for a build without the cuDNN frontend: never a handle. */
 #include "kernels/cuda/attention_cudnn.h"
 
 #include <stdio.h>
@@ -7,7 +7,8 @@ enum status cudnn_attention_open(struct cudnn_attention **out, cudaStream_t stre
                                  char why[CUDNN_WHY_BYTES]) {
     (void)stream;
     *out = NULL;
-    snprintf(why, CUDNN_WHY_BYTES, "built without the cuDNN frontend: install the Python wheel "
+    snprintf(why, CUDNN_WHY_BYTES,
+             "built without the cuDNN frontend: install the Python wheel "
              "nvidia-cudnn-frontend or set CUDNN_FRONTEND_PATH, and build again");
     return STATUS_OK;
 }
@@ -15,7 +16,8 @@ enum status cudnn_attention_open(struct cudnn_attention **out, cudaStream_t stre
 void cudnn_attention_close(struct cudnn_attention *attention) { (void)attention; }
 
 enum status cudnn_attention_plan(struct cudnn_attention *attention,
-                                 const struct cudnn_attention_shape *shape, size_t *workspace_bytes) {
+                                 const struct cudnn_attention_shape *shape,
+                                 size_t *workspace_bytes) {
     (void)attention;
     (void)shape;
     *workspace_bytes = 0;

@@ -1,8 +1,9 @@
 /*
- * Attention without cuDNN: for FP32, for builds without the frontend, and while generating. Online softmax
- * over tiles of TILE keys in shared memory (Milakov and Gimelshein, 2018; Dao et al., 2022); FP32 sums, no
- * atomics. A warp owns QUERIES rows: its lanes are the tile's keys while scores are made, and the columns of
- * the head while values are added. Written to be right and readable; cuDNN is ten times faster.
+ * Attention without cuDNN: for FP32, for builds without the frontend, and while generating.
+ * Online softmax over tiles of TILE keys in shared memory (Milakov and Gimelshein, 2018; Dao et
+ * al., 2022); FP32 sums, no atomics. A warp owns QUERIES rows: its lanes are the tile's keys
+ * while scores are made, and the columns of the head while values are added. Written to be right
+ * and readable; cuDNN is ten times faster.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -10,7 +11,13 @@
 
 namespace {
 
-enum { TILE = 32, WARPS = 8, THREADS = WARPS * WARP, QUERIES = 4, LANE_COLUMNS = ATTENTION_WIDTH_MAX / WARP };
+enum {
+    TILE = 32,
+    WARPS = 8,
+    THREADS = WARPS * WARP,
+    QUERIES = 4,
+    LANE_COLUMNS = ATTENTION_WIDTH_MAX / WARP
+};
 
 /* Rows of heads: row r of head (b, h) begins at data + (b * rows + r) * stride + h * width. */
 template <typename T> struct heads_view {
@@ -30,15 +37,18 @@ template <typename T> struct forward_args {
     float scale;
 };
 
-/* Rows [first, first + TILE) of a head in FP32, padded by one against bank conflicts; zeros beyond `end`. */
+/* Rows [first, first + TILE) of a head in FP32, padded by one against bank conflicts; zeros
+ * beyond `end`. */
 template <typename T>
 __device__ inline void load_tile(float *tile, const heads_view<const T> &view, size_t b, size_t h,
                                  size_t first, size_t end, int width, float scale) {
     for (int i = (int)threadIdx.x; i < TILE * width; i += THREADS) {
         const int r = i / width, column = i % width;
         const bool there = first + (size_t)r < end;
-        tile[r * (width + 1) + column] =
-            there ? widen(view.row(b, first + (size_t)r, h, width)[column]) * scale : 0.0f;
+        tile[r * (width + 1) + column] = there ? widen(view.row(b, first + (size_t)r, h,
+                                                                width)[column]) *
+                                                     scale
+                                               : 0.0f;
     }
 }
 
@@ -56,14 +66,16 @@ __device__ inline void load_rows(float *rows, const heads_view<const T> &view, s
     for (int q = 0; q < QUERIES; q++) {
         for (int i = lane; i < width; i += WARP) {
             const bool there = first + (size_t)q < end;
-            rows[q * width + i] = there ? widen(view.row(b, first + (size_t)q, h, width)[i]) * scale : 0.0f;
+            rows[q * width + i] = there ? widen(view.row(b, first + (size_t)q, h, width)[i]) * scale
+                                        : 0.0f;
         }
     }
     __syncwarp();
 }
 
 /* sums[c] += sum over the tile's rows j of p_j tile[j][lane + 32 c], p_j held by lane j. */
-__device__ inline void add_rows(float (&sums)[LANE_COLUMNS], const float *tile, float p, int width) {
+__device__ inline void add_rows(float (&sums)[LANE_COLUMNS], const float *tile, float p,
+                                int width) {
     const int lane = (int)threadIdx.x % WARP;
     for (int j = 0; j < TILE; j++) {
         const float pj = __shfl_sync(~0u, p, j);
@@ -76,7 +88,8 @@ __device__ inline void add_rows(float (&sums)[LANE_COLUMNS], const float *tile, 
 }
 
 template <typename T>
-__device__ inline void store_row(T *row, const float (&sums)[LANE_COLUMNS], float scale, int width) {
+__device__ inline void store_row(T *row, const float (&sums)[LANE_COLUMNS], float scale,
+                                 int width) {
     const int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int c = 0; c < LANE_COLUMNS; c++) {
@@ -85,7 +98,8 @@ __device__ inline void store_row(T *row, const float (&sums)[LANE_COLUMNS], floa
     }
 }
 
-template <typename T> __global__ void __launch_bounds__(THREADS) forward_kernel(const forward_args<T> a) {
+template <typename T>
+__global__ void __launch_bounds__(THREADS) forward_kernel(const forward_args<T> a) {
     extern __shared__ float shared[];
     const int width = a.width, warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     const size_t b = blockIdx.y / a.heads, h = blockIdx.y % a.heads;
@@ -107,7 +121,8 @@ template <typename T> __global__ void __launch_bounds__(THREADS) forward_kernel(
             const size_t position = a.past + first + (size_t)q;
             if (first + (size_t)q >= a.queries || key > position) continue;
             const bool seen = key + (size_t)lane <= position;
-            const float score = seen ? dot(queries + q * width, keys + lane * (width + 1), width) : -INFINITY;
+            const float score = seen ? dot(queries + q * width, keys + lane * (width + 1), width)
+                                     : -INFINITY;
             const float larger = fmaxf(top[q], warp_max(score));
             const float p = seen ? expf(score - larger) : 0.0f, keep = expf(top[q] - larger);
             total[q] = total[q] * keep + warp_sum(p);
@@ -138,19 +153,23 @@ template <typename T> struct backward_args {
     float scale;
 };
 
-template <typename T> __global__ void __launch_bounds__(THREADS) means_kernel(const backward_args<T> a) {
+template <typename T>
+__global__ void __launch_bounds__(THREADS) means_kernel(const backward_args<T> a) {
     const size_t row = (size_t)blockIdx.x * WARPS + threadIdx.x / WARP;
     if (row >= a.length) return;
     const size_t b = blockIdx.y / a.heads, h = blockIdx.y % a.heads;
-    const T *out = a.out.row(b, row, h, a.width), *gradient = a.out_gradient.row(b, row, h, a.width);
+    const T *out = a.out.row(b, row, h, a.width),
+            *gradient = a.out_gradient.row(b, row, h, a.width);
     float sum = 0.0f;
-    for (int i = (int)threadIdx.x % WARP; i < a.width; i += WARP) sum += widen(out[i]) * widen(gradient[i]);
+    for (int i = (int)threadIdx.x % WARP; i < a.width; i += WARP)
+        sum += widen(out[i]) * widen(gradient[i]);
     sum = warp_sum(sum);
     if (threadIdx.x % WARP == 0) a.means[blockIdx.y * a.length + row] = sum;
 }
 
 /* d loss / d query: as forward, with probabilities from log_sum_exp. */
-template <typename T> __global__ void __launch_bounds__(THREADS) query_kernel(const backward_args<T> a) {
+template <typename T>
+__global__ void __launch_bounds__(THREADS) query_kernel(const backward_args<T> a) {
     extern __shared__ float shared[];
     const int width = a.width, warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     const size_t b = blockIdx.y / a.heads, h = blockIdx.y % a.heads;
@@ -190,7 +209,8 @@ template <typename T> __global__ void __launch_bounds__(THREADS) query_kernel(co
 }
 
 /* d loss / d key and value: the warp's rows are keys, the tile's are queries. */
-template <typename T> __global__ void __launch_bounds__(THREADS) key_kernel(const backward_args<T> a) {
+template <typename T>
+__global__ void __launch_bounds__(THREADS) key_kernel(const backward_args<T> a) {
     extern __shared__ float shared[];
     const int width = a.width, warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
     const size_t b = blockIdx.y / a.heads, h = blockIdx.y % a.heads;
@@ -246,24 +266,27 @@ __global__ void append_kernel(T *keys, T *values, const T *qkv, size_t length, s
 
 /* Two tiles, and `rows` rows of each warp's own. */
 size_t shared_bytes(int width, int rows) {
-    return (2 * (size_t)TILE * (size_t)(width + 1) + (size_t)rows * WARPS * QUERIES * (size_t)width) *
+    return (2 * (size_t)TILE * (size_t)(width + 1) +
+            (size_t)rows * WARPS * QUERIES * (size_t)width) *
            sizeof(float);
 }
 
-enum status check(const char *name, struct tensor qkv, struct tensor out, size_t batch, size_t length,
-                  size_t heads) {
+enum status check(const char *name, struct tensor qkv, struct tensor out, size_t batch,
+                  size_t length, size_t heads) {
     const size_t columns = out.columns;
     if (heads == 0 || columns % heads != 0 || columns / heads > ATTENTION_WIDTH_MAX ||
         batch * heads > 65535) {
-        return status_set(STATUS_INTERNAL, "%s: %zu columns in %zu heads of %zu sequences; heads of at "
-                          "most %d columns, at most 65535 of them", name, columns, heads, batch,
-                          ATTENTION_WIDTH_MAX);
+        return status_set(STATUS_INTERNAL,
+                          "%s: %zu columns in %zu heads of %zu sequences; heads of at "
+                          "most %d columns, at most 65535 of them",
+                          name, columns, heads, batch, ATTENTION_WIDTH_MAX);
     }
     TRY(cuda_shape(name, "out", out, out.dtype, batch * length, columns));
     return cuda_shape(name, "qkv", qkv, out.dtype, batch * length, 3 * columns);
 }
 
-template <typename T> heads_view<T> view_of(void *data, size_t first_column, size_t rows, size_t stride) {
+template <typename T>
+heads_view<T> view_of(void *data, size_t first_column, size_t rows, size_t stride) {
     return {(T *)data + first_column, rows, stride};
 }
 
@@ -276,8 +299,8 @@ enum status run_forward(const struct device *device, const forward_args<T> &a, s
     const size_t bytes = shared_bytes(a.width, 1);
     CUDA_TRY(cudaFuncSetAttribute(forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)bytes));
-    forward_kernel<T><<<grid_of(a.queries, batch, a.heads), THREADS, bytes,
-                        backend_of(device)->stream>>>(a);
+    forward_kernel<T>
+        <<<grid_of(a.queries, batch, a.heads), THREADS, bytes, backend_of(device)->stream>>>(a);
     return cuda_launched("attention forward");
 }
 
@@ -351,7 +374,8 @@ extern "C" enum status simple_attention_backward(struct device *device,
     return status;
 }
 
-extern "C" enum status cuda_attention_cached(struct device *device, const struct attention_cached *op) {
+extern "C" enum status cuda_attention_cached(struct device *device,
+                                             const struct attention_cached *op) {
     const char *const name = "attention_cached";
     const size_t columns = op->out.columns, length = op->sequence_length, batch = op->batch;
     const size_t count = batch * length * columns;
@@ -359,15 +383,15 @@ extern "C" enum status cuda_attention_cached(struct device *device, const struct
     TRY(cuda_shape(name, "keys", op->keys, op->out.dtype, batch * op->capacity, columns));
     TRY(cuda_shape(name, "values", op->values, op->out.dtype, batch * op->capacity, columns));
     if (op->past > op->capacity || length > op->capacity - op->past) {
-        return status_set(STATUS_INTERNAL, "%s: %zu more tokens behind %zu in caches of %zu", name, length,
-                          op->past, op->capacity);
+        return status_set(STATUS_INTERNAL, "%s: %zu more tokens behind %zu in caches of %zu", name,
+                          length, op->past, op->capacity);
     }
     const int width = (int)(columns / op->heads);
     enum status status = STATUS_OK;
     FOR_DTYPE(op->out.dtype, {
         append_kernel<T><<<blocks_for(count, THREADS), THREADS, 0, backend_of(device)->stream>>>(
-            (T *)op->keys.data, (T *)op->values.data, (const T *)op->qkv.data, length, columns, op->past,
-            op->capacity, count);
+            (T *)op->keys.data, (T *)op->values.data, (const T *)op->qkv.data, length, columns,
+            op->past, op->capacity, count);
         forward_args<T> a = {};
         a.query = view_of<const T>(op->qkv.data, 0, length, 3 * columns);
         a.key = view_of<const T>(op->keys.data, 0, op->capacity, columns);

@@ -1,7 +1,8 @@
 /*
- * Softmax, cross-entropy and its gradient where the logits lie, a block a row. The row is read from memory
- * once: on the way to its largest logit and sum of exponentials (Milakov and Gimelshein, 2018) it is kept in
- * shared memory, and becomes its gradient from there. What does not fit is read again.
+ * Softmax, cross-entropy and its gradient where the logits lie, a block a row. The row is read
+ * from memory once: on the way to its largest logit and sum of exponentials (Milakov and
+ * Gimelshein, 2018) it is kept in shared memory, and becomes its gradient from there. What does
+ * not fit is read again.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -22,12 +23,14 @@ template <typename T> struct args {
     bool write_gradient;
 };
 
-/* Exponentials are taken to base 2, with what would be added or multiplied folded into the exponent. */
+/* Exponentials are taken to base 2, with what would be added or multiplied folded into the
+ * exponent. */
 constexpr float LOG2_E = 1.44269504f;
 constexpr double LN_2 = 0.693147180559945309;
 
 /* Columns from `first` on: those beyond the vocabulary count for nothing. */
-template <int W> __device__ inline void cut_padding(float (&x)[W], size_t first, size_t vocabulary) {
+template <int W>
+__device__ inline void cut_padding(float (&x)[W], size_t first, size_t vocabulary) {
 #pragma unroll
     for (int i = 0; i < W; i++) {
         if (first + (size_t)i >= vocabulary) x[i] = -INFINITY;
@@ -72,11 +75,12 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
         if (threadIdx.x == 0) a.losses[blockIdx.x] = 0.0f;
         Numbers<T, W> zero;
         for (int i = 0; i < W; i++) zero.at[i] = narrow<T>(0.0f);
-        for (size_t g = threadIdx.x; a.write_gradient && g < groups; g += THREADS) store(row + g * W, zero);
+        for (size_t g = threadIdx.x; a.write_gradient && g < groups; g += THREADS)
+            store(row + g * W, zero);
         return;
     }
     const float target_logit = widen(row[target]); /* before any thread may have written there */
-    const size_t whole = a.vocabulary / W; /* groups without padding */
+    const size_t whole = a.vocabulary / W;         /* groups without padding */
     float top = -INFINITY, sum = 0.0f;
 #pragma unroll 4
     for (size_t g = threadIdx.x; g < groups; g += THREADS) {
@@ -99,7 +103,8 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
     }
     block_merge(top, sum);
     if (threadIdx.x == 0) {
-        a.losses[blockIdx.x] = (float)((log2((double)sum) + (double)top) * LN_2 - (double)target_logit);
+        a.losses[blockIdx.x] = (float)((log2((double)sum) + (double)top) * LN_2 -
+                                       (double)target_logit);
     }
     if (!a.write_gradient) return;
     const float scale = a.gradient_scale * *a.loss_scale, shift = log2f(scale / sum) - top;
@@ -130,20 +135,21 @@ extern "C" enum status cuda_cross_entropy(struct device *device, const struct cr
                           op->vocabulary, columns);
     }
     FOR_DTYPE(op->logits.dtype, FOR_WIDTH(columns, {
-        const size_t group = sizeof(Numbers<T, W>), room = backend->shared_bytes - 1024;
-        args<T> a = {};
-        a.logits = (T *)op->logits.data;
-        a.targets = op->targets;
-        a.losses = op->losses;
-        a.loss_scale = op->loss_scale;
-        a.gradient_scale = op->gradient_scale;
-        a.columns = columns;
-        a.vocabulary = op->vocabulary;
-        a.cached = op->write_gradient ? size_min(columns / W, room / group) : 0;
-        a.write_gradient = op->write_gradient;
-        CUDA_TRY(cudaFuncSetAttribute(kernel<T, W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)room));
-        kernel<T, W><<<(unsigned)rows, THREADS, a.cached * group, backend->stream>>>(a);
-    }))
+                  const size_t group = sizeof(Numbers<T, W>), room = backend->shared_bytes - 1024;
+                  args<T> a = {};
+                  a.logits = (T *)op->logits.data;
+                  a.targets = op->targets;
+                  a.losses = op->losses;
+                  a.loss_scale = op->loss_scale;
+                  a.gradient_scale = op->gradient_scale;
+                  a.columns = columns;
+                  a.vocabulary = op->vocabulary;
+                  a.cached = op->write_gradient ? size_min(columns / W, room / group) : 0;
+                  a.write_gradient = op->write_gradient;
+                  CUDA_TRY(cudaFuncSetAttribute(kernel<T, W>,
+                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)room));
+                  kernel<T, W><<<(unsigned)rows, THREADS, a.cached * group, backend->stream>>>(a);
+              }))
     return cuda_launched(name);
 }

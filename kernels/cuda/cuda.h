@@ -1,9 +1,10 @@
 /*
- * What the files of kernels/cuda share: the backend behind struct device, checks, scratch memory, and the
- * operations, which ops.c gathers into a table. C and CUDA include it; nobody outside kernels/cuda does.
+ * What the files of kernels/cuda share: the backend behind struct device, checks, scratch
+ * memory, and the operations, which ops.c gathers into a table. C and CUDA include it; nobody
+ * outside kernels/cuda does.
  *
- * Every operation runs on backend.stream and returns without waiting. Working memory is device.scratch:
- * operations follow each other on one stream, so each may use all of it.
+ * Every operation runs on backend.stream and returns without waiting. Working memory is
+ * device.scratch: operations follow each other on one stream, so each may use all of it.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_CUDA_H_
 #define DEEPWELL_KERNELS_CUDA_CUDA_H_
@@ -20,11 +21,11 @@ extern "C" {
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
-struct gemm_service; /* gemm.c */
+struct gemm_service;      /* gemm.c */
 struct attention_service; /* attention.c */
 
-/* Uploads pass through a ring of pinned pages and device buffers, so that neither host nor stream waits:
- * host -> pinned -> (copy stream) device slot -> (stream) where it belongs. */
+/* Uploads pass through a ring of pinned pages and device buffers, so that neither host nor
+ * stream waits: host -> pinned -> (copy stream) device slot -> (stream) where it belongs. */
 enum { UPLOAD_SLOTS = 4, UPLOAD_BYTES = 4 << 20 };
 struct upload_slot {
     void *pinned, *device;
@@ -34,12 +35,11 @@ struct upload_slot {
 struct cuda_backend {
     cudaStream_t stream, copy_stream;
     int multiprocessors;
-    int capability;              /* 90 for 9.0 */
-    size_t shared_bytes;         /* the most shared memory of one block */
+    size_t shared_bytes; /* the most shared memory of one block */
     struct upload_slot slots[UPLOAD_SLOTS];
     size_t next_slot;
     bool recording;
-    cudaEvent_t *marks;          /* (DEVICE_MARKS), made as they are used */
+    cudaEvent_t *marks; /* (DEVICE_MARKS), made as they are used */
     struct gemm_service *gemm;
     struct attention_service *attention;
 };
@@ -65,8 +65,9 @@ enum status cuda_scratch(const struct device *device, const char *operation, siz
 enum status cuda_shape(const char *operation, const char *what, struct tensor t, enum dtype dtype,
                        size_t rows, size_t columns);
 
-/* Column sums are made in two passes: blocks of rows into partials (parts, out_count, columns) in scratch
- * memory, then the partials in their order into outs[i][0..columns); outs[i] NULL: not wanted. */
+/* Column sums are made in two passes: blocks of rows into partials (parts, out_count, columns)
+ * in scratch memory, then the partials in their order into outs[i][0..columns); outs[i] NULL:
+ * not wanted. */
 enum { COLUMN_PARTS_MAX = 1024 };
 size_t cuda_column_scratch_bytes(const struct op_limits *limits);
 enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,
@@ -82,8 +83,8 @@ void gemm_service_close(struct gemm_service *service);
 enum status attention_service_open(struct device *device);
 void attention_service_close(struct attention_service *service);
 
-/* c at `count` places against sums made one product at a time; *worst receives the largest error in units
- * of what is allowed (gemm_check.cu). Waits for the result. */
+/* c at `count` places against sums made one product at a time; *worst receives the largest error
+ * in units of what is allowed (gemm_check.cu). Waits for the result. */
 enum status gemm_verify(struct device *device, const struct gemm *op, const void *c_before,
                         double *worst);
 

@@ -13,7 +13,7 @@
 /* Left to the driver, the libraries' modules and what they load later. */
 enum { RESERVED_BYTES = 1 << 30 };
 
-/* Logits of one chunk: all of GPT-2's for a batch of 64 x 1024, at most a sixteenth of the memory. */
+/* Logits of one chunk: all of GPT-2's for a batch of 64 x 1024, at most 1 / 16 of the memory. */
 static const size_t logits_bytes_max = (size_t)8 << 30;
 
 struct device_recording {
@@ -29,19 +29,23 @@ enum status cuda_check(cudaError_t error, const char *what) {
                       memory ? ": lower train.micro_batch, or stop what else uses the GPU" : "");
 }
 
-enum status cuda_launched(const char *operation) { return cuda_check(cudaGetLastError(), operation); }
+enum status cuda_launched(const char *operation) {
+    return cuda_check(cudaGetLastError(), operation);
+}
 
 enum status cuda_scratch(const struct device *device, const char *operation, size_t bytes) {
     if (bytes <= device->scratch_bytes) return STATUS_OK;
-    return status_set(STATUS_INTERNAL, "%s: %zu bytes of scratch memory wanted, %zu there", operation,
-                      bytes, device->scratch_bytes);
+    return status_set(STATUS_INTERNAL, "%s: %zu bytes of scratch memory wanted, %zu there",
+                      operation, bytes, device->scratch_bytes);
 }
 
 enum status cuda_shape(const char *operation, const char *what, struct tensor t, enum dtype dtype,
                        size_t rows, size_t columns) {
-    if (t.rows == rows && t.columns == columns && t.data != NULL && t.dtype == dtype) return STATUS_OK;
-    return status_set(STATUS_INTERNAL, "%s: expected %s (%zu, %zu) in %s, found (%zu, %zu) in %s at %p",
-                      operation, what, rows, columns, dtype_name(dtype), t.rows, t.columns,
+    if (t.rows == rows && t.columns == columns && t.data != NULL && t.dtype == dtype)
+        return STATUS_OK;
+    return status_set(STATUS_INTERNAL,
+                      "%s: expected %s (%zu, %zu) in %s, found (%zu, %zu) in %s at %p", operation,
+                      what, rows, columns, dtype_name(dtype), t.rows, t.columns,
                       dtype_name(t.dtype), t.data);
 }
 
@@ -61,9 +65,11 @@ static enum status cuda_allocate(struct device *device, size_t bytes, void **out
         size_t free_bytes = 0, total_bytes = 0;
         cudaGetLastError();
         cudaMemGetInfo(&free_bytes, &total_bytes);
-        return status_set(STATUS_MEMORY, "%s wanted, %s free on %s: use a smaller model, batch or "
-                          "sequence length", text_bytes(wanted_text, bytes),
-                          text_bytes(free_text, free_bytes), device->name);
+        return status_set(STATUS_MEMORY,
+                          "%s wanted, %s free on %s: use a smaller model, batch or "
+                          "sequence length",
+                          text_bytes(wanted_text, bytes), text_bytes(free_text, free_bytes),
+                          device->name);
     }
     TRY(cuda_check(error, "cudaMalloc"));
     enum status status = cuda_zero(device, *out, bytes);
@@ -81,7 +87,8 @@ static void cuda_release(struct device *device, void *memory, size_t bytes) {
 }
 
 /* At most UPLOAD_BYTES through the next slot of the ring. */
-static enum status upload_part(struct cuda_backend *backend, void *to, const void *from, size_t bytes) {
+static enum status upload_part(struct cuda_backend *backend, void *to, const void *from,
+                               size_t bytes) {
     struct upload_slot *slot = &backend->slots[backend->next_slot];
     backend->next_slot = (backend->next_slot + 1) % UPLOAD_SLOTS;
     CUDA_TRY(cudaEventSynchronize(slot->free));
@@ -95,7 +102,8 @@ static enum status upload_part(struct cuda_backend *backend, void *to, const voi
     return STATUS_OK;
 }
 
-static enum status cuda_upload(struct device *device, void *to, const void *from_host, size_t bytes) {
+static enum status cuda_upload(struct device *device, void *to, const void *from_host,
+                               size_t bytes) {
     for (size_t first = 0; first < bytes; first += UPLOAD_BYTES) {
         TRY(upload_part(backend_of(device), (char *)to + first, (const char *)from_host + first,
                         size_min(UPLOAD_BYTES, bytes - first)));
@@ -103,15 +111,18 @@ static enum status cuda_upload(struct device *device, void *to, const void *from
     return STATUS_OK;
 }
 
-static enum status cuda_download(struct device *device, void *to_host, const void *from, size_t bytes) {
-    CUDA_TRY(cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, backend_of(device)->stream));
+static enum status cuda_download(struct device *device, void *to_host, const void *from,
+                                 size_t bytes) {
+    CUDA_TRY(
+        cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, backend_of(device)->stream));
     return cuda_wait(device);
 }
 
 static enum status cuda_map(struct device *device, void *memory, size_t bytes, void **host) {
     *host = malloc(size_max(bytes, 1));
     if (*host == NULL) {
-        return status_set(STATUS_MEMORY, "out of host memory for a copy of %zu bytes of GPU memory", bytes);
+        return status_set(STATUS_MEMORY, "out of host memory for a copy of %zu bytes of GPU memory",
+                          bytes);
     }
     const enum status status = cuda_download(device, *host, memory, bytes);
     if (status == STATUS_OK) return STATUS_OK;
@@ -159,12 +170,15 @@ static enum status cuda_record_end(struct device *device, struct device_recordin
     backend->recording = false;
     CUDA_TRY(cudaStreamEndCapture(backend->stream, &graph));
     struct device_recording *recording = calloc(1, sizeof *recording);
-    enum status status = recording == NULL ? status_set(STATUS_MEMORY, "out of memory for a recording")
-                         : cuda_check(cudaGraphInstantiate(&recording->graph, graph, 0),
-                                      "cudaGraphInstantiate");
+    enum status status = recording == NULL
+                             ? status_set(STATUS_MEMORY, "out of memory for a recording")
+                             : cuda_check(cudaGraphInstantiate(&recording->graph, graph, 0),
+                                          "cudaGraphInstantiate");
     cudaGraphDestroy(graph);
-    if (status == STATUS_OK) *out = recording;
-    else free(recording);
+    if (status == STATUS_OK)
+        *out = recording;
+    else
+        free(recording);
     return status;
 }
 
@@ -233,9 +247,10 @@ static enum status check_code(const struct cudaDeviceProp *properties) {
     const cudaError_t error = cuda_code_probe();
     if (error == cudaSuccess) return STATUS_OK;
     cudaGetLastError();
-    return status_set(STATUS_DEVICE, "%s has compute capability %d.%d, but this build has code for %s "
-                      "(%s): set DEEPWELL_CUDA_ARCHS=%d%d and build again", properties->name,
-                      properties->major, properties->minor, DEEPWELL_CUDA_ARCHS,
+    return status_set(STATUS_DEVICE,
+                      "%s has compute capability %d.%d, but this build has code for %s "
+                      "(%s): set DEEPWELL_CUDA_ARCHS=%d%d and build again",
+                      properties->name, properties->major, properties->minor, DEEPWELL_CUDA_ARCHS,
                       cudaGetErrorName(error), properties->major, properties->minor);
 }
 
@@ -258,7 +273,6 @@ static enum status open_backend(struct device *device) {
     CUDA_TRY(cudaSetDevice(0));
     TRY(check_code(&properties));
     backend->multiprocessors = properties.multiProcessorCount;
-    backend->capability = properties.major * 10 + properties.minor;
     backend->shared_bytes = properties.sharedMemPerBlockOptin;
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->copy_stream, cudaStreamNonBlocking));
@@ -273,7 +287,10 @@ static enum status open_backend(struct device *device) {
 }
 
 enum status device_open_cuda(struct device *device) {
-    *device = (struct device){.kind = DEVICE_CUDA, .ops = &cuda_ops, .calls = &cuda_calls, .threads = 1};
+    *device = (struct device){.kind = DEVICE_CUDA,
+                              .ops = &cuda_ops,
+                              .calls = &cuda_calls,
+                              .threads = 1};
     TRY(check_driver());
     struct cuda_backend *backend = calloc(1, sizeof *backend);
     device->backend = backend;

@@ -1,8 +1,8 @@
 /*
- * Token and position lookup, and its gradient. Backward sorts the tokens on the device (stable, so equal
- * tokens keep the order of n), cuts the sorted list into pieces of PIECE, and lets a block sum each piece:
- * a token that fills many pieces costs no more than as many different ones. Sums that cross a piece's ends
- * go through partials, added piece by piece in their order.
+ * Token and position lookup, and its gradient. Backward sorts the tokens on the device (stable,
+ * so equal tokens keep the order of n), cuts the sorted list into pieces of PIECE, and lets a
+ * block sum each piece: a token that fills many pieces costs no more than as many different
+ * ones. Sums that cross a piece's ends go through partials, added piece by piece in their order.
  */
 #include <cub/device/device_radix_sort.cuh>
 
@@ -48,10 +48,12 @@ template <int W> __device__ inline void add_to(float *to, const float (&x)[W]) {
     store(to, pack<float, W>(sum));
 }
 
-/* One piece: runs of one token that lie whole in it are added to the gradient; the first and last run go to
- * heads and tails where they reach over its ends. A run through the whole piece is a head. */
+/* One piece: runs of one token that lie whole in it are added to the gradient; the first and
+ * last run go to heads and tails where they reach over its ends. A run through the whole piece
+ * is a head. */
 template <typename T, int W>
-__global__ void piece_kernel(const sorted s, float *gradient, const T *out_gradient, size_t columns) {
+__global__ void piece_kernel(const sorted s, float *gradient, const T *out_gradient,
+                             size_t columns) {
     const size_t column = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * W;
     const size_t first = (size_t)blockIdx.x * PIECE, end = min(first + PIECE, s.count);
     if (column >= columns) return;
@@ -70,9 +72,12 @@ __global__ void piece_kernel(const sorted s, float *gradient, const T *out_gradi
             for (int k = 0; k < W; k++) sum[k] += x[k];
         }
         const size_t partial = (size_t)blockIdx.x * columns + column;
-        if (begin == first && from_before) store(s.heads + partial, pack<float, W>(sum));
-        else if (at == end && goes_on) store(s.tails + partial, pack<float, W>(sum));
-        else add_to(gradient + (size_t)token * columns + column, sum);
+        if (begin == first && from_before)
+            store(s.heads + partial, pack<float, W>(sum));
+        else if (at == end && goes_on)
+            store(s.tails + partial, pack<float, W>(sum));
+        else
+            add_to(gradient + (size_t)token * columns + column, sum);
         begin = at;
     }
 }
@@ -84,7 +89,8 @@ template <int W> __global__ void join_kernel(const sorted s, float *gradient, si
     if (column >= columns || end >= s.count) return;
     const int32_t token = s.tokens[end - 1];
     if (s.tokens[end] != token) return;
-    if (s.tokens[first] == token && first > 0 && s.tokens[first - 1] == token) return; /* began before */
+    if (s.tokens[first] == token && first > 0 && s.tokens[first - 1] == token)
+        return; /* began before */
     float sum[W], x[W];
     unpack(sum, load<float, W>(s.tails + (size_t)blockIdx.x * columns + column));
     for (size_t piece = blockIdx.x + 1; piece * PIECE < s.count && s.tokens[piece * PIECE] == token;
@@ -133,8 +139,8 @@ plan plan_scratch(size_t count, size_t columns) {
     p.tails = p.heads + partials;
     p.sort = p.tails + partials;
     cub::DeviceRadixSort::SortPairs((void *)nullptr, p.sort_bytes, (const int32_t *)nullptr,
-                                    (int32_t *)nullptr, (const int32_t *)nullptr, (int32_t *)nullptr,
-                                    (int)count, 0, TOKEN_BITS);
+                                    (int32_t *)nullptr, (const int32_t *)nullptr,
+                                    (int32_t *)nullptr, (int)count, 0, TOKEN_BITS);
     p.bytes = p.sort + p.sort_bytes;
     return p;
 }
@@ -151,8 +157,8 @@ enum status sort_tokens(struct device *device, const struct embedding_backward *
     while (bits < TOKEN_BITS && ((size_t)1 << bits) < op->token_gradient.rows) bits++;
     number_kernel<<<blocks_for(count, THREADS_MAX), THREADS_MAX, 0, stream>>>(numbers, count);
     TRY(cuda_launched("embedding_backward: numbering"));
-    CUDA_TRY(cub::DeviceRadixSort::SortPairs(scratch + p.sort, sort_bytes, op->tokens, tokens, numbers,
-                                             rows, (int)count, 0, bits, stream));
+    CUDA_TRY(cub::DeviceRadixSort::SortPairs(scratch + p.sort, sort_bytes, op->tokens, tokens,
+                                             numbers, rows, (int)count, 0, bits, stream));
     *out = {tokens, rows, count, (float *)(scratch + p.heads), (float *)(scratch + p.tails)};
     return STATUS_OK;
 }
@@ -167,9 +173,9 @@ enum status check_backward(const struct embedding_backward *op) {
     if (op->sequence_length == 0 || rows % op->sequence_length != 0 ||
         op->sequence_length > op->position_gradient.rows || rows > INT32_MAX ||
         op->token_gradient.rows > (size_t)1 << TOKEN_BITS) {
-        return status_set(STATUS_INTERNAL, "%s: %zu tokens of %zu in sequences of %zu, %zu positions",
-                          name, rows, op->token_gradient.rows, op->sequence_length,
-                          op->position_gradient.rows);
+        return status_set(STATUS_INTERNAL,
+                          "%s: %zu tokens of %zu in sequences of %zu, %zu positions", name, rows,
+                          op->token_gradient.rows, op->sequence_length, op->position_gradient.rows);
     }
     return STATUS_OK;
 }
@@ -190,17 +196,20 @@ extern "C" enum status cuda_embedding_forward(struct device *device,
                    columns));
     if (length == 0 || rows % length != 0 || op->first_position > op->position_weight.rows ||
         length > op->position_weight.rows - op->first_position) {
-        return status_set(STATUS_INTERNAL, "%s: %zu tokens in sequences of %zu from position %zu, "
-                          "positions (%zu, %zu)", name, rows, length, op->first_position,
-                          op->position_weight.rows, op->position_weight.columns);
+        return status_set(STATUS_INTERNAL,
+                          "%s: %zu tokens in sequences of %zu from position %zu, "
+                          "positions (%zu, %zu)",
+                          name, rows, length, op->first_position, op->position_weight.rows,
+                          op->position_weight.columns);
     }
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        const dim3 threads(WARP, THREADS_MAX / WARP);
-        const dim3 grid(blocks_for(rows, threads.y), blocks_for(columns, WARP * W));
-        forward_kernel<T, W><<<grid, threads, 0, backend_of(device)->stream>>>(
-            (T *)op->out.data, op->tokens, (const T *)op->token_weight.data,
-            (const T *)op->position_weight.data, rows, columns, length, op->first_position);
-    }))
+                  const dim3 threads(WARP, THREADS_MAX / WARP);
+                  const dim3 grid(blocks_for(rows, threads.y), blocks_for(columns, WARP * W));
+                  forward_kernel<T, W><<<grid, threads, 0, backend_of(device)->stream>>>(
+                      (T *)op->out.data, op->tokens, (const T *)op->token_weight.data,
+                      (const T *)op->position_weight.data, rows, columns, length,
+                      op->first_position);
+              }))
     return cuda_launched(name);
 }
 
@@ -217,15 +226,17 @@ extern "C" enum status cuda_embedding_backward(struct device *device,
     TRY(sort_tokens(device, op, p, &s));
     float *gradient = (float *)op->token_gradient.data;
     FOR_DTYPE(op->out_gradient.dtype, FOR_WIDTH(columns, {
-        const size_t owners = columns / W;
-        const unsigned threads = (unsigned)size_min(THREADS_MAX, align_up(owners, WARP));
-        const dim3 grid(blocks_for(rows, PIECE), blocks_for(owners, threads));
-        const T *out_gradient = (const T *)op->out_gradient.data;
-        piece_kernel<T, W><<<grid, threads, 0, stream>>>(s, gradient, out_gradient, columns);
-        join_kernel<W><<<grid, threads, 0, stream>>>(s, gradient, columns);
-        position_kernel<T, W><<<blocks_for(positions * owners, THREADS_MAX), THREADS_MAX, 0, stream>>>(
-            (float *)op->position_gradient.data, out_gradient, rows, columns, op->sequence_length,
-            positions, op->accumulate);
-    }))
+                  const size_t owners = columns / W;
+                  const unsigned threads = (unsigned)size_min(THREADS_MAX, align_up(owners, WARP));
+                  const dim3 grid(blocks_for(rows, PIECE), blocks_for(owners, threads));
+                  const T *out_gradient = (const T *)op->out_gradient.data;
+                  piece_kernel<T, W>
+                      <<<grid, threads, 0, stream>>>(s, gradient, out_gradient, columns);
+                  join_kernel<W><<<grid, threads, 0, stream>>>(s, gradient, columns);
+                  position_kernel<T, W>
+                      <<<blocks_for(positions * owners, THREADS_MAX), THREADS_MAX, 0, stream>>>(
+                          (float *)op->position_gradient.data, out_gradient, rows, columns,
+                          op->sequence_length, positions, op->accumulate);
+              }))
     return cuda_launched(name);
 }

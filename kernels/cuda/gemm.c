@@ -1,4 +1,5 @@
-/* GEMMs through cuBLASLt: the table of descriptions, and the call itself. Behind kernels/cuda/gemm.h. */
+/* GEMMs through cuBLASLt: the table of descriptions, and the call itself. Behind
+ * kernels/cuda/gemm.h. */
 #include "kernels/cuda/gemm.h"
 
 #include <limits.h>
@@ -29,16 +30,20 @@ enum status gemm_lt_check(cublasStatus_t status, const char *what, const struct 
 
 static cudaDataType_t lt_type(int type) {
     switch ((enum dtype)type) {
-    case DTYPE_F32: return CUDA_R_32F;
-    case DTYPE_BF16: return CUDA_R_16BF;
-    case DTYPE_F16: return CUDA_R_16F;
+    case DTYPE_F32:
+        return CUDA_R_32F;
+    case DTYPE_BF16:
+        return CUDA_R_16BF;
+    case DTYPE_F16:
+        return CUDA_R_16F;
     }
     return CUDA_R_32F;
 }
 
 enum status gemm_service_open(struct device *device) {
     struct gemm_service *service = calloc(1, sizeof *service);
-    if (service == NULL) return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
+    if (service == NULL)
+        return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
     backend_of(device)->gemm = service;
     LT_TRY(cublasLtCreate(&service->handle), NULL);
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -46,13 +51,14 @@ enum status gemm_service_open(struct device *device) {
     const size_t version = cublasLtGetVersion();
     snprintf(gpu, sizeof gpu, "%.100s", device->name);
     for (char *c = gpu; *c != '\0'; c++) *c = *c == ' ' || *c == '/' ? '_' : *c;
-    snprintf(service->cache_header, sizeof service->cache_header, "deepwell gemm 1 %s cublasLt %zu", gpu,
-             version);
+    snprintf(service->cache_header, sizeof service->cache_header, "deepwell gemm 1 %s cublasLt %zu",
+             gpu, version);
     if (cache != NULL && cache[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu.txt", cache, gpu, version);
-    } else if (home != NULL && home[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu.txt", home, gpu,
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu.txt", cache, gpu,
                  version);
+    } else if (home != NULL && home[0] == '/') {
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu.txt", home,
+                 gpu, version);
     }
     return gemm_cache_read(service);
 }
@@ -98,8 +104,10 @@ static enum status make_entry(struct gemm_entry *entry) {
         TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
         TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias, sizeof bias));
     }
-    TRY(make_layout(entry, &entry->a, k->operand, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n));
-    TRY(make_layout(entry, &entry->b, k->operand, k->transpose_a ? k->k : k->m, k->transpose_a ? k->m : k->k));
+    TRY(make_layout(entry, &entry->a, k->operand, k->transpose_b ? k->n : k->k,
+                    k->transpose_b ? k->k : k->n));
+    TRY(make_layout(entry, &entry->b, k->operand, k->transpose_a ? k->k : k->m,
+                    k->transpose_a ? k->m : k->k));
     return make_layout(entry, &entry->c, k->result, k->m, k->n);
 }
 
@@ -122,8 +130,10 @@ enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *
     *out = &service->entries[service->count];
     **out = (struct gemm_entry){.key = *key};
     const enum status status = make_entry(*out);
-    if (status == STATUS_OK) service->count++;
-    else close_entry(*out);
+    if (status == STATUS_OK)
+        service->count++;
+    else
+        close_entry(*out);
     return status;
 }
 
@@ -134,9 +144,10 @@ enum status gemm_run(struct device *device, const struct gemm *op, struct gemm_e
         TRY(set_attribute(entry, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &op->bias->data,
                           sizeof op->bias->data));
     }
-    LT_TRY(cublasLtMatmul(backend_of(device)->gemm->handle, entry->operation, &one, op->b.data, entry->a,
-                          op->a.data, entry->b, &beta, op->c.data, entry->c, op->c.data, entry->c,
-                          algorithm, device->scratch, WORKSPACE_BYTES, backend_of(device)->stream),
+    LT_TRY(cublasLtMatmul(backend_of(device)->gemm->handle, entry->operation, &one, op->b.data,
+                          entry->a, op->a.data, entry->b, &beta, op->c.data, entry->c, op->c.data,
+                          entry->c, algorithm, device->scratch, WORKSPACE_BYTES,
+                          backend_of(device)->stream),
            &entry->key);
     return STATUS_OK;
 }
@@ -158,8 +169,8 @@ static enum status make_key(const struct gemm *op, struct gemm_key *key) {
     const bool fits = op->c.dtype == DTYPE_F32 || op->c.dtype == op->a.dtype;
     if (!fits || m > INT_MAX || n > INT_MAX || k > INT_MAX ||
         (op->bias != NULL && (tensor_count(*op->bias) != n || op->bias->dtype != op->c.dtype))) {
-        return status_set(STATUS_INTERNAL, "gemm: %zu x %zu x %zu in %s to %s, bias %s of %zu", m, n, k,
-                          dtype_name(op->a.dtype), dtype_name(op->c.dtype),
+        return status_set(STATUS_INTERNAL, "gemm: %zu x %zu x %zu in %s to %s, bias %s of %zu", m,
+                          n, k, dtype_name(op->a.dtype), dtype_name(op->c.dtype),
                           op->bias == NULL ? "none" : dtype_name(op->bias->dtype),
                           op->bias == NULL ? 0 : tensor_count(*op->bias));
     }
@@ -167,9 +178,16 @@ static enum status make_key(const struct gemm *op, struct gemm_key *key) {
                                 least(alignment_of(op->c.data),
                                       op->bias == NULL ? 256 : alignment_of(op->bias->data)));
     *key = (struct gemm_key){
-        .m = m, .n = n, .k = k, .transpose_a = op->transpose_a, .transpose_b = op->transpose_b,
-        .accumulate = op->accumulate, .operand = (int)op->a.dtype, .result = (int)op->c.dtype,
-        .bias = op->bias == NULL ? -1 : (int)op->bias->dtype, .alignment = alignment,
+        .m = m,
+        .n = n,
+        .k = k,
+        .transpose_a = op->transpose_a,
+        .transpose_b = op->transpose_b,
+        .accumulate = op->accumulate,
+        .operand = (int)op->a.dtype,
+        .result = (int)op->c.dtype,
+        .bias = op->bias == NULL ? -1 : (int)op->bias->dtype,
+        .alignment = alignment,
     };
     return STATUS_OK;
 }

@@ -1,11 +1,12 @@
 /*
- * What gemm.c (running), gemm_search.c (choosing) and gemm_cache.c (remembering) share. A GEMM is described
- * once by struct gemm_key; the fastest algorithm for it is searched when it is first asked for, checked
- * against sums made one product at a time, and kept in memory and in a file.
+ * What gemm.c (running), gemm_search.c (choosing) and gemm_cache.c (remembering) share. A GEMM
+ * is described once by struct gemm_key; the fastest algorithm for it is searched when it is
+ * first asked for, checked against sums made one product at a time, and kept in memory and in a
+ * file.
  *
- * Tensors are row-major, cuBLASLt's matrices column-major: c (M, N) in rows is c^T (N, M) in columns, so
- * cuBLASLt computes c^T = op(b)^T op(a)^T, its A being our b. BF16 goes in its natural layouts: forward TN,
- * dgrad NN, wgrad NT in cuBLASLt's terms.
+ * Tensors are row-major, cuBLASLt's matrices column-major: c (M, N) in rows is c^T (N, M) in
+ * columns, so cuBLASLt computes c^T = op(b)^T op(a)^T, its A being our b. BF16 goes in its
+ * natural layouts: forward TN, dgrad NN, wgrad NT in cuBLASLt's terms.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_GEMM_H_
 #define DEEPWELL_KERNELS_CUDA_GEMM_H_
@@ -30,9 +31,9 @@ struct gemm_entry {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, c; /* cuBLASLt's A and B: our b and a */
     cublasLtMatmulAlgo_t algorithm;
-    float us;                       /* measured when it was chosen */
-    bool chosen;                    /* algorithm is set: from the file, or searched */
-    bool verified;                  /* in this process */
+    float us;      /* measured when it was chosen */
+    bool chosen;   /* algorithm is set: from the file, or searched */
+    bool verified; /* in this process */
 };
 
 struct gemm_service {
@@ -57,13 +58,14 @@ enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *
 enum status gemm_run(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                      const cublasLtMatmulAlgo_t *algorithm);
 
-/* Times the candidates on the operands of the call, and sets entry->algorithm to the fastest that computes
- * the right thing. c holds what it held before. */
+/* Times the candidates on the operands of the call, and sets entry->algorithm to the fastest
+ * that computes the right thing. c holds what it held before. */
 enum status gemm_search(struct device *device, const struct gemm *op, struct gemm_entry *entry);
 
-/* Reads entries from the file, if there is one. STATUS_DEVICE, naming the line, if it is not as written. */
+/* Reads entries from the file, if there is one. STATUS_DEVICE, naming the line, if it is not as
+ * written. */
 enum status gemm_cache_read(struct gemm_service *service);
-/* Writes all entries. That a file cannot be written is no error: the search runs again next time. */
+/* Writes all entries. That a file cannot be written is no error: it is searched again. */
 void gemm_cache_write(const struct gemm_service *service);
 
 #endif

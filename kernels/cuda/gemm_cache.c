@@ -1,7 +1,8 @@
 /*
  * The file of chosen algorithms: one for each GPU and cuBLASLt, a header and then a line a GEMM:
  *   m n k transpose_a transpose_b accumulate operand result bias alignment us w0 ... w7
- * the w in hexadecimal, cuBLASLt's opaque words. What it says is checked again when it is first used.
+ * the w in hexadecimal, cuBLASLt's opaque words. What it says is checked again when it is first
+ * used.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,15 +13,18 @@
 
 enum { LINE_BYTES = 512, FILE_BYTES_MAX = 1 << 20, WORDS = 8 };
 
-_Static_assert(sizeof(cublasLtMatmulAlgo_t) == WORDS * sizeof(uint64_t), "an algorithm is eight words");
+_Static_assert(sizeof(cublasLtMatmulAlgo_t) == WORDS * sizeof(uint64_t),
+               "an algorithm is eight words");
 
 static void write_line(char line[LINE_BYTES], const struct gemm_entry *entry) {
     const struct gemm_key *k = &entry->key;
     const uint64_t *w = entry->algorithm.data;
-    snprintf(line, LINE_BYTES, "%zu %zu %zu %d %d %d %d %d %d %d %.3f %" PRIx64 " %" PRIx64 " %" PRIx64
-             " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64, k->m, k->n, k->k,
-             k->transpose_a, k->transpose_b, k->accumulate, k->operand, k->result, k->bias, k->alignment,
-             (double)entry->us, w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]);
+    snprintf(line, LINE_BYTES,
+             "%zu %zu %zu %d %d %d %d %d %d %d %.3f %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64
+             " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64,
+             k->m, k->n, k->k, k->transpose_a, k->transpose_b, k->accumulate, k->operand, k->result,
+             k->bias, k->alignment, (double)entry->us, w[0], w[1], w[2], w[3], w[4], w[5], w[6],
+             w[7]);
 }
 
 /* Whether the line is one that write_line() writes. */
@@ -28,13 +32,14 @@ static bool read_line(const char *line, struct gemm_entry *entry) {
     struct gemm_key *k = &entry->key;
     uint64_t *w = entry->algorithm.data;
     char again[LINE_BYTES];
-    const int got = sscanf(line, "%zu %zu %zu %d %d %d %d %d %d %d %f %" SCNx64 " %" SCNx64 " %" SCNx64
-                           " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64, &k->m, &k->n,
-                           &k->k, &k->transpose_a, &k->transpose_b, &k->accumulate, &k->operand,
-                           &k->result, &k->bias, &k->alignment, &entry->us, &w[0], &w[1], &w[2], &w[3],
-                           &w[4], &w[5], &w[6], &w[7]);
-    if (got != 11 + WORDS || k->operand < DTYPE_F32 || k->operand > DTYPE_F16 || k->result < DTYPE_F32 ||
-        k->result > DTYPE_F16 || k->bias < -1 || k->bias > DTYPE_F16) {
+    const int got = sscanf(line,
+                           "%zu %zu %zu %d %d %d %d %d %d %d %f %" SCNx64 " %" SCNx64 " %" SCNx64
+                           " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64,
+                           &k->m, &k->n, &k->k, &k->transpose_a, &k->transpose_b, &k->accumulate,
+                           &k->operand, &k->result, &k->bias, &k->alignment, &entry->us, &w[0],
+                           &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
+    if (got != 11 + WORDS || k->operand < DTYPE_F32 || k->operand > DTYPE_F16 ||
+        k->result < DTYPE_F32 || k->result > DTYPE_F16 || k->bias < -1 || k->bias > DTYPE_F16) {
         return false;
     }
     write_line(again, entry);
@@ -44,14 +49,19 @@ static bool read_line(const char *line, struct gemm_entry *entry) {
 static enum status read_entries(struct gemm_service *service, char *text) {
     char *rest = NULL;
     size_t number = 0;
-    for (char *line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest)) {
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
         struct gemm_entry read = {0}, *entry = NULL;
         number++;
-        const bool right = number == 1 ? strcmp(line, service->cache_header) == 0 : read_line(line, &read);
+        const bool right = number == 1 ? strcmp(line, service->cache_header) == 0
+                                       : read_line(line, &read);
         if (!right) {
-            return status_set(STATUS_DEVICE, "%s, line %zu: expected %s, found \"%.60s\": remove the file, "
-                              "and the GEMMs are searched again", service->cache_path, number,
-                              number == 1 ? service->cache_header : "a GEMM and its algorithm", line);
+            return status_set(STATUS_DEVICE,
+                              "%s, line %zu: expected %s, found \"%.60s\": remove the file, "
+                              "and the GEMMs are searched again",
+                              service->cache_path, number,
+                              number == 1 ? service->cache_header : "a GEMM and its algorithm",
+                              line);
         }
         if (number == 1) continue;
         TRY(gemm_entry_get(service, &read.key, &entry));
@@ -69,7 +79,8 @@ enum status gemm_cache_read(struct gemm_service *service) {
     TRY(file_read(service->cache_path, FILE_BYTES_MAX, &text, &bytes));
     enum status status = STATUS_OK;
     if (strlen(text) != bytes || bytes == 0 || text[bytes - 1] != '\n') {
-        status = status_set(STATUS_DEVICE, "%s: expected lines of text, found %zu bytes that are cut off "
+        status = status_set(STATUS_DEVICE,
+                            "%s: expected lines of text, found %zu bytes that are cut off "
                             "or none: remove the file, and the GEMMs are searched again",
                             service->cache_path, bytes);
     }

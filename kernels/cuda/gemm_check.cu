@@ -1,12 +1,12 @@
 /*
- * The slow reference of GEMMs: elements of c at pseudo-random places, a warp each, one product at a time in
- * double. Called by gemm_search.c for every algorithm it chooses.
+ * The slow reference of GEMMs: elements of c at pseudo-random places, a warp each, one product
+ * at a time in double. Called by gemm_search.c for every algorithm it chooses.
  *
- * Allowed: a rounding to c's format of each term and of the sum, and FP32 accumulation.
- * Of the sum of
- * absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves a factor of 16;
- * tensor cores truncate instead, once for 16 products, which adds up: K / 16 times 2^-22. A wrong element is
- * off by about that sum over sqrt(K): four times what is allowed at K = 65536, more below.
+ * Allowed: a rounding to c's format of each term and of the sum, and FP32 accumulation. Of the
+ * sum of absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves
+ * a factor of 16; tensor cores truncate instead, once for 16 products, which adds up: K / 16
+ * times 2^-22. A wrong element is off by about that sum over sqrt(K): four times what is allowed
+ * at K = 65536, more below.
  */
 #include <cstring>
 
@@ -39,15 +39,18 @@ __device__ inline size_t hash(size_t x) { /* splitmix64 */
 }
 
 __global__ void check_kernel(const args g, unsigned *worst) {
-    const size_t sample = ((size_t)blockIdx.x * THREADS + threadIdx.x) / WARP, lane = threadIdx.x % WARP;
+    const size_t sample = ((size_t)blockIdx.x * THREADS + threadIdx.x) / WARP,
+                 lane = threadIdx.x % WARP;
     if (sample >= g.samples) return;
     const size_t elements = g.c.rows * g.c.columns;
     const size_t at = elements <= SAMPLES ? sample : hash(sample) % elements;
     const size_t i = at / g.c.columns, j = at % g.c.columns;
     double sum = 0.0, absolute = 0.0;
     for (size_t k = lane; k < g.k; k += WARP) {
-        const double a = value(g.a.data, g.a.dtype, g.transpose_a ? k * g.a.columns + i : i * g.a.columns + k);
-        const double b = value(g.b.data, g.b.dtype, g.transpose_b ? j * g.b.columns + k : k * g.b.columns + j);
+        const double a = value(g.a.data, g.a.dtype,
+                               g.transpose_a ? k * g.a.columns + i : i * g.a.columns + k);
+        const double b = value(g.b.data, g.b.dtype,
+                               g.transpose_b ? j * g.b.columns + k : k * g.b.columns + j);
         sum += a * b;
         absolute += fabs(a * b);
     }
@@ -58,21 +61,24 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     const double before = g.c_before != nullptr ? value(g.c_before, g.c.dtype, at) : 0.0;
     const double size = fabs(sum) + fabs(bias) + fabs(before) + fabs(sum + bias + before);
     sum += bias + before;
-    const double rounding = g.c.dtype == DTYPE_F32 ? 0x1p-22 : g.c.dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-10;
+    const double rounding = g.c.dtype == DTYPE_F32    ? 0x1p-22
+                            : g.c.dtype == DTYPE_BF16 ? 0x1p-8
+                                                      : 0x1p-10;
     const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
     const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;
     const double allowed = rounding * size + products * absolute + least;
     const double error = fabs(value(g.c.data, g.c.dtype, at) - sum) / allowed;
     const bool finite = isfinite(sum) && !(g.c.dtype == DTYPE_F16 && fabs(sum) > 65504.0);
-    /* Operands that are not finite say nothing of the algorithm; a result that is not, says it is wrong. */
+    /* Operands that are not finite say nothing of the algorithm; a result that is not, says it
+     * is wrong. */
     const float share = !finite ? 0.0f : error <= 1e30 ? (float)error : 1e30f;
     atomicMax(worst, __float_as_uint(share)); /* positive floats are ordered as their bits */
 }
 
 } /* namespace */
 
-extern "C" enum status gemm_verify(struct device *device, const struct gemm *op, const void *c_before,
-                                   double *worst) {
+extern "C" enum status gemm_verify(struct device *device, const struct gemm *op,
+                                   const void *c_before, double *worst) {
     unsigned *found = (unsigned *)device->scratch, bits = 0;
     args g = {};
     g.c = op->c;
@@ -85,7 +91,8 @@ extern "C" enum status gemm_verify(struct device *device, const struct gemm *op,
     g.k = op->transpose_a ? op->a.rows : op->a.columns;
     g.samples = size_min(SAMPLES, tensor_count(op->c));
     CUDA_TRY(cudaMemsetAsync(found, 0, sizeof *found, backend_of(device)->stream));
-    check_kernel<<<blocks_for(g.samples * WARP, THREADS), THREADS, 0, backend_of(device)->stream>>>(g, found);
+    check_kernel<<<blocks_for(g.samples * WARP, THREADS), THREADS, 0, backend_of(device)->stream>>>(
+        g, found);
     TRY(cuda_launched("gemm check"));
     TRY(device->calls->download(device, &bits, found, sizeof bits));
     float share = 0.0f;

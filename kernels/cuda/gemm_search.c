@@ -1,9 +1,9 @@
 /*
- * Choosing a GEMM's algorithm. The heuristic's candidates are timed in a short burst, and the fastest of
- * them again for a tenth of a second each: under the power limit that acts in training a burst misleads
- * (28 % there was 1 % of a step). The operands are those of the call, so they are as large and as random as
- * what the step will multiply. Results go where the call would put them; an accumulating call's c is
- * kept aside and put back.
+ * Choosing a GEMM's algorithm. The heuristic's candidates are timed in a short burst, and the
+ * fastest of them again for a tenth of a second each: under the power limit that acts in
+ * training a burst misleads (28 % there was 1 % of a step). The operands are those of the call,
+ * so they are as large and as random as what the step will multiply. Results go where the call
+ * would put them; an accumulating call's c is kept aside and put back.
  */
 #include "kernels/cuda/gemm.h"
 
@@ -14,8 +14,8 @@
 
 enum { BURST_CALLS = 5, FINALISTS = 4 };
 
-static const float hot_us = 1e5f;        /* of each finalist, after half as long to warm up */
-static const float worth_us = 20.0f;     /* a faster GEMM is not worth a long search */
+static const float hot_us = 1e5f;    /* of each finalist, after half as long to warm up */
+static const float worth_us = 20.0f; /* a faster GEMM is not worth a long search */
 
 struct candidate {
     cublasLtMatmulAlgo_t algorithm;
@@ -29,21 +29,24 @@ struct search {
     void *c_before; /* of an accumulating call */
 };
 
-static enum status ask_heuristic(struct device *device, struct gemm_entry *entry, struct search *search) {
+static enum status ask_heuristic(struct device *device, struct gemm_entry *entry,
+                                 struct search *search) {
     const size_t workspace_bytes = cuda_gemm_scratch_bytes();
     const uint32_t alignment = (uint32_t)entry->key.alignment;
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
     };
     cublasLtMatmulPreference_t preference = NULL;
     cublasLtMatmulHeuristicResult_t results[GEMM_CANDIDATES];
     int found = 0;
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
-            sizeof workspace_bytes);
+        status = cublasLtMatmulPreferenceSetAttribute(preference,
+                                                      CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                      &workspace_bytes, sizeof workspace_bytes);
     }
     for (size_t i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++) {
         status = cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment,
@@ -63,8 +66,9 @@ static enum status ask_heuristic(struct device *device, struct gemm_entry *entry
 }
 
 /* Microseconds a call, over `calls`; a candidate that is refused when run gets a negative time. */
-static enum status time_calls(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                              const struct search *search, struct candidate *candidate, size_t calls) {
+static enum status time_calls(struct device *device, const struct gemm *op,
+                              struct gemm_entry *entry, const struct search *search,
+                              struct candidate *candidate, size_t calls) {
     cudaStream_t stream = backend_of(device)->stream;
     float ms = 0.0f;
     candidate->us = -1.0f;
@@ -110,15 +114,16 @@ static enum status time_all(struct device *device, const struct gemm *op, struct
     return STATUS_OK;
 }
 
-static enum status put_back(struct device *device, const struct gemm *op, const struct search *search) {
+static enum status put_back(struct device *device, const struct gemm *op,
+                            const struct search *search) {
     if (search->c_before == NULL) return STATUS_OK;
     CUDA_TRY(cudaMemcpyAsync(op->c.data, search->c_before, tensor_bytes(op->c),
                              cudaMemcpyDeviceToDevice, backend_of(device)->stream));
     return STATUS_OK;
 }
 
-/* Runs the algorithm once, and whether it computed the right thing; *share: its largest error in units of
- * what is allowed. */
+/* Runs the algorithm once, and whether it computed the right thing; *share: its largest error in
+ * units of what is allowed. */
 static enum status verify(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                           const struct search *search, const cublasLtMatmulAlgo_t *algorithm,
                           bool *right, double *share) {
@@ -140,8 +145,7 @@ static enum status choose(struct device *device, const struct gemm *op, struct g
     TRY(time_all(device, op, entry, search));
     for (size_t i = 0; i < search->count && search->candidates[i].us >= 0.0f; i++) {
         bool right = false;
-        TRY(verify(device, op, entry, search, &search->candidates[i].algorithm, &right,
-                   &share));
+        TRY(verify(device, op, entry, search, &search->candidates[i].algorithm, &right, &share));
         if (!right) continue;
         entry->algorithm = search->candidates[i].algorithm;
         entry->us = search->candidates[i].us;
@@ -149,19 +153,21 @@ static enum status choose(struct device *device, const struct gemm *op, struct g
         gemm_cache_write(backend_of(device)->gemm);
         return STATUS_OK;
     }
-    return status_set(STATUS_DEVICE, "cuBLASLt has no algorithm that computes a GEMM of %s rightly on %s "
+    return status_set(STATUS_DEVICE,
+                      "cuBLASLt has no algorithm that computes a GEMM of %s rightly on %s "
                       "(%zu tried, the last was off by %.3g times what is allowed): choose other "
-                      "dimensions, multiples of 8", gemm_text(text, &entry->key), device->name,
-                      search->count, share);
+                      "dimensions, multiples of 8",
+                      gemm_text(text, &entry->key), device->name, search->count, share);
 }
 
-static enum status check_kept(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                              const struct search *search) {
+static enum status check_kept(struct device *device, const struct gemm *op,
+                              struct gemm_entry *entry, const struct search *search) {
     double share = 0.0;
     TRY(verify(device, op, entry, search, &entry->algorithm, &entry->verified, &share));
     if (entry->verified) return STATUS_OK;
     char text[GEMM_TEXT_BYTES];
-    return status_set(STATUS_DEVICE, "%s: the algorithm kept for a GEMM of %s does not compute it (off by "
+    return status_set(STATUS_DEVICE,
+                      "%s: the algorithm kept for a GEMM of %s does not compute it (off by "
                       "%.3g times what is allowed): remove the file, and the search will run again",
                       backend_of(device)->gemm->cache_path, gemm_text(text, &entry->key), share);
 }
@@ -173,9 +179,12 @@ enum status gemm_search(struct device *device, const struct gemm *op, struct gem
     TRY_GOTO(cuda_check(cudaEventCreate(&search.begin), "cudaEventCreate"), cleanup);
     TRY_GOTO(cuda_check(cudaEventCreate(&search.end), "cudaEventCreate"), cleanup);
     if (op->accumulate) {
-        TRY_GOTO(cuda_check(cudaMalloc(&search.c_before, bytes), "memory for a search of GEMMs"), cleanup);
-        TRY_GOTO(cuda_check(cudaMemcpyAsync(search.c_before, op->c.data, bytes, cudaMemcpyDeviceToDevice,
-                                            backend_of(device)->stream), "a copy"), cleanup);
+        TRY_GOTO(cuda_check(cudaMalloc(&search.c_before, bytes), "memory for a search of GEMMs"),
+                 cleanup);
+        TRY_GOTO(cuda_check(cudaMemcpyAsync(search.c_before, op->c.data, bytes,
+                                            cudaMemcpyDeviceToDevice, backend_of(device)->stream),
+                            "a copy"),
+                 cleanup);
     }
     status = entry->chosen ? check_kept(device, op, entry, &search)
                            : choose(device, op, entry, &search);

@@ -53,21 +53,14 @@ static cudaError_t read_properties(struct cuda_device_info *info, int device) {
     info->capability_minor = properties.minor;
     info->multiprocessors = properties.multiProcessorCount;
     info->memory_total_bytes = properties.totalGlobalMem;
-
-    int clock_khz = 0;
-    error = cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, device);
-    if (error != cudaSuccess) return error;
-    info->clock_mhz = clock_khz / 1000;
     return cudaDeviceGetPCIBusId(info->pci_id, sizeof info->pci_id, device);
 }
 
-static cudaError_t read_free_memory(struct cuda_device_info *info, int device) {
-    cudaError_t error = cudaSetDevice(device);
-    if (error != cudaSuccess) return error;
+/* Asking for the free memory opens a context. */
+static cudaError_t open_context(int device) {
+    const cudaError_t error = cudaSetDevice(device);
     size_t free_bytes = 0, total_bytes = 0;
-    error = cudaMemGetInfo(&free_bytes, &total_bytes);
-    if (error == cudaSuccess) info->memory_free_bytes = free_bytes;
-    return error;
+    return error != cudaSuccess ? error : cudaMemGetInfo(&free_bytes, &total_bytes);
 }
 
 extern "C" void cuda_inventory_read(struct cuda_inventory *inventory) {
@@ -80,14 +73,15 @@ extern "C" void cuda_inventory_read(struct cuda_inventory *inventory) {
         explain(inventory, error);
         return;
     }
-    if (inventory->count > CUDA_INVENTORY_DEVICES_MAX) inventory->count = CUDA_INVENTORY_DEVICES_MAX;
+    if (inventory->count > CUDA_INVENTORY_DEVICES_MAX)
+        inventory->count = CUDA_INVENTORY_DEVICES_MAX;
 
     int current = 0;
     const bool have_current = cudaGetDevice(&current) == cudaSuccess;
     for (int device = 0; device < inventory->count; device++) {
         struct cuda_device_info *info = &inventory->devices[device];
         error = read_properties(info, device);
-        if (error == cudaSuccess) error = read_free_memory(info, device);
+        if (error == cudaSuccess) error = open_context(device);
         if (error == cudaSuccess) continue;
         snprintf(info->problem, sizeof info->problem, "%s (%s)", cudaGetErrorName(error),
                  cudaGetErrorString(error));

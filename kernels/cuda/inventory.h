@@ -28,10 +28,8 @@ struct cuda_device_info {
     int capability_major; /* compute capability 9.0: 9 and 0 */
     int capability_minor;
     int multiprocessors;
-    int clock_mhz; /* the highest SM clock */
     size_t memory_total_bytes;
-    size_t memory_free_bytes; /* 0 if `problem` is not empty */
-    char problem[160];        /* why it cannot be used now (busy, exclusive); "" if it can */
+    char problem[160]; /* why it cannot be used now (busy, exclusive); "" if it can */
 };
 
 struct cuda_inventory {
@@ -44,8 +42,8 @@ struct cuda_inventory {
 };
 
 /*
- * Fills the whole struct. Asking for free memory opens a context on each device (some hundred
- * milliseconds and megabytes), so a training run does not call this.
+ * Fills the whole struct. Whether a device can be used shows only when a context is opened on it
+ * (some hundred milliseconds and megabytes), so a training run does not call this.
  */
 void cuda_inventory_read(struct cuda_inventory *inventory);
 

@@ -1,8 +1,9 @@
 /*
- * Layer norm fused with the residual addition before it (Ba et al., 2016). A row is read once, kept in
- * registers, and written once. Forward gives rows of up to 2048 to a warp each. Otherwise, and in backward, a
- * block works on ROWS rows at a time and each thread owns W columns of them, so that backward's column sums
- * stay in the thread that owns the column until all rows are done.
+ * Layer norm fused with the residual addition before it (Ba et al., 2016). A row is read once,
+ * kept in registers, and written once. Forward gives rows of up to 2048 to a warp each.
+ * Otherwise, and in backward, a block works on ROWS rows at a time and each thread owns W
+ * columns of them, so that backward's column sums stay in the thread that owns the column until
+ * all rows are done.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -10,7 +11,15 @@
 
 namespace {
 
-enum { ROWS = 4, BACK_ROWS = 2, NARROW = 128, MIDDLE = 256, THREADS_MAX = 1024, SUMS = 3, WARP_THREADS = 128 };
+enum {
+    ROWS = 4,
+    BACK_ROWS = 2,
+    NARROW = 128,
+    MIDDLE = 256,
+    THREADS_MAX = 1024,
+    SUMS = 3,
+    WARP_THREADS = 128
+};
 
 constexpr float EPSILON = 1e-5f;
 
@@ -21,8 +30,10 @@ int norm_threads(size_t columns) {
 }
 
 enum status refuse_width(const char *operation, size_t columns) {
-    return status_set(STATUS_INTERNAL, "%s: expected a width that is a multiple of 8 up to 8192, or any up "
-                      "to 1024; found %zu", operation, columns);
+    return status_set(STATUS_INTERNAL,
+                      "%s: expected a width that is a multiple of 8 up to 8192, or any up "
+                      "to 1024; found %zu",
+                      operation, columns);
 }
 
 template <typename T> struct forward_args {
@@ -35,7 +46,8 @@ template <typename T> struct forward_args {
 
 /* residual_in [+ delta [+ bias]], rounded as it is stored. */
 template <typename T, int W>
-__device__ inline void residual_sum(float (&x)[W], const forward_args<T> &a, size_t at, int column) {
+__device__ inline void residual_sum(float (&x)[W], const forward_args<T> &a, size_t at,
+                                    int column) {
     unpack(x, load_once<T, W>(a.residual_in + at));
     if (a.delta == nullptr) return;
     float delta[W], bias[W] = {};
@@ -53,12 +65,14 @@ template <typename T, int W> __global__ void norm_forward_kernel(const forward_a
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;
     const float share = 1.0f / (float)a.columns;
-    for (size_t first = (size_t)blockIdx.x * ROWS; first < a.rows; first += (size_t)gridDim.x * ROWS) {
+    for (size_t first = (size_t)blockIdx.x * ROWS; first < a.rows;
+         first += (size_t)gridDim.x * ROWS) {
         float x[ROWS][W] = {}, mean[ROWS] = {}, variance[ROWS] = {};
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (mine && first + r < a.rows) {
-                residual_sum<T, W>(x[r], a, (first + r) * (size_t)a.columns + (size_t)column, column);
+                residual_sum<T, W>(x[r], a, (first + r) * (size_t)a.columns + (size_t)column,
+                                   column);
             }
 #pragma unroll
             for (int i = 0; i < W; i++) mean[r] += x[r][i];
@@ -95,9 +109,10 @@ template <typename T, int W> __global__ void norm_forward_kernel(const forward_a
     }
 }
 
-/* A warp a row, the row in its registers: no barrier. V groups of 8 numbers a lane, rows of up to V * 256. */
-template <typename T, int V> __global__ void __launch_bounds__(WARP_THREADS)
-norm_forward_warp_kernel(const forward_args<T> a) {
+/* A warp a row, the row in its registers: no barrier. V groups of 8 numbers a lane, rows of up
+ * to V * 256. */
+template <typename T, int V>
+__global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const forward_args<T> a) {
     const size_t row = (size_t)blockIdx.x * (WARP_THREADS / WARP) + threadIdx.x / WARP;
     const int lane = (int)threadIdx.x % WARP;
     const float share = 1.0f / (float)a.columns;
@@ -143,20 +158,40 @@ norm_forward_warp_kernel(const forward_args<T> a) {
     }
 }
 
-template <typename T> void launch_forward(const forward_args<T> &a, int threads, cudaStream_t stream) {
-    const unsigned blocks = blocks_for(a.rows, ROWS), warps = blocks_for(a.rows, WARP_THREADS / WARP);
+template <typename T>
+void launch_forward(const forward_args<T> &a, int threads, cudaStream_t stream) {
+    const unsigned blocks = blocks_for(a.rows, ROWS),
+                   warps = blocks_for(a.rows, WARP_THREADS / WARP);
     const int groups = a.columns % 8 == 0 ? (a.columns + 255) / 256 : 0;
     switch (groups) {
-    case 1: norm_forward_warp_kernel<T, 1><<<warps, WARP_THREADS, 0, stream>>>(a); break;
-    case 2: norm_forward_warp_kernel<T, 2><<<warps, WARP_THREADS, 0, stream>>>(a); break;
-    case 3: norm_forward_warp_kernel<T, 3><<<warps, WARP_THREADS, 0, stream>>>(a); break;
-    case 4: norm_forward_warp_kernel<T, 4><<<warps, WARP_THREADS, 0, stream>>>(a); break;
-    case 5: norm_forward_warp_kernel<T, 5><<<warps, WARP_THREADS, 0, stream>>>(a); break;
+    case 1:
+        norm_forward_warp_kernel<T, 1><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
+    case 2:
+        norm_forward_warp_kernel<T, 2><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
+    case 3:
+        norm_forward_warp_kernel<T, 3><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
+    case 4:
+        norm_forward_warp_kernel<T, 4><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
+    case 5:
+        norm_forward_warp_kernel<T, 5><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
     case 6:
-    case 7: norm_forward_warp_kernel<T, 7><<<warps, WARP_THREADS, 0, stream>>>(a); break;
-    case 8: norm_forward_warp_kernel<T, 8><<<warps, WARP_THREADS, 0, stream>>>(a); break;
-    case 0: norm_forward_kernel<T, 1><<<blocks, threads, 0, stream>>>(a); break;
-    default: norm_forward_kernel<T, 8><<<blocks, threads, 0, stream>>>(a); break;
+    case 7:
+        norm_forward_warp_kernel<T, 7><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
+    case 8:
+        norm_forward_warp_kernel<T, 8><<<warps, WARP_THREADS, 0, stream>>>(a);
+        break;
+    case 0:
+        norm_forward_kernel<T, 1><<<blocks, threads, 0, stream>>>(a);
+        break;
+    default:
+        norm_forward_kernel<T, 8><<<blocks, threads, 0, stream>>>(a);
+        break;
     }
 }
 
@@ -172,7 +207,10 @@ template <typename T> struct backward_args {
 
 /* BLOCK: the most threads a block may have; narrow rows leave registers for several such blocks. */
 template <typename T, int W, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, BLOCK == NARROW ? 5 : BLOCK == MIDDLE ? 3 : 1) norm_backward_kernel(const backward_args<T> a) {
+__global__ void __launch_bounds__(BLOCK, BLOCK == NARROW   ? 5
+                                         : BLOCK == MIDDLE ? 3
+                                                           : 1)
+    norm_backward_kernel(const backward_args<T> a) {
     __shared__ float shared[2][BLOCK / WARP * 2 * BACK_ROWS];
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;
@@ -181,7 +219,8 @@ __global__ void __launch_bounds__(BLOCK, BLOCK == NARROW ? 5 : BLOCK == MIDDLE ?
     float weight_sum[W] = {}, bias_sum[W] = {}, delta_sum[W] = {};
     int turn = 0;
     if (mine) weight = load<T, W>(a.weight + column);
-    for (size_t first = (size_t)blockIdx.x * BACK_ROWS; first < a.rows; first += (size_t)gridDim.x * BACK_ROWS) {
+    for (size_t first = (size_t)blockIdx.x * BACK_ROWS; first < a.rows;
+         first += (size_t)gridDim.x * BACK_ROWS) {
         Numbers<T, W> residual[BACK_ROWS], gradient[BACK_ROWS], past[BACK_ROWS];
         float rstd[BACK_ROWS], mean[BACK_ROWS], sums[2 * BACK_ROWS] = {};
 #pragma unroll
@@ -245,7 +284,8 @@ enum status run_backward(struct device *device, backward_args<T> a, int threads,
     const char *const name = "norm_backward";
     const size_t columns = (size_t)a.columns;
     int resident = 0;
-    CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, norm_backward_kernel<T, W, BLOCK>,
+    CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident,
+                                                           norm_backward_kernel<T, W, BLOCK>,
                                                            threads, 0));
     /* as many as the multiprocessors hold at once: one wave, and the fewest partial sums */
     const size_t most = (size_t)backend_of(device)->multiprocessors * size_max(1, (size_t)resident);
@@ -253,7 +293,8 @@ enum status run_backward(struct device *device, backward_args<T> a, int threads,
     float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
     TRY(cuda_scratch(device, name, blocks * SUMS * columns * sizeof(float)));
     a.partials = (float *)device->scratch;
-    norm_backward_kernel<T, W, BLOCK><<<(unsigned)blocks, threads, 0, backend_of(device)->stream>>>(a);
+    norm_backward_kernel<T, W, BLOCK>
+        <<<(unsigned)blocks, threads, 0, backend_of(device)->stream>>>(a);
     TRY(cuda_launched(name));
     return cuda_column_sums(device, outs, SUMS, a.partials, blocks, columns, op->accumulate);
 }
@@ -273,7 +314,8 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
         TRY(cuda_shape(name, "delta", *op->delta, dtype, rows, columns));
         TRY(cuda_shape(name, "residual", op->residual, dtype, rows, columns));
     }
-    if (op->delta_bias != NULL) TRY(cuda_shape(name, "delta_bias", *op->delta_bias, dtype, 1, columns));
+    if (op->delta_bias != NULL)
+        TRY(cuda_shape(name, "delta_bias", *op->delta_bias, dtype, 1, columns));
     FOR_DTYPE(dtype, {
         forward_args<T> a = {};
         a.out = (T *)op->out.data;
@@ -303,20 +345,21 @@ extern "C" enum status cuda_norm_backward(struct device *device, const struct no
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
     enum status status = STATUS_OK;
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        backward_args<T> a = {};
-        a.residual_gradient = (T *)op->residual_gradient.data;
-        a.out_gradient = (const T *)op->out_gradient.data;
-        a.residual = (const T *)op->residual.data;
-        a.weight = (const T *)op->weight.data;
-        a.mean = op->mean;
-        a.rstd = op->rstd;
-        a.rows = rows;
-        a.columns = (int)columns;
-        a.overwrite = op->overwrite_residual_gradient;
-        a.delta_bias = op->delta_bias_gradient != NULL;
-        status = threads <= NARROW   ? run_backward<T, W, NARROW>(device, a, threads, op)
-                 : threads <= MIDDLE ? run_backward<T, W, MIDDLE>(device, a, threads, op)
-                                     : run_backward<T, W, THREADS_MAX>(device, a, threads, op);
-    }))
+                  backward_args<T> a = {};
+                  a.residual_gradient = (T *)op->residual_gradient.data;
+                  a.out_gradient = (const T *)op->out_gradient.data;
+                  a.residual = (const T *)op->residual.data;
+                  a.weight = (const T *)op->weight.data;
+                  a.mean = op->mean;
+                  a.rstd = op->rstd;
+                  a.rows = rows;
+                  a.columns = (int)columns;
+                  a.overwrite = op->overwrite_residual_gradient;
+                  a.delta_bias = op->delta_bias_gradient != NULL;
+                  status = threads <= NARROW ? run_backward<T, W, NARROW>(device, a, threads, op)
+                           : threads <= MIDDLE
+                               ? run_backward<T, W, MIDDLE>(device, a, threads, op)
+                               : run_backward<T, W, THREADS_MAX>(device, a, threads, op);
+              }))
     return status;
 }

@@ -1,6 +1,7 @@
 /*
- * Numbers in CUDA kernels: W of them at a time, widened to FP32 when loaded and rounded to nearest even
- * when stored; sums over a warp and over a block in fixed order; the choice of a kernel by dtype.
+ * Numbers in CUDA kernels: W of them at a time, widened to FP32 when loaded and rounded to
+ * nearest even when stored; sums over a warp and over a block in fixed order; the choice of a
+ * kernel by dtype.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_NUMBERS_CUH_
 #define DEEPWELL_KERNELS_CUDA_NUMBERS_CUH_
@@ -18,7 +19,9 @@ __device__ inline float widen(__half x) { return __half2float(x); }
 
 template <typename T> __device__ inline T narrow(float x);
 template <> __device__ inline float narrow<float>(float x) { return x; }
-template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
 template <> __device__ inline __half narrow<__half>(float x) { return __float2half_rn(x); }
 
 /* The two numbers of a word, the lower first; the last argument only tells the type. */
@@ -69,9 +72,10 @@ template <typename T, int W> __device__ inline void store(T *to, const Numbers<T
     *reinterpret_cast<Numbers<T, W> *>(to) = n;
 }
 
-/* Two-byte numbers are converted in pairs, one instruction each: memory-bound kernels are that close to
- * being bound by instructions. A BF16 is the upper half of an FP32. */
-template <typename T, int W> __device__ inline void unpack(float (&out)[W], const Numbers<T, W> &n) {
+/* Two-byte numbers are converted in pairs, one instruction each: memory-bound kernels are that
+ * close to being bound by instructions. A BF16 is the upper half of an FP32. */
+template <typename T, int W>
+__device__ inline void unpack(float (&out)[W], const Numbers<T, W> &n) {
     if constexpr (W == 8 && sizeof(T) == 2) {
 #pragma unroll
         for (int i = 0; i < W / 2; i++) {
@@ -129,8 +133,8 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-/* v[k] becomes its sum over the block, in every thread. `shared` holds K numbers a warp; two calls that
- * follow each other must use different ones: one barrier a call is then enough. */
+/* v[k] becomes its sum over the block, in every thread. `shared` holds K numbers a warp; two
+ * calls that follow each other must use different ones: one barrier a call is then enough. */
 template <int K> __device__ inline void block_sums(float (&v)[K], float *shared) {
     const int warp = (int)threadIdx.x / WARP, warps = (int)blockDim.x / WARP;
 #pragma unroll
@@ -149,21 +153,33 @@ template <int K> __device__ inline void block_sums(float (&v)[K], float *shared)
 }
 
 /* Runs the statement with T the type of `dtype`. */
-#define FOR_DTYPE(dtype, ...)                                             \
-    switch (dtype) {                                                      \
-    case DTYPE_F32: { using T = float; __VA_ARGS__; break; }              \
-    case DTYPE_BF16: { using T = __nv_bfloat16; __VA_ARGS__; break; }     \
-    case DTYPE_F16: { using T = __half; __VA_ARGS__; break; }             \
+#define FOR_DTYPE(dtype, ...)    \
+    switch (dtype) {             \
+    case DTYPE_F32: {            \
+        using T = float;         \
+        __VA_ARGS__;             \
+        break;                   \
+    }                            \
+    case DTYPE_BF16: {           \
+        using T = __nv_bfloat16; \
+        __VA_ARGS__;             \
+        break;                   \
+    }                            \
+    case DTYPE_F16: {            \
+        using T = __half;        \
+        __VA_ARGS__;             \
+        break;                   \
+    }                            \
     }
 
 /* Runs the statement with W = 8 numbers a thread where rows of `columns` allow it, else 1. */
-#define FOR_WIDTH(columns, ...)                                           \
-    if ((columns) % 8 == 0) {                                             \
-        constexpr int W = 8;                                              \
-        __VA_ARGS__;                                                      \
-    } else {                                                              \
-        constexpr int W = 1;                                              \
-        __VA_ARGS__;                                                      \
+#define FOR_WIDTH(columns, ...) \
+    if ((columns) % 8 == 0) {   \
+        constexpr int W = 8;    \
+        __VA_ARGS__;            \
+    } else {                    \
+        constexpr int W = 1;    \
+        __VA_ARGS__;            \
     }
 
 static inline unsigned blocks_for(size_t work, size_t per_block) {

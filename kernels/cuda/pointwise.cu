@@ -1,6 +1,6 @@
 /*
- * GELU with the bias before it, and gradients of biases. A warp covers WARP * W columns of a row; each
- * thread keeps its columns' bias and sums while the block walks down its rows.
+ * GELU with the bias before it, and gradients of biases. A warp covers WARP * W columns of a
+ * row; each thread keeps its columns' bias and sums while the block walks down its rows.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -8,7 +8,14 @@
 
 namespace {
 
-enum { LANES = 8, UNROLL = 4, RESIDENT = 3, RESIDENT_FORWARD = 8, FINISH_LANES = 32, COLUMN_SUMS_MAX = 3 };
+enum {
+    LANES = 8,
+    UNROLL = 4,
+    RESIDENT = 3,
+    RESIDENT_FORWARD = 8,
+    FINISH_LANES = 32,
+    COLUMN_SUMS_MAX = 3
+};
 
 /* 2 z log2(e) = u (LINEAR + CUBIC u^2): the exponent of e^(2 z) to base 2. */
 constexpr double TWO_SQRT_2_OVER_PI = 1.5957691216057308, LOG2_E = 1.4426950408889634;
@@ -31,19 +38,23 @@ __device__ inline float gelu_slope(float u) {
     return fmaf(u * (tr * r), fmaf(square, SLOPE_CUBIC, SLOPE_LINEAR), s);
 }
 
-/* A grid that fills the GPU once, with what every multiprocessor holds at least: columns in x, rows in y. */
-dim3 column_grid(const struct device *device, size_t rows, size_t columns, int width, int resident) {
+/* A grid that fills the GPU once, with what every multiprocessor holds at least: columns in x,
+ * rows in y. */
+dim3 column_grid(const struct device *device, size_t rows, size_t columns, int width,
+                 int resident) {
     const size_t x = ceil_div(columns, WARP * (size_t)width);
-    const size_t wanted = size_max(1, (size_t)backend_of(device)->multiprocessors * (size_t)resident / x);
+    const size_t wanted = size_max(1, (size_t)backend_of(device)->multiprocessors *
+                                          (size_t)resident / x);
     const size_t y = size_min(size_min(wanted, ceil_div(rows, LANES * UNROLL)), COLUMN_PARTS_MAX);
     return dim3((unsigned)x, (unsigned)size_max(y, 1));
 }
 
-/* Many threads with one load each, side by side, are faster here than fewer with several: 210 against 227 to
- * 360 us for 65536 x 3072 in BF16 on an H200, where several loads of a thread lay some megabytes apart. */
+/* Many threads with one load each, side by side, are faster here than fewer with several: 210
+ * against 227 to 360 us for 65536 x 3072 in BF16 on an H200, where several loads of a thread lay
+ * some megabytes apart. */
 template <typename T, int W>
 __global__ void __launch_bounds__(WARP *LANES, RESIDENT_FORWARD)
-gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t columns) {
+    gelu_forward_kernel(T *out, const T *x, const T *bias, size_t rows, size_t columns) {
     const size_t column = ((size_t)blockIdx.x * WARP + threadIdx.x) * W;
     if (column >= columns) return;
     float b[W];
@@ -75,17 +86,19 @@ __device__ inline void store_partials(float *partials, const float (&sums)[W], s
     store(partials + (size_t)blockIdx.y * columns + column, pack<float, W>(total));
 }
 
-/* GELU: x_gradient = out_gradient gelu'(x + bias) and its column sums; else sums of out_gradient alone. */
+/* GELU: x_gradient = out_gradient gelu'(x + bias) and its column sums; else sums of out_gradient
+ * alone. */
 template <typename T, int W, bool GELU>
 __global__ void __launch_bounds__(WARP *LANES, RESIDENT)
-column_sums_kernel(T *x_gradient, const T *out_gradient, const T *x, const T *bias,
-                                   float *partials, size_t rows, size_t columns) {
+    column_sums_kernel(T *x_gradient, const T *out_gradient, const T *x, const T *bias,
+                       float *partials, size_t rows, size_t columns) {
     const size_t column = ((size_t)blockIdx.x * WARP + threadIdx.x) * W;
     const size_t stride = (size_t)gridDim.y * LANES;
     float sums[W] = {}, b[W] = {};
     if (column < columns) {
         if (GELU) unpack(b, load<T, W>(bias + column));
-        for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows; row += UNROLL * stride) {
+        for (size_t row = (size_t)blockIdx.y * LANES + threadIdx.y; row < rows;
+             row += UNROLL * stride) {
             Numbers<T, W> in[UNROLL], gradient[UNROLL];
 #pragma unroll
             for (int j = 0; j < UNROLL; j++) {
@@ -128,7 +141,8 @@ __global__ void column_finish_kernel(const outputs outs, const float *partials, 
     if (column < columns) {
         partials += blockIdx.y * columns + column;
 #pragma unroll 8
-        for (size_t part = threadIdx.y; part < parts; part += FINISH_LANES) sum += partials[part * stride];
+        for (size_t part = threadIdx.y; part < parts; part += FINISH_LANES)
+            sum += partials[part * stride];
     }
     shared[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
@@ -157,8 +171,8 @@ extern "C" enum status cuda_column_sums(struct device *device, float *const *out
     const dim3 threads(WARP, FINISH_LANES), grid(blocks_for(columns, WARP), (unsigned)out_count);
     outputs list = {};
     for (size_t i = 0; i < out_count; i++) list.at[i] = outs[i];
-    column_finish_kernel<<<grid, threads, 0, backend_of(device)->stream>>>(list, partials, parts, columns,
-                                                                           accumulate);
+    column_finish_kernel<<<grid, threads, 0, backend_of(device)->stream>>>(list, partials, parts,
+                                                                           columns, accumulate);
     return cuda_launched("column sums");
 }
 
@@ -169,10 +183,12 @@ extern "C" enum status cuda_gelu_forward(struct device *device, const struct gel
     TRY(cuda_shape(name, "x", op->x, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        const dim3 grid = column_grid(device, rows, columns, W, RESIDENT_FORWARD);
-        gelu_forward_kernel<T, W><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
-            (T *)op->out.data, (const T *)op->x.data, (const T *)op->bias.data, rows, columns);
-    }))
+                  const dim3 grid = column_grid(device, rows, columns, W, RESIDENT_FORWARD);
+                  gelu_forward_kernel<T, W>
+                      <<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
+                          (T *)op->out.data, (const T *)op->x.data, (const T *)op->bias.data, rows,
+                          columns);
+              }))
     return cuda_launched(name);
 }
 
@@ -188,12 +204,14 @@ extern "C" enum status cuda_gelu_backward(struct device *device, const struct ge
     TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
     float *partials = (float *)device->scratch;
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-        column_sums_kernel<T, W, true><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
-            (T *)op->x_gradient.data, (const T *)op->out_gradient.data, (const T *)op->x.data,
-            (const T *)op->bias.data, partials, rows, columns);
-    }))
+                  column_sums_kernel<T, W, true>
+                      <<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
+                          (T *)op->x_gradient.data, (const T *)op->out_gradient.data,
+                          (const T *)op->x.data, (const T *)op->bias.data, partials, rows, columns);
+              }))
     TRY(cuda_launched(name));
-    return cuda_column_sums(device, &op->bias_gradient, 1, partials, grid.y, columns, op->accumulate);
+    return cuda_column_sums(device, &op->bias_gradient, 1, partials, grid.y, columns,
+                            op->accumulate);
 }
 
 extern "C" enum status cuda_bias_backward(struct device *device, const struct bias_backward *op) {
@@ -204,9 +222,12 @@ extern "C" enum status cuda_bias_backward(struct device *device, const struct bi
     TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
     float *partials = (float *)device->scratch;
     FOR_DTYPE(op->out_gradient.dtype, FOR_WIDTH(columns, {
-        column_sums_kernel<T, W, false><<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
-            nullptr, (const T *)op->out_gradient.data, nullptr, nullptr, partials, rows, columns);
-    }))
+                  column_sums_kernel<T, W, false>
+                      <<<grid, dim3(WARP, LANES), 0, backend_of(device)->stream>>>(
+                          nullptr, (const T *)op->out_gradient.data, nullptr, nullptr, partials,
+                          rows, columns);
+              }))
     TRY(cuda_launched(name));
-    return cuda_column_sums(device, &op->bias_gradient, 1, partials, grid.y, columns, op->accumulate);
+    return cuda_column_sums(device, &op->bias_gradient, 1, partials, grid.y, columns,
+                            op->accumulate);
 }

@@ -14,13 +14,14 @@ static const struct {
     uint64_t bit;
     const char *name;
 } reasons[] = {
-    {0x4, "power"}, {0x8, "hardware slowdown"}, {0x20, "thermal"}, {0x40, "hardware thermal"},
+    {0x4, "power"},        {0x8, "hardware slowdown"},
+    {0x20, "thermal"},     {0x40, "hardware thermal"},
     {0x80, "power brake"},
 };
 
 /* Finds a function of the library; memcpy, since C has no cast from object to function pointers. */
-#define NVML_FUNCTION(variable, power, name, ...)                                    \
-    int (*variable)(__VA_ARGS__) = NULL;                                             \
+#define NVML_FUNCTION(variable, power, name, ...)                                              \
+    int (*variable)(__VA_ARGS__) = NULL;                                                       \
     void *variable##_symbol = (power)->library == NULL ? NULL : dlsym((power)->library, name); \
     memcpy(&variable, &variable##_symbol, sizeof variable)
 
@@ -46,7 +47,8 @@ void gpu_power_close(struct gpu_power *power) {
 
 static uint64_t energy_mj(const struct gpu_power *power) {
     unsigned long long mj = 0;
-    NVML_FUNCTION(energy, power, "nvmlDeviceGetTotalEnergyConsumption", void *, unsigned long long *);
+    NVML_FUNCTION(energy, power, "nvmlDeviceGetTotalEnergyConsumption", void *,
+                  unsigned long long *);
     return energy != NULL && energy(power->device, &mj) == 0 ? (uint64_t)mj : 0;
 }
 
@@ -91,7 +93,8 @@ static unsigned median(const unsigned *values, size_t count) {
     return sorted[count / 2];
 }
 
-const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_power *power, double tokens) {
+const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_power *power,
+                           double tokens) {
     char limits[128] = "";
     if (power->library == NULL) {
         snprintf(text, GPU_POWER_TEXT_BYTES, "unknown: NVML (libnvidia-ml.so.1) does not load");
@@ -103,8 +106,10 @@ const char *gpu_power_text(char text[GPU_POWER_TEXT_BYTES], const struct gpu_pow
         snprintf(limits + used, sizeof limits - used, "%s%s", used == 0 ? ", limited by " : " and ",
                  reasons[i].name);
     }
-    snprintf(text, GPU_POWER_TEXT_BYTES, "%.0f W, SM %u MHz (median of %zu looks)%s; %.2f kJ a million "
-             "tokens", power->joules / power->seconds, median(power->sm_mhz, power->looks), power->looks,
+    snprintf(text, GPU_POWER_TEXT_BYTES,
+             "%.0f W, SM %u MHz (median of %zu looks)%s; %.2f kJ a million "
+             "tokens",
+             power->joules / power->seconds, median(power->sm_mhz, power->looks), power->looks,
              limits, power->joules / tokens * 1e3);
     return text;
 }

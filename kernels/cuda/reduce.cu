@@ -1,6 +1,6 @@
 /*
- * Sums over a step in double and in fixed order, the decision made from them, conversion of formats, and
- * the search for numbers that are none.
+ * Sums over a step in double and in fixed order, the decision made from them, conversion of
+ * formats, and the search for numbers that are none.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
@@ -44,20 +44,24 @@ __global__ void squares_kernel(double *partials, const float *x, size_t count) {
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-__global__ void squares_finish_kernel(struct step_state *state, const double *partials, size_t count) {
+__global__ void squares_finish_kernel(struct step_state *state, const double *partials,
+                                      size_t count) {
     double sum = 0.0;
     for (size_t i = threadIdx.x; i < count; i += THREADS) sum += partials[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) state->gradient_sumsq = sum;
 }
 
-__global__ void begin_kernel(struct step_state *state) { state->loss_sum = state->gradient_sumsq = 0.0; }
+__global__ void begin_kernel(struct step_state *state) {
+    state->loss_sum = state->gradient_sumsq = 0.0;
+}
 
 __global__ void decide_kernel(struct step_state *state, const struct step_policy policy) {
     step_control_decide(state, &policy);
 }
 
-template <typename Out, typename In> __global__ void convert_kernel(Out *out, const In *in, size_t count) {
+template <typename Out, typename In>
+__global__ void convert_kernel(Out *out, const In *in, size_t count) {
     const size_t stride = (size_t)gridDim.x * blockDim.x;
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     for (size_t group = i; group < count / 8; group += stride) {
@@ -119,15 +123,15 @@ extern "C" enum status cuda_step_decide(struct device *device, struct step_state
 extern "C" enum status cuda_convert(struct device *device, struct tensor out, struct tensor in) {
     const size_t count = tensor_count(in);
     if (tensor_count(out) != count) {
-        return status_set(STATUS_INTERNAL, "convert: (%zu, %zu) into (%zu, %zu)", in.rows, in.columns,
-                          out.rows, out.columns);
+        return status_set(STATUS_INTERNAL, "convert: (%zu, %zu) into (%zu, %zu)", in.rows,
+                          in.columns, out.rows, out.columns);
     }
     FOR_DTYPE(in.dtype, {
         using In = T;
         FOR_DTYPE(out.dtype, {
-            convert_kernel<T, In><<<grid_for(device, count / 8), THREADS, 0,
-                                    backend_of(device)->stream>>>((T *)out.data, (const In *)in.data,
-                                                                  count);
+            convert_kernel<T, In>
+                <<<grid_for(device, count / 8), THREADS, 0, backend_of(device)->stream>>>(
+                    (T *)out.data, (const In *)in.data, count);
         })
     })
     return cuda_launched("convert");

@@ -74,9 +74,6 @@ static void test_devices_are_those_of_the_pci_bus(void **state) {
         assert_string_equal(vendor, "0x10de\n"); /* NVIDIA */
         assert_true(device->name[0] != '\0');
         assert_true(device->capability_major >= 7 && device->multiprocessors > 0);
-        assert_true(device->clock_mhz > 0);
-        assert_true(device->memory_free_bytes <= device->memory_total_bytes);
-        assert_int_equal(device->memory_free_bytes == 0, device->problem[0] != '\0');
     }
 }
 

@@ -1,12 +1,13 @@
 /*
- * The whole engine on a GPU. Oracles: the CPU engine in FP32 for the loss curve; bit equality for what must
- * not change a bit (recordings on and off, recomputation, going on from a saved state, a second run).
+ * The whole engine on a GPU. Oracles: the CPU engine in FP32 for the loss curve; bit equality
+ * for what must not change a bit (recordings on and off, recomputation, going on from a saved
+ * state, a second run).
  *
- * The curve: BF16 keeps 8 bits, so after the 8 roundings a block that a residual stream passes, over 4
- * blocks, a logit of order 1 is off by some sqrt(32) 2^-9 = 0.011, at random from token to token; the loss
- * is an average of 1024 such, and its bias is of second order. Twenty steps of the same optimizer on
- * gradients as far off move it no more than that: 0.02 nats is twice one logit's error, and a wrong
- * gradient misses it by far (the loss falls by more than 1 nat).
+ * The curve: BF16 keeps 8 bits, so after the 8 roundings a block that a residual stream passes,
+ * over 4 blocks, a logit of order 1 is off by some sqrt(32) 2^-9 = 0.011, at random from token
+ * to token; the loss is an average of 1024 such, and its bias is of second order. Twenty steps
+ * of the same optimizer on gradients as far off move it no more than that: 0.02 nats is twice
+ * one logit's error, and a wrong gradient misses it by far (the loss falls by more than 1 nat).
  */
 #include <stdio.h>
 #include <sys/stat.h>
@@ -114,8 +115,8 @@ static void saved_free(struct saved *s) {
 }
 
 /* Runs [from, to) of the steps, from a saved state or from the seed; losses (NULL: not wanted). */
-static struct saved train(const struct variant *v, int64_t from, int64_t to, const struct saved *start,
-                          double *losses, size_t *bytes) {
+static struct saved train(const struct variant *v, int64_t from, int64_t to,
+                          const struct saved *start, double *losses, size_t *bytes) {
     struct config config;
     static struct engine engine;
     configure(&config, v);
@@ -136,19 +137,24 @@ static struct saved train(const struct variant *v, int64_t from, int64_t to, con
     return end;
 }
 
-static void expect_bits(const char *what, const struct saved *a, const struct saved *b, size_t bytes) {
-    if (memcmp(a->masters, b->masters, bytes) != 0 || memcmp(a->moments1, b->moments1, bytes) != 0 ||
+static void expect_bits(const char *what, const struct saved *a, const struct saved *b,
+                        size_t bytes) {
+    if (memcmp(a->masters, b->masters, bytes) != 0 ||
+        memcmp(a->moments1, b->moments1, bytes) != 0 ||
         memcmp(a->moments2, b->moments2, bytes) != 0 || a->state.loss_sum != b->state.loss_sum) {
         fail_msg("%s: not bit equal, losses %.9g and %.9g", what, (double)a->state.loss,
                  (double)b->state.loss);
     }
 }
 
-static const struct variant cuda_bf16 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_BF16, CONFIG_RECOMPUTE_NONE, ROWS, false};
+static const struct variant cuda_bf16 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_BF16,
+                                         CONFIG_RECOMPUTE_NONE, ROWS, false};
 
 static void test_loss_curve(void **state) {
-    static const struct variant cpu = {CONFIG_DEVICE_CPU, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE, ROWS, false};
-    const struct variant fp32 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE, ROWS, false};
+    static const struct variant cpu = {CONFIG_DEVICE_CPU, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE,
+                                       ROWS, false};
+    const struct variant fp32 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE,
+                                 ROWS, false};
     double expected[STEPS], bf16[STEPS], own[STEPS];
     size_t bytes = 0;
     (void)state;
@@ -156,12 +162,14 @@ static void test_loss_curve(void **state) {
     struct saved b = train(&cuda_bf16, 0, STEPS, NULL, bf16, &bytes);
     struct saved c = train(&fp32, 0, STEPS, NULL, own, &bytes);
     for (size_t i = 0; i < STEPS; i++) {
-        printf("step %2zu  cpu fp32 %.5f  cuda bf16 %.5f  cuda fp32 %.7f\n", i + 1, expected[i], bf16[i], own[i]);
+        printf("step %2zu  cpu fp32 %.5f  cuda bf16 %.5f  cuda fp32 %.7f\n", i + 1, expected[i],
+               bf16[i], own[i]);
     }
     assert_true(expected[STEPS - 1] < expected[0] - 1.0);
     for (size_t i = 0; i < STEPS; i++) {
         assert_true(fabs(bf16[i] - expected[i]) <= 0.02);
-        assert_true(fabs(own[i] - expected[i]) <= 2e-4); /* FP32: a hundredth of it, sums in other orders */
+        /* FP32: a hundredth of it, sums in other orders */
+        assert_true(fabs(own[i] - expected[i]) <= 2e-4);
     }
     saved_free(&a);
     saved_free(&b);
@@ -175,7 +183,8 @@ static void test_bits(void **state) {
         struct variant v = cuda_bf16;
         size_t bytes = 0;
         v.recipe = recipes[r];
-        struct saved first = train(&v, 0, 7, NULL, NULL, &bytes), again = train(&v, 0, 7, NULL, NULL, &bytes);
+        struct saved first = train(&v, 0, 7, NULL, NULL, &bytes),
+                     again = train(&v, 0, 7, NULL, NULL, &bytes);
         expect_bits("a second run", &first, &again, bytes);
         saved_free(&again);
         v.eager = true;
@@ -215,8 +224,7 @@ static void test_corrupt_cache(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss_curve),
-        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_loss_curve), cmocka_unit_test(test_bits),
         cmocka_unit_test(test_corrupt_cache), /* last: it spoils the file */
     };
     char folder[] = "/tmp/gpu_engine_XXXXXX";

@@ -1,9 +1,10 @@
 /*
- * What the GPU's tests share: a tensor in host memory beside the same in GPU memory, and the comparison of
- * the two after the CPU worked on one and the GPU on the other.
+ * What the GPU's tests share: a tensor in host memory beside the same in GPU memory, and the
+ * comparison of the two after the CPU worked on one and the GPU on the other.
  *
- * Tolerance: both compute in FP32 from the same numbers, in another order, and round once. `absolute` is
- * what the orders may differ by; two roundings to the format are at most two unit roundoffs apart.
+ * Tolerance: both compute in FP32 from the same numbers, in another order, and round once.
+ * `absolute` is what the orders may differ by; two roundings to the format are at most two unit
+ * roundoffs apart.
  */
 #ifndef DEEPWELL_TESTS_GPU_GPU_TESTING_H_
 #define DEEPWELL_TESTS_GPU_GPU_TESTING_H_
@@ -45,9 +46,9 @@ static inline void pair_free(struct pair *pair) {
     device_release(&gpu, pair->there.data, tensor_bytes(pair->there));
     free(pair->host.data);
 }
-#define FREE_PAIRS(...)                                                                     \
-    do {                                                                                    \
-        struct pair *const list_[] = {__VA_ARGS__};                                         \
+#define FREE_PAIRS(...)                                                                      \
+    do {                                                                                     \
+        struct pair *const list_[] = {__VA_ARGS__};                                          \
         for (size_t i_ = 0; i_ < sizeof list_ / sizeof list_[0]; i_++) pair_free(list_[i_]); \
     } while (0)
 
@@ -78,8 +79,8 @@ static inline void scratch_open(struct device *device, const struct op_limits *l
     device_set_scratch(device, memory, bytes);
 }
 
-/* Opens both devices with scratch memory for the largest shape of the tests; false, saying why, without a
- * GPU. */
+/* Opens both devices with scratch memory for the largest shape of the tests; false, saying why,
+ * without a GPU. */
 static inline bool devices_open(const struct op_limits *limits) {
     if (device_open_cuda(&gpu) != STATUS_OK) {
         printf("skipped: %s\n", status_message());
