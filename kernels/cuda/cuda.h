@@ -97,6 +97,13 @@ extern const struct ops cuda_ops;
 
 /* Each takes what ops.h says. */
 enum status cuda_gemm(struct device *device, const struct gemm *op);
+enum support cuda_scale_support(const struct device *device, enum scale_mode mode);
+enum status cuda_quantised_gemm(struct device *device, const struct quantised_gemm *op);
+enum status cuda_quantise(struct device *device, const struct quantise *ops, size_t count);
+enum status cuda_scales_begin(struct device *device, struct scale_state *states, size_t count,
+                              bool clear_amax);
+enum status cuda_scales_update(struct device *device, struct step_state *state,
+                               struct scale_state *states, size_t count, bool enter);
 enum status cuda_embedding_forward(struct device *device, const struct embedding_forward *op);
 enum status cuda_embedding_backward(struct device *device, const struct embedding_backward *op);
 enum status cuda_norm_forward(struct device *device, const struct norm_forward *op);
