@@ -32,6 +32,10 @@ enum status operand_alpha(struct device *device, const struct operand *a, const 
 enum status quantise_output_check(const char *operation, const struct quantise_output *output,
                                   bool only, enum dtype dtype, size_t rows, size_t columns);
 
+static inline bool quantise_output_set(const struct quantise_output *output) {
+    return output->copies != NULL || output->amax != NULL;
+}
+
 #ifdef __cplusplus
 }
 #endif
