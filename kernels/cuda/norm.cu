@@ -4,21 +4,32 @@
  * Otherwise, and in backward, a block works on ROWS rows at a time and each thread owns W
  * columns of them, so that backward's column sums stay in the thread that owns the column until
  * all rows are done.
+ *
+ * Where quantised copies are wanted, a block collects the codes of a strip of rows in shared memory
+ * and writes them transposed when the strip is full (quantise.cuh).
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/quantise.h"
 
 namespace {
+
+using bf16 = __nv_bfloat16;
 
 enum {
     ROWS = 4,
     BACK_ROWS = 2,
     NARROW = 128,
+    COPIES_MIDDLE = 224, /* the codes take registers too */
     MIDDLE = 256,
     THREADS_MAX = 1024,
     SUMS = 3,
-    WARP_THREADS = 128
+    WARP_THREADS = 128,
+    STRIP_THREADS = 256,
+    STRIP_WIDTH_MAX = 4096, /* forward: a row in a warp's registers */
+    STRIP_BACK_ROWS = 32
 };
 
 constexpr float EPSILON = 1e-5f;
@@ -109,15 +120,12 @@ template <typename T, int W> __global__ void norm_forward_kernel(const forward_a
     }
 }
 
-/* A warp a row, the row in its registers: no barrier. V groups of 8 numbers a lane, rows of up
- * to V * 256. */
+/* A warp makes a row in its registers, V groups of 8 numbers a lane, rows of up to V * 256: no
+ * barrier. x becomes the norm's result; everything else is stored. */
 template <typename T, int V>
-__global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const forward_args<T> a) {
-    const size_t row = (size_t)blockIdx.x * (WARP_THREADS / WARP) + threadIdx.x / WARP;
-    const int lane = (int)threadIdx.x % WARP;
+__device__ inline void norm_row(float (&x)[V][8], const forward_args<T> &a, size_t row, int lane) {
     const float share = 1.0f / (float)a.columns;
-    if (row >= a.rows) return;
-    float x[V][8] = {}, mean = 0.0f, variance = 0.0f;
+    float mean = 0.0f, variance = 0.0f;
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int column = (k * WARP + lane) * 8;
@@ -154,8 +162,89 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
         unpack(bias, load<T, 8>(a.bias + column));
 #pragma unroll
         for (int i = 0; i < 8; i++) x[k][i] = x[k][i] * rstd * weight[i] + bias[i];
+    }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const forward_args<T> a) {
+    const size_t row = (size_t)blockIdx.x * (WARP_THREADS / WARP) + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP;
+    if (row >= a.rows) return;
+    float x[V][8] = {};
+    norm_row<T, V>(x, a, row, lane);
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        const int column = (k * WARP + lane) * 8;
+        if (column >= a.columns) break;
         store(a.out + row * (size_t)a.columns + (size_t)column, pack<T, 8>(x[k]));
     }
+}
+
+/* The same with copies: `height` rows a block. Its strip leaves room for as many blocks as the
+ * registers of V groups do. */
+template <int V>
+__global__ void __launch_bounds__(STRIP_THREADS, V <= 3 ? 4 : V <= 4 ? 3 : V <= 8 ? 2 : 1)
+    norm_forward_strip_kernel(const forward_args<bf16> a, const copies_args to, const int height) {
+    extern __shared__ uint4 strip_memory[];
+    uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory);
+    const int lane = (int)threadIdx.x % WARP;
+    const size_t first = (size_t)blockIdx.x * (size_t)height;
+    const float scale = to.stored ? 1.0f : to.state->scale;
+    float amax = 0.0f;
+    for (int r = (int)threadIdx.x / WARP; r < height && first + r < a.rows;
+         r += STRIP_THREADS / WARP) {
+        const size_t at = (first + r) * (size_t)a.columns;
+        float x[V][8] = {};
+        norm_row<bf16, V>(x, a, first + r, lane);
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            const int column = (k * WARP + lane) * 8;
+            if (column >= a.columns) break;
+            amax = larger_size8(amax, x[k]);
+            if (a.out != nullptr) store(a.out + at + (size_t)column, pack<bf16, 8>(x[k]));
+            if (to.row == nullptr) continue;
+            const uint2 codes = encode8(to.e5m2, x[k], scale);
+            *reinterpret_cast<uint2 *>(to.row + at + (size_t)column) = codes;
+            *reinterpret_cast<uint2 *>(strip + strip_at(height, a.columns, r, column / 4)) = codes;
+        }
+    }
+    raise_amax(to.state, to.stored ? as_stored<bf16>(amax) : amax);
+    if (to.transposed == nullptr) return;
+    __syncthreads();
+    strip_store(strip, height, a.columns, to, first);
+}
+
+/* The highest strip that takes at most `bytes`; 0: none does. */
+int strip_height(int most, int columns, size_t bytes) {
+    while (most >= TILE_UNIT && strip_bytes(most, columns) > bytes) most /= 2;
+    return most >= TILE_UNIT ? most : 0;
+}
+
+template <int V>
+enum status run_strips(struct device *device, const forward_args<bf16> &a, const copies_args &to) {
+    const size_t shared_bytes = backend_of(device)->shared_bytes;
+    const int height = strip_height(64, a.columns, shared_bytes / 2);
+    const size_t bytes = strip_bytes(height, a.columns);
+    if (height == 0) return refuse_width("norm_forward with copies", (size_t)a.columns);
+    CUDA_TRY(cudaFuncSetAttribute(norm_forward_strip_kernel<V>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    norm_forward_strip_kernel<V><<<blocks_for(a.rows, (size_t)height), STRIP_THREADS, bytes,
+                                   backend_of(device)->stream>>>(a, to, height);
+    return cuda_launched("norm_forward");
+}
+
+enum status launch_strips(struct device *device, const forward_args<bf16> &a,
+                          const copies_args &to) {
+    const int groups = (a.columns + 255) / 256;
+    if (groups <= 2) return run_strips<2>(device, a, to);
+    if (groups == 3) return run_strips<3>(device, a, to);
+    if (groups == 4) return run_strips<4>(device, a, to);
+    if (groups == 5) return run_strips<5>(device, a, to);
+    if (groups <= 7) return run_strips<7>(device, a, to);
+    if (groups == 8) return run_strips<8>(device, a, to);
+    if (groups <= STRIP_WIDTH_MAX / 256) return run_strips<STRIP_WIDTH_MAX / 256>(device, a, to);
+    return status_set(STATUS_INTERNAL, "norm_forward: expected a width of at most %d for quantised "
+                      "copies, found %d", STRIP_WIDTH_MAX, a.columns);
 }
 
 template <typename T>
@@ -203,24 +292,37 @@ template <typename T> struct backward_args {
     size_t rows;
     int columns;
     bool overwrite, delta_bias;
+    copies_args to; /* COPIES: strips of `height` rows, `range` rows a block */
+    int height;
+    size_t range;
 };
 
+/* Blocks of that many threads at once on a multiprocessor, by the registers that are left to each. */
+constexpr int resident_blocks(int block, bool copies) {
+    return block == NARROW ? (copies ? 4 : 5) : block == COPIES_MIDDLE ? 3
+                                              : block == MIDDLE ? (copies ? 2 : 3) : 1;
+}
+
 /* BLOCK: the most threads a block may have; narrow rows leave registers for several such blocks. */
-template <typename T, int W, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, BLOCK == NARROW   ? 5
-                                         : BLOCK == MIDDLE ? 3
-                                                           : 1)
+template <typename T, int W, int BLOCK, bool COPIES>
+__global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     norm_backward_kernel(const backward_args<T> a) {
+    extern __shared__ uint4 strip_memory[];
+    uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory);
     __shared__ float shared[2][BLOCK / WARP * 2 * BACK_ROWS];
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;
     const float share = 1.0f / (float)a.columns;
     Numbers<T, W> weight = {}; /* as it lies in memory: registers are short here */
     float weight_sum[W] = {}, bias_sum[W] = {}, delta_sum[W] = {};
+    const float scale = COPIES && !a.to.stored ? a.to.state->scale : 1.0f;
+    float amax = 0.0f;
     int turn = 0;
     if (mine) weight = load<T, W>(a.weight + column);
-    for (size_t first = (size_t)blockIdx.x * BACK_ROWS; first < a.rows;
-         first += (size_t)gridDim.x * BACK_ROWS) {
+    const size_t begin = (size_t)blockIdx.x * (COPIES ? a.range : BACK_ROWS);
+    const size_t end = COPIES && begin + a.range < a.rows ? begin + a.range : a.rows;
+    const size_t stride = COPIES ? BACK_ROWS : (size_t)gridDim.x * BACK_ROWS;
+    for (size_t first = begin; first < end; first += stride) {
         Numbers<T, W> residual[BACK_ROWS], gradient[BACK_ROWS], past[BACK_ROWS];
         float rstd[BACK_ROWS], mean[BACK_ROWS], sums[2 * BACK_ROWS] = {};
 #pragma unroll
@@ -269,8 +371,26 @@ __global__ void __launch_bounds__(BLOCK, BLOCK == NARROW   ? 5
             }
             store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
                   pack<T, W>(out));
+            if constexpr (COPIES) {
+                const int strip_row = ((int)first + r - (int)begin) & (a.height - 1);
+                amax = larger_size8(amax, out);
+                *reinterpret_cast<uint2 *>(
+                    strip + strip_at(a.height, a.columns, strip_row, column / 4)) =
+                    encode8(a.to.e5m2, out, scale);
+            }
+        }
+        if constexpr (COPIES) {
+            const size_t next = first + BACK_ROWS;
+            const size_t full = (next - begin - 1) & ~(size_t)(a.height - 1);
+            if (next < end && next - begin != full + (size_t)a.height) continue;
+            __syncthreads(); /* the next one that writes codes comes behind block_sums' barrier */
+            if (a.to.row != nullptr)
+                strip_store_rows(strip, a.height, a.columns, a.to, begin + full);
+            if (a.to.transposed != nullptr)
+                strip_store(strip, a.height, a.columns, a.to, begin + full);
         }
     }
+    if (COPIES) raise_amax(a.to.state, a.to.stored ? as_stored<T>(amax) : amax);
     if (!mine) return;
     float *partials = a.partials + (size_t)blockIdx.x * SUMS * (size_t)a.columns + (size_t)column;
     store(partials, pack<float, W>(weight_sum));
@@ -278,25 +398,86 @@ __global__ void __launch_bounds__(BLOCK, BLOCK == NARROW   ? 5
     if (a.delta_bias) store(partials + 2 * a.columns, pack<float, W>(delta_sum));
 }
 
-template <typename T, int W, int BLOCK>
+/* Blocks, and the rows of each where they keep strips: as many as the multiprocessors hold at once,
+ * so one wave and the fewest partial sums, and all of the same length. */
+template <typename T>
+size_t plan_backward(const struct device *device, backward_args<T> *a, int resident) {
+    const size_t most = size_min((size_t)backend_of(device)->multiprocessors *
+                                     size_max(1, (size_t)resident),
+                                 COLUMN_PARTS_MAX);
+    if (a->height == 0) return size_min(ceil_div(a->rows, BACK_ROWS), most);
+    const size_t strips = ceil_div(a->rows, (size_t)a->height), each = ceil_div(strips, most);
+    a->range = each * (size_t)a->height;
+    return ceil_div(strips, each);
+}
+
+template <typename T, int W, int BLOCK, bool COPIES>
 enum status run_backward(struct device *device, backward_args<T> a, int threads,
                          const struct norm_backward *op) {
     const char *const name = "norm_backward";
     const size_t columns = (size_t)a.columns;
+    size_t strip = 0;
     int resident = 0;
-    CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident,
-                                                           norm_backward_kernel<T, W, BLOCK>,
-                                                           threads, 0));
-    /* as many as the multiprocessors hold at once: one wave, and the fewest partial sums */
-    const size_t most = (size_t)backend_of(device)->multiprocessors * size_max(1, (size_t)resident);
-    const size_t blocks = size_min(size_min(ceil_div(a.rows, BACK_ROWS), most), COLUMN_PARTS_MAX);
+    if (COPIES) {
+        a.to = copies_args_of(&op->quantise, a.rows);
+        a.height = strip_height(STRIP_BACK_ROWS, a.columns,
+                                backend_of(device)->shared_bytes * 2 / 3);
+        strip = strip_bytes(a.height, a.columns);
+        CUDA_TRY(cudaFuncSetAttribute(norm_backward_kernel<T, W, BLOCK, COPIES>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)strip));
+        if (a.height == 0) return refuse_width("norm_backward with copies", columns);
+    }
+    CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &resident, norm_backward_kernel<T, W, BLOCK, COPIES>, threads, strip));
     float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
+    const size_t blocks = plan_backward(device, &a, resident);
     TRY(cuda_scratch(device, name, blocks * SUMS * columns * sizeof(float)));
     a.partials = (float *)device->scratch;
-    norm_backward_kernel<T, W, BLOCK>
-        <<<(unsigned)blocks, threads, 0, backend_of(device)->stream>>>(a);
+    norm_backward_kernel<T, W, BLOCK, COPIES>
+        <<<(unsigned)blocks, threads, strip, backend_of(device)->stream>>>(a);
     TRY(cuda_launched(name));
     return cuda_column_sums(device, outs, SUMS, a.partials, blocks, columns, op->accumulate);
+}
+
+template <typename T, int W, bool COPIES>
+enum status choose_backward(struct device *device, const backward_args<T> &a, int threads,
+                            const struct norm_backward *op) {
+    if (threads <= NARROW) return run_backward<T, W, NARROW, COPIES>(device, a, threads, op);
+    if (COPIES && threads <= COPIES_MIDDLE)
+        return run_backward<T, W, COPIES_MIDDLE, COPIES>(device, a, threads, op);
+    if (threads <= MIDDLE) return run_backward<T, W, MIDDLE, COPIES>(device, a, threads, op);
+    return run_backward<T, W, THREADS_MAX, COPIES>(device, a, threads, op);
+}
+
+template <typename T> forward_args<T> forward_args_of(const struct norm_forward *op) {
+    forward_args<T> a = {};
+    a.out = (T *)op->out.data;
+    a.residual = (T *)op->residual.data;
+    a.residual_in = (const T *)op->residual_in.data;
+    a.delta = op->delta == NULL ? nullptr : (const T *)op->delta->data;
+    a.delta_bias = op->delta_bias == NULL ? nullptr : (const T *)op->delta_bias->data;
+    a.weight = (const T *)op->weight.data;
+    a.bias = (const T *)op->bias.data;
+    a.mean = op->mean;
+    a.rstd = op->rstd;
+    a.rows = op->out.rows;
+    a.columns = (int)op->out.columns;
+    return a;
+}
+
+template <typename T> backward_args<T> backward_args_of(const struct norm_backward *op) {
+    backward_args<T> a = {};
+    a.residual_gradient = (T *)op->residual_gradient.data;
+    a.out_gradient = (const T *)op->out_gradient.data;
+    a.residual = (const T *)op->residual.data;
+    a.weight = (const T *)op->weight.data;
+    a.mean = op->mean;
+    a.rstd = op->rstd;
+    a.rows = op->residual.rows;
+    a.columns = (int)op->residual.columns;
+    a.overwrite = op->overwrite_residual_gradient;
+    a.delta_bias = op->delta_bias_gradient != NULL;
+    return a;
 }
 
 } /* namespace */
@@ -307,6 +488,7 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
     const enum dtype dtype = op->out.dtype;
     const int threads = norm_threads(columns);
     if (threads == 0) return refuse_width(name, columns);
+    TRY(quantise_output_check(name, &op->quantise, op->out.data == NULL, dtype, rows, columns));
     TRY(cuda_shape(name, "residual_in", op->residual_in, dtype, rows, columns));
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
@@ -316,20 +498,12 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
     }
     if (op->delta_bias != NULL)
         TRY(cuda_shape(name, "delta_bias", *op->delta_bias, dtype, 1, columns));
+    if (quantise_output_set(&op->quantise)) {
+        return launch_strips(device, forward_args_of<bf16>(op),
+                             copies_args_of(&op->quantise, rows));
+    }
     FOR_DTYPE(dtype, {
-        forward_args<T> a = {};
-        a.out = (T *)op->out.data;
-        a.residual = (T *)op->residual.data;
-        a.residual_in = (const T *)op->residual_in.data;
-        a.delta = op->delta == NULL ? nullptr : (const T *)op->delta->data;
-        a.delta_bias = op->delta_bias == NULL ? nullptr : (const T *)op->delta_bias->data;
-        a.weight = (const T *)op->weight.data;
-        a.bias = (const T *)op->bias.data;
-        a.mean = op->mean;
-        a.rstd = op->rstd;
-        a.rows = rows;
-        a.columns = (int)columns;
-        launch_forward(a, threads, backend_of(device)->stream);
+        launch_forward(forward_args_of<T>(op), threads, backend_of(device)->stream);
     })
     return cuda_launched(name);
 }
@@ -340,26 +514,17 @@ extern "C" enum status cuda_norm_backward(struct device *device, const struct no
     const enum dtype dtype = op->residual.dtype;
     const int threads = norm_threads(columns);
     if (threads == 0) return refuse_width(name, columns);
+    TRY(quantise_output_check(name, &op->quantise, false, dtype, rows, columns));
     TRY(cuda_shape(name, "residual_gradient", op->residual_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
+    if (quantise_output_set(&op->quantise)) {
+        return choose_backward<bf16, 8, true>(device, backward_args_of<bf16>(op), threads, op);
+    }
     enum status status = STATUS_OK;
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-                  backward_args<T> a = {};
-                  a.residual_gradient = (T *)op->residual_gradient.data;
-                  a.out_gradient = (const T *)op->out_gradient.data;
-                  a.residual = (const T *)op->residual.data;
-                  a.weight = (const T *)op->weight.data;
-                  a.mean = op->mean;
-                  a.rstd = op->rstd;
-                  a.rows = rows;
-                  a.columns = (int)columns;
-                  a.overwrite = op->overwrite_residual_gradient;
-                  a.delta_bias = op->delta_bias_gradient != NULL;
-                  status = threads <= NARROW ? run_backward<T, W, NARROW>(device, a, threads, op)
-                           : threads <= MIDDLE
-                               ? run_backward<T, W, MIDDLE>(device, a, threads, op)
-                               : run_backward<T, W, THREADS_MAX>(device, a, threads, op);
+                  status = choose_backward<T, W, false>(device, backward_args_of<T>(op), threads,
+                                                        op);
               }))
     return status;
 }

@@ -157,6 +157,19 @@ __device__ inline void strip_store(const uint32_t *strip, int height, int column
     }
 }
 
+/* The strip as it lies into the row copy. */
+__device__ inline void strip_store_rows(const uint32_t *strip, int height, int columns,
+                                        const struct copies_args &to, size_t first) {
+    const int quads = columns / 16;
+    const size_t left = to.rows - first;
+    const int rows = left < (size_t)height ? (int)left : height;
+    uint4 *out = reinterpret_cast<uint4 *>(to.row + first * (size_t)columns);
+    for (int i = (int)threadIdx.x; i < rows * quads; i += (int)blockDim.x) {
+        const int group = i / (TILE_UNIT * quads); /* rows of a group lie without gaps */
+        out[i] = *reinterpret_cast<const uint4 *>(strip + i * 4 + group * strip_pad(height));
+    }
+}
+
 /* ---- tiles ---- */
 
 /*
