@@ -126,7 +126,7 @@ DEEPWELL_HOST_DEVICE static inline uint8_t format_encode_stochastic(enum number_
     const float below = floorf(position);
     const float chance = (float)(random >> 8) * 0x1p-24f;
     const float rounded = (chance < position - below ? below + 1.0f : below) * spacing;
-    return format_encode(format, value < 0.0f ? -rounded : rounded);
+    return format_encode(format, float_of_bits(bits_of_float(rounded) | (bits_of_float(value) ^ size)));
 }
 
 /* ---- scales ---- */

@@ -314,9 +314,8 @@ struct ops {
                                 bool clear_amax);
 
     /* Once a step, between gradient_sumsq and step_decide. If the sums of `state` or one amax is not
-     * finite, the amaxes of the step are dropped (amax_bits = 0), scales and histories stay, and
-     * state->gradient_sumsq becomes NaN, so that step_decide skips: a clipped infinity never passes
-     * for a number. Otherwise scale_state_enter() for each if `enter` (delayed scaling), or only
+     * finite: scale_state_drop() for each, and state->gradient_sumsq becomes NaN, so that step_decide
+     * skips: a clipped infinity never passes for a number. Otherwise scale_state_enter() for each if `enter` (delayed scaling), or only
      * amax_bits = 0. */
     enum status (*scales_update)(struct device *, struct step_state *state,
                                  struct scale_state *states, size_t count, bool enter);

@@ -94,6 +94,13 @@ DEEPWELL_HOST_DEVICE static inline void scale_state_enter(struct scale_state *s)
     s->amax_bits = 0;
 }
 
+/* End of a step that is not applied: its amax is forgotten, and a scale that it spoilt (current
+ * scaling) starts anew. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_drop(struct scale_state *s) {
+    if (!(s->scale > 0.0f)) s->scale = s->inverse = 1.0f;
+    s->amax_bits = 0;
+}
+
 /* One copy of a matrix: an operand of quantised_gemm. */
 struct operand {
     void *codes;           /* (rows, columns); NULL: this copy is not wanted */

@@ -3,7 +3,7 @@
 
 #define E4M3_OF(scale) {.format = FORMAT_E4M3, .mode = scale}
 
-static const struct recipe recipes[RECIPES] = {
+static const struct recipe recipes[RECIPE_COUNT] = {
     [RECIPE_FP32] = {.name = "fp32", .dtype = DTYPE_F32},
     [RECIPE_BF16] = {.name = "bf16", .dtype = DTYPE_BF16},
     [RECIPE_FP16] = {.name = "fp16", .dtype = DTYPE_F16},

@@ -27,7 +27,7 @@
 
 enum recipe_kind {
     RECIPE_FP32, RECIPE_BF16, RECIPE_FP16, RECIPE_FP8, RECIPE_FP8_BLOCK, RECIPE_MXFP8, RECIPE_NVFP4,
-    RECIPES,
+    RECIPE_COUNT,
 };
 
 /* What one tensor becomes. */

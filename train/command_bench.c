@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "data/loader.h"
 #include "kernels/cuda/power.h"
+#include "train/bench_numerics.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/engine.h"
@@ -22,6 +23,7 @@
 
 static const char usage[] =
     "usage: deepwell bench step [CONFIG] [options] [--section.key VALUE ...]\n"
+    "       deepwell bench numerics CONFIG ... (bench numerics --help)\n"
     "\n"
     "Times whole optimizer steps (data, clip and update inside) of a new model, and leaves\n"
     "nothing behind. Tokens come from data.train; with --data.train= they are random, which the\n"
@@ -122,7 +124,8 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     const double tflops = flops_tera_per_second(flops.total, tokens, median);
     const enum peak_type type = b->engine.dtype == DTYPE_F32    ? PEAK_FP32
                                 : b->engine.dtype == DTYPE_BF16 ? PEAK_BF16 : PEAK_FP16;
-    const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(&b->engine, b->config), type);
+    struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(&b->engine, b->config), type);
+    mfu.emulated = engine_support(&b->engine) == SUPPORT_EMULATED;
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
     getrusage(RUSAGE_SELF, &used);
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
@@ -141,15 +144,14 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
 }
 
 static void print_header(const struct bench *b) {
-    char tokens[TEXT_BYTES], count[TEXT_BYTES];
+    char tokens[TEXT_BYTES], count[TEXT_BYTES], precision[PRECISION_TEXT_BYTES];
     const struct gpt_config *model = &b->engine.gpt.config;
     printf("device      %s\n", b->engine.device.name);
     if (b->engine.device.note[0] != '\0') printf("            %s\n", b->engine.device.note);
-    const bool emulated = b->engine.dtype != DTYPE_F32 && b->engine.device.kind == DEVICE_CPU;
-    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s%s\n",
+    printf("model       GPT-2, %zu layers, %zu heads, width %zu: %s parameters, %s\n",
            model->layers, model->heads, model->width,
-           text_count(count, param_table_count(&b->engine.gpt.table)), dtype_name(b->engine.dtype),
-           emulated ? " (emulated)" : "");
+           text_count(count, param_table_count(&b->engine.gpt.table)),
+           engine_precision_text(precision, &b->engine));
     printf("step        %lld sequences of %lld, %lld at a time: %s tokens from %s\n",
            (long long)b->config->train.batch, (long long)config_sequence_length(b->config),
            (long long)config_micro_batch(b->config),
@@ -253,10 +255,11 @@ enum status command_bench(int argc, char **argv) {
     };
     struct cli_names names;
     struct config config;
+    if (argc > 1 && strcmp(argv[1], "numerics") == 0) return bench_numerics(argc, argv);
     TRY(cli_positionals(&cli, argc, argv, 1, 2, &names));
     if (names.help) return STATUS_OK;
     if (strcmp(names.names[0], "step") != 0) {
-        return status_set(STATUS_CONFIG, "bench: expected \"step\", found \"%s\"",
+        return status_set(STATUS_CONFIG, "bench: expected \"step\" or \"numerics\", found \"%s\"",
                           names.names[0]);
     }
     TRY(cli_config(&cli, names.count > 1 ? names.names[1] : NULL, argc, argv, &config));

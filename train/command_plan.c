@@ -25,7 +25,7 @@ static void print_model(const struct engine *engine) {
     const struct param_table *table = &engine->gpt.table;
     const struct gpt_config *model = &engine->gpt.config;
     size_t counts[ROLE_COUNT] = {0}, decayed = 0;
-    char text[TEXT_BYTES];
+    char text[TEXT_BYTES], precision[PRECISION_TEXT_BYTES];
     for (size_t i = 0; i < table->length; i++) {
         counts[table->params[i].role] += param_count(&table->params[i]);
         if (table->params[i].decay) decayed += param_count(&table->params[i]);
@@ -35,6 +35,7 @@ static void print_model(const struct engine *engine) {
         "to %zu)\n",
         model->layers, model->heads, model->width, model->context, model->vocabulary,
         gpt_padded_vocabulary(model));
+    printf("precision   %s\n", engine_precision_text(precision, engine));
     printf("parameters  %s in %zu tensors\n", text_count(text, param_table_count(table)),
            table->length);
     for (int role = 0; role < ROLE_COUNT; role++) {

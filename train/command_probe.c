@@ -11,6 +11,7 @@
 #include "kernels/cuda/inventory.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "layers/recipe.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/peak.h"
@@ -139,13 +140,16 @@ static void print_gpus(void) {
         else printf("n/a");
         printf("%s%s\n", gpu->problem[0] != '\0' ? "; " : "", gpu->problem);
     }
-    printf("            runs take the first (device = auto or cuda); all recipes are native there\n");
+    printf("            runs take the first (device = auto or cuda)\n");
 }
 
-static void print_recipes(void) {
-    printf("recipes     fp32  native on the CPU\n"
-           "            bf16  emulated on the CPU: stored and rounded as BF16, computed in FP32\n"
-           "            fp16  emulated on the CPU: stored and rounded as FP16, computed in FP32\n");
+static void print_recipes(const struct device *device) {
+    for (int kind = 0; kind < RECIPE_COUNT; kind++) {
+        const struct recipe *recipe = recipe_row((enum recipe_kind)kind);
+        printf("%-11s %-9s  %s here\n", kind == 0 ? "recipes" : "", recipe->name,
+               support_name(recipe_support(device, (enum recipe_kind)kind)));
+    }
+    printf("            emulated: stored and rounded as the recipe says, multiplied in FP32\n");
 }
 
 enum status command_probe(int argc, char **argv) {
@@ -169,7 +173,7 @@ enum status command_probe(int argc, char **argv) {
     printf("memory      %s free\n", text_bytes(memory, device.memory_bytes));
     print_built_with();
     print_gpus();
-    print_recipes();
+    print_recipes(&device);
     fflush(stdout);
     enum status status = measure_gemm(&device);
     if (status == STATUS_OK) status = measure_copy(&device);

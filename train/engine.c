@@ -86,6 +86,40 @@ enum status engine_open_device(struct device *device, const struct config *confi
     return STATUS_OK;
 }
 
+enum support engine_support(const struct engine *engine) {
+    const struct precision *p = &engine->precision;
+    const enum recipe_kind ends = p->first_layers + p->last_layers > 0 ? p->end_layers : p->recipe;
+    const enum recipe_kind used[] = {p->recipe, p->lm_head, ends};
+    enum support least = recipe_support(&engine->device, used[0]);
+    for (size_t i = 1; i < sizeof used / sizeof used[0]; i++) {
+        if (!recipe_row(used[i])->narrow) continue;
+        const enum support support = recipe_support(&engine->device, used[i]);
+        if (support < least) least = support;
+    }
+    return least;
+}
+
+const char *engine_precision_text(char text[PRECISION_TEXT_BYTES], const struct engine *engine) {
+    const struct precision *p = &engine->precision;
+    const size_t ends = p->first_layers + p->last_layers;
+    char fp8[64] = "", end_layers[64] = "", head[32] = "";
+    if (p->recipe == RECIPE_FP8) {
+        snprintf(fp8, sizeof fp8, ", %s scaling, gradients %s",
+                 p->scaling == SCALING_DELAYED ? "delayed" : "current",
+                 format_name(p->gradient_format));
+    }
+    if (precision_narrow(p)) {
+        snprintf(head, sizeof head, ", head %s", recipe_row(p->lm_head)->name);
+    }
+    if (precision_narrow(p) && ends > 0) {
+        snprintf(end_layers, sizeof end_layers, ", %zu first and %zu last layers %s",
+                 p->first_layers, p->last_layers, recipe_row(p->end_layers)->name);
+    }
+    snprintf(text, PRECISION_TEXT_BYTES, "%s%s%s%s%s", recipe_row(p->recipe)->name, fp8, head,
+             end_layers, engine_support(engine) == SUPPORT_EMULATED ? " (emulated)" : "");
+    return text;
+}
+
 double engine_peak_tflops(const struct engine *engine, const struct config *config) {
     if (config->mfu.peak > 0.0) return config->mfu.peak;
     const struct peak *peak = peak_find(engine->device.name, 0);
@@ -347,7 +381,10 @@ static enum status lay_out(struct engine *engine, const struct config *config) {
 enum status engine_open(struct engine *engine, const struct config *config, unsigned parts,
                         enum engine_memory memory) {
     const struct gpt_config model = engine_model(config);
-    *engine = (struct engine){.dtype = engine_dtype(config), .parts = parts, .memory = memory};
+    *engine = (struct engine){
+        .dtype = engine_dtype(config), .precision = engine_precision(config), .parts = parts,
+        .memory = memory,
+    };
     TRY(engine_open_device(&engine->device, config));
     enum status status = gpt_open(&engine->gpt, &model, (unsigned)config->optimizer.decay_roles);
     if (status == STATUS_OK) status = check_precision(engine, config);
@@ -386,7 +423,9 @@ enum status engine_read_scales(struct engine *engine, struct scale_state *states
 
 enum status engine_write_scales(struct engine *engine, const struct scale_state *states) {
     TRY(device_upload(&engine->device, engine->scales, states, scales_bytes(engine)));
-    engine->training.scaled = true;
+    for (size_t i = 0; i < gpt_scale_count(&engine->gpt); i++) {
+        engine->training.scaled = engine->training.scaled || states[i].seen > 0;
+    }
     return engine_narrow_weights(engine);
 }
 

@@ -49,6 +49,7 @@ struct engine {
     struct device device;
     struct gpt gpt;
     enum dtype dtype;           /* of weights and activations */
+    struct precision precision; /* as configured */
     unsigned parts;
     enum engine_memory memory;
     struct arena arenas[ENGINE_ARENAS]; /* in the order above */
@@ -100,6 +101,13 @@ double engine_peak_tflops(const struct engine *engine, const struct config *conf
 struct gpt_config engine_model(const struct config *config);
 enum dtype engine_dtype(const struct config *config);
 struct precision engine_precision(const struct config *config);
+
+/* How this engine's device runs the configured recipes: the least of them. */
+enum support engine_support(const struct engine *engine);
+
+/* "fp8 (delayed scaling, gradients e5m2; head bf16), emulated on the CPU": for headers. */
+enum { PRECISION_TEXT_BYTES = 256 };
+const char *engine_precision_text(char text[PRECISION_TEXT_BYTES], const struct engine *engine);
 
 /* Quantises the weights for narrow linears: whenever they changed. */
 enum status engine_narrow_weights(struct engine *engine);

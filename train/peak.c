@@ -72,7 +72,9 @@ const struct peak *peak_find(const char *device_name, int capability) {
 }
 
 struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type) {
-    struct mfu mfu = {MFU_UNKNOWN, 0.0, tflops, peak_tflops, type};
+    struct mfu mfu = {
+        .state = MFU_UNKNOWN, .tflops = tflops, .peak_tflops = peak_tflops, .type = type,
+    };
     if (peak_tflops <= 0.0) return mfu;
     const double share = tflops / peak_tflops;
     if (!(share >= 0.0 && share <= 1.0)) { /* also NaN */
@@ -85,13 +87,14 @@ struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type) {
 }
 
 const char *mfu_text(char text[MFU_TEXT_BYTES], const struct mfu *mfu) {
+    const char *emulated = mfu->emulated ? " (emulated)" : "";
     switch (mfu->state) {
     case MFU_UNKNOWN:
-        snprintf(text, MFU_TEXT_BYTES, "mfu n/a");
+        snprintf(text, MFU_TEXT_BYTES, "mfu n/a%s", emulated);
         break;
     case MFU_KNOWN:
-        snprintf(text, MFU_TEXT_BYTES, "mfu %.1f%% of %.1f (%s dense)", 100.0 * mfu->share,
-                 mfu->peak_tflops, peak_type_name(mfu->type));
+        snprintf(text, MFU_TEXT_BYTES, "mfu %.1f%% of %.1f (%s dense)%s", 100.0 * mfu->share,
+                 mfu->peak_tflops, peak_type_name(mfu->type), emulated);
         break;
     case MFU_MEASUREMENT_ERROR:
         snprintf(text, MFU_TEXT_BYTES,

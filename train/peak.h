@@ -9,6 +9,7 @@
 #ifndef DEEPWELL_TRAIN_PEAK_H_
 #define DEEPWELL_TRAIN_PEAK_H_
 
+#include <stdbool.h>
 #include <stddef.h>
 
 enum peak_type { PEAK_FP32, PEAK_TF32, PEAK_BF16, PEAK_FP16, PEAK_FP8, PEAK_TYPE_COUNT };
@@ -41,6 +42,7 @@ struct mfu {
     double tflops;      /* achieved */
     double peak_tflops; /* 0: unknown */
     enum peak_type type; /* whose peak */
+    bool emulated;       /* the device emulates the recipe: no figure of speed */
 };
 
 struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type);

@@ -41,6 +41,8 @@ static struct step_record step_record(const struct trainer *t, double seconds,
     const struct step_state *state = &t->state.control;
     const int64_t tokens = step_tokens(t->config);
     const double tflops = flops_tera_per_second(t->flops.total, (double)tokens, seconds);
+    struct mfu mfu = mfu_compute(tflops, t->peak_tflops, trainer_peak_type(t));
+    mfu.emulated = engine_support(&t->engine) == SUPPORT_EMULATED;
     return (struct step_record){
         .step = t->state.step,
         .loss = (double)state->loss,
@@ -55,7 +57,7 @@ static struct step_record step_record(const struct trainer *t, double seconds,
         .data_wait_ms = waited_seconds * 1e3,
         .tokens_per_s = (double)tokens / seconds,
         .tflops = tflops,
-        .mfu = mfu_compute(tflops, t->peak_tflops, trainer_peak_type(t)),
+        .mfu = mfu,
     };
 }
 

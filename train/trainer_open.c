@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "train/run_folder.h"
+#include "train/scale_json.h"
 #include "train/trainer_parts.h"
 
 static void print_warning(const char *message) { printf("warning: %s\n", message); }
@@ -28,6 +29,14 @@ static enum status open_data(struct trainer *t) {
                         ORDER_SEQUENTIAL, (uint64_t)c->train.seed);
 }
 
+/* The scale states of the one serve the other. */
+static bool same_precision(const struct config *a, const struct config *b) {
+    const struct config_precision *p = &a->precision, *q = &b->precision;
+    return p->recipe == q->recipe && p->scaling == q->scaling && p->lm_head == q->lm_head &&
+           p->gradient_format == q->gradient_format && p->first_layers == q->first_layers &&
+           p->last_layers == q->last_layers && p->end_layers == q->end_layers;
+}
+
 /* The state and the weights of a checkpoint, after comparing its configuration with this run's. */
 static enum status continue_from(struct trainer *t, const struct checkpoint *checkpoint) {
     struct config saved;
@@ -44,6 +53,7 @@ static enum status continue_from(struct trainer *t, const struct checkpoint *che
             t->config->data.train, t->state.fingerprint, t->train_data.fingerprint);
     }
     TRY(engine_load(&t->engine, checkpoint));
+    if (same_precision(&saved, t->config)) TRY(scales_from_json(&t->engine, checkpoint->state));
     struct step_state control = t->state.control;
     /* The scaler goes on where it was, unless the recipe that it served changed. */
     const bool scaling = config_loss_scaling(t->config);

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "train/sampler.h"
+#include "train/scale_json.h"
 #include "train/token_text.h"
 #include "train/trainer_parts.h"
 #include "train/validation.h"
@@ -106,7 +107,10 @@ static enum status save_mapped(struct trainer *t, float *const host[3]) {
         .model = engine_hf_config(t->config),
         .state = state,
     };
-    const enum status status = checkpoint_save(t->config->train.out, &content, &retention);
+    enum status status = scales_to_json(&t->engine, state);
+    if (status == STATUS_OK) {
+        status = checkpoint_save(t->config->train.out, &content, &retention);
+    }
     cJSON_Delete(state);
     return status;
 }
@@ -181,6 +185,7 @@ void trainer_print_header(const struct trainer *t) {
     const struct gpt_config *model = &t->engine.gpt.config;
     const struct gpt_training_shape *shape = &t->engine.training.shape;
     char count[TEXT_BYTES], tokens[TEXT_BYTES], bytes[TEXT_BYTES], flops[FLOPS_TEXT_BYTES];
+    char precision[PRECISION_TEXT_BYTES];
     size_t memory = 0;
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += t->engine.arenas[i].capacity_bytes;
     const size_t step_tokens = t->shape.micro_batches * shape->batch * shape->sequence_length;
@@ -192,9 +197,7 @@ void trainer_print_header(const struct trainer *t) {
         "%s parameters\n",
         model->layers, model->heads, model->width, model->context, model->vocabulary,
         text_count(count, param_table_count(&t->engine.gpt.table)));
-    const bool emulated = t->engine.dtype != DTYPE_F32 && t->engine.device.kind == DEVICE_CPU;
-    printf("precision   %s%s\n", dtype_name(t->engine.dtype),
-           emulated ? " (emulated: rounded on the CPU)" : "");
+    printf("precision   %s\n", engine_precision_text(precision, &t->engine));
     printf("train data  %s: %s tokens, %s sequences of %zu\n", c->data.train,
            text_count(tokens, t->train_data.tokens), text_count(count, t->train_data.sequences),
            t->train_data.sequence_length);

@@ -351,7 +351,8 @@ enum status cpu_scales_update(struct device *device, struct step_state *state,
     if (!finite) state->gradient_sumsq = (double)NAN;
     for (size_t i = 0; i < count; i++) {
         if (finite && enter) scale_state_enter(&states[i]);
-        states[i].amax_bits = 0;
+        else if (finite) states[i].amax_bits = 0;
+        else scale_state_drop(&states[i]);
     }
     return STATUS_OK;
 }

@@ -7,7 +7,8 @@
  * run saves after every step.
  *
  * A recipe: FP32; BF16; FP16 with a loss scale so large and an interval so short that the scaler
- * backs off, grows and skips steps while the run is disturbed.
+ * backs off, grows and skips steps while the run is disturbed; FP8 with delayed scaling, whose scales
+ * come from the steps before.
  */
 #include "tests/e2e/e2e.h"
 
@@ -28,6 +29,7 @@ static const char *const recipes[] = {
     "--precision.recipe fp32",
     "--precision.recipe bf16",
     "--precision.recipe fp16 --precision.loss_scale 4e6 --precision.loss_scale_interval 3",
+    "--precision.recipe fp8",
 };
 enum { RECIPES = sizeof recipes / sizeof recipes[0] };
 

@@ -26,7 +26,7 @@ static void test_gelu_forward(void **state) {
         struct tensor x = random_tensor(test_dtypes[type], TOKENS, WIDTH, 1, 0.0, 2.0);
         struct tensor bias = random_tensor(test_dtypes[type], 1, WIDTH, 2, 0.0, 1.0);
         struct tensor out = filled_tensor(test_dtypes[type], TOKENS, WIDTH, NAN);
-        const struct gelu_forward op = {out, x, bias};
+        const struct gelu_forward op = {.out = out, .x = x, .bias = bias};
         EXPECT_OK(device.ops->gelu_forward(&device, &op));
         struct comparison c = {.what = "out"};
         for (size_t i = 0; i < tensor_count(x); i++) {
@@ -50,14 +50,16 @@ static void test_gelu_extremes(void **state) {
     struct tensor x = tensor_make(inputs, DTYPE_F32, 1, COUNT), out = x, bias = x;
     out.data = outs;
     bias.data = zeros;
-    EXPECT_OK(device.ops->gelu_forward(&device, &(struct gelu_forward){out, x, bias}));
+    const struct gelu_forward forward = {.out = out, .x = x, .bias = bias};
+    EXPECT_OK(device.ops->gelu_forward(&device, &forward));
     for (size_t i = 0; i < COUNT; i++) {
         assert_true(fabs((double)outs[i] - gelu((double)inputs[i])) <= 4.0 * 0x1p-24 *
                                                                        fabs((double)inputs[i]));
         outs[i] = 1.0f;
     }
-    EXPECT_OK(device.ops->gelu_backward(&device, &(struct gelu_backward){out, out, x, bias, sums,
-                                                                         false}));
+    const struct gelu_backward backward = {
+        .x_gradient = out, .out_gradient = out, .x = x, .bias = bias, .bias_gradient = sums};
+    EXPECT_OK(device.ops->gelu_backward(&device, &backward));
     for (size_t i = 4; i < COUNT; i++) { /* the slope is 0 or 1 to within 1e-30 */
         assert_true(fabs((double)outs[i] - (inputs[i] > 0.0f ? 1.0 : 0.0)) < 1e-30);
     }
@@ -74,7 +76,9 @@ static void check_gelu_backward(enum dtype type, bool accumulate, bool in_place)
                                     : filled_tensor(DTYPE_F32, 1, WIDTH, NAN);
     double *incoming = doubles_of(out_gradient), *expected_sums = doubles_of(sums);
     const struct tensor gradient = in_place ? out_gradient : fresh;
-    const struct gelu_backward op = {gradient, out_gradient, x, bias, sums.data, accumulate};
+    const struct gelu_backward op = {
+        .x_gradient = gradient, .out_gradient = out_gradient, .x = x, .bias = bias,
+        .bias_gradient = sums.data, .accumulate = accumulate};
     EXPECT_OK(device.ops->gelu_backward(&device, &op));
     struct comparison c = {.what = "x_gradient"};
     for (size_t i = 0; i < tensor_count(x); i++) {

@@ -60,8 +60,10 @@ static void elementwise(struct device *device, enum dtype type, struct tensor ou
     struct tensor out = tensor_rows(outputs, 0, TOKENS);
     struct tensor gradient = tensor_rows(outputs, TOKENS, TOKENS);
     float *sum = sums.data;
-    const struct gelu_forward forward = {out, x, bias};
-    const struct gelu_backward backward = {gradient, out, x, bias, sum, true};
+    const struct gelu_forward forward = {.out = out, .x = x, .bias = bias};
+    const struct gelu_backward backward = {
+        .x_gradient = gradient, .out_gradient = out, .x = x, .bias = bias, .bias_gradient = sum,
+        .accumulate = true};
     const struct bias_backward column_sums = {sum + WIDTH, out, true};
     EXPECT_OK(device->ops->gelu_forward(device, &forward));
     EXPECT_OK(device->ops->gelu_backward(device, &backward));

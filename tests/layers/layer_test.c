@@ -87,6 +87,11 @@ static void check_out(const char *what, struct tensor out, const double *expecte
 
 /* ---- linear ---- */
 
+/* An operand without copies. */
+static struct linear_operand plain(struct tensor values) {
+    return (struct linear_operand){.values = values};
+}
+
 struct linear_problem {
     double *in, *weight, *bias, *out_gradient, *out;
 };
@@ -112,11 +117,12 @@ static void check_linear(bool with_bias) {
     const struct linear_problem p = {doubles_of(in), doubles_of(weight),
                                      with_bias ? doubles_of(bias) : NULL, doubles_of(out_gradient),
                                      test_memory(TOKENS * VOCABULARY * sizeof(double))};
-    EXPECT_OK(linear_forward(&device, &layer, out, in));
+    EXPECT_OK(linear_forward(&device, &layer, out, plain(in)));
     linear_loss(&p);
     check_out("out", out, p.out, (struct bound){1, WIDTH + 1});
     for (int times = 1; times <= 2; times++) {
-        EXPECT_OK(linear_backward(&device, &layer, in_gradient, out_gradient, in, times > 1));
+        EXPECT_OK(linear_backward(&device, &layer, in_gradient, plain(out_gradient), plain(in),
+                                  times > 1));
         check_leaf(&(struct leaf){"in gradient", p.in, in_gradient, 1.0}, linear_loss, &p,
                    (struct bound){1, VOCABULARY});
         check_leaf(&(struct leaf){"weight gradient", p.weight, weight_gradient, times}, linear_loss,
@@ -172,7 +178,8 @@ static void check_norm(bool branch) {
     struct tensor gradients = unwritten(3, WIDTH);
     float *weight_gradient = gradients.data, *bias_gradient = weight_gradient + WIDTH;
     const struct norm layer = {weight, bias, weight_gradient, bias_gradient};
-    const struct norm_activations activations = {out, branch ? fresh : in, mean.data, rstd.data};
+    const struct norm_activations activations = {
+        .out = out, .residual = branch ? fresh : in, .mean = mean.data, .rstd = rstd.data};
     const struct branch before = {in, branch ? delta : (struct tensor){0}, branch_bias, NULL};
     const struct norm_problem p = {doubles_of(in),
                                    doubles_of(delta),
@@ -193,7 +200,7 @@ static void check_norm(bool branch) {
     for (int times = 1; times <= 2; times++) {
         struct tensor residual_gradient = branch ? copied_tensor(past_gradient)
                                                  : unwritten(TOKENS, WIDTH);
-        EXPECT_OK(norm_layer_backward(&device, &layer, &activations, residual_gradient,
+        EXPECT_OK(norm_layer_backward(&device, &layer, &activations, residual_gradient, NULL,
                                       out_gradient, branch ? bias_gradient + WIDTH : NULL, !branch,
                                       times > 1));
         check_leaf(&(struct leaf){"in gradient", p.in, residual_gradient, 1.0}, norm_loss, &p,
@@ -254,22 +261,24 @@ static void test_attention(void **state) {
                   bias_gradient = unwritten(1, 3 * WIDTH);
     struct tensor projection_gradient = unwritten(WIDTH, WIDTH);
     const struct attention layer = {
-        .qkv = {qkv_weight, qkv_bias, qkv_gradient.data, bias_gradient.data},
+        .qkv = {.weight = qkv_weight, .bias = qkv_bias, .weight_gradient = qkv_gradient.data,
+                .bias_gradient = bias_gradient.data},
         .projection = {.weight = projection, .weight_gradient = projection_gradient.data},
         .heads = HEADS,
     };
-    const struct attention_activations activations = {qkv, heads, log_sum_exp.data};
+    const struct attention_activations activations = {
+        .qkv = qkv, .out = heads, .log_sum_exp = log_sum_exp.data};
     const struct attention_problem p = {
         doubles_of(in), doubles_of(qkv_weight), doubles_of(qkv_bias), doubles_of(projection),
         doubles_of(out_gradient), doubles_of(qkv), doubles_of(heads), doubles_of(out)};
     const struct bound forward = {6, WIDTH}, backward = {12, 3 * WIDTH};
 
-    EXPECT_OK(attention_layer_forward(&device, &layer, &activations, out, in, BATCH, LENGTH));
+    EXPECT_OK(attention_layer_forward(&device, &layer, &activations, out, plain(in), BATCH, LENGTH));
     attention_loss(&p);
     check_out("out", out, p.out, forward);
     for (int times = 1; times <= 2; times++) {
         EXPECT_OK(attention_layer_backward(&device, &layer, &activations, in_gradient, wide,
-                                           out_gradient, in, BATCH, LENGTH, times > 1));
+                                           out_gradient, plain(in), BATCH, LENGTH, times > 1));
         const struct leaf leaves[] = {
             {"in gradient", p.in, in_gradient, 1.0},
             {"query, key and value weight gradient", p.qkv_weight, qkv_gradient, times},
@@ -319,13 +328,13 @@ static void test_mlp(void **state) {
         .fc_bias_gradient = bias_gradient.data,
         .projection = {.weight = projection, .weight_gradient = projection_gradient.data},
     };
-    const struct mlp_activations activations = {fc_out, gelu};
+    const struct mlp_activations activations = {.fc = fc_out, .gelu = gelu};
     const struct mlp_problem p = {
         doubles_of(in),           doubles_of(fc),   doubles_of(fc_bias), doubles_of(projection),
         doubles_of(out_gradient), doubles_of(wide), doubles_of(out)};
     const struct bound forward = {4, 4 * WIDTH}, backward = {8, 4 * WIDTH};
 
-    EXPECT_OK(mlp_layer_expand(&device, &layer, &activations, in));
+    EXPECT_OK(mlp_layer_expand(&device, &layer, &activations, plain(in)));
     EXPECT_OK(mlp_layer_contract(&device, &layer, &activations, out));
     mlp_loss(&p);
     check_out("out", out, p.out, forward);
@@ -335,7 +344,7 @@ static void test_mlp(void **state) {
     assert_memory_equal(gelu.data, kept.data, tensor_bytes(gelu));
     for (int times = 1; times <= 2; times++) {
         EXPECT_OK(mlp_layer_backward(&device, &layer, &activations, in_gradient, wide, out_gradient,
-                                     in, times > 1));
+                                     plain(in), times > 1));
         const struct leaf leaves[] = {
             {"in gradient", p.in, in_gradient, 1.0},
             {"fc gradient", p.fc, fc_gradient, times},

@@ -159,7 +159,8 @@ static void gemm_shapes(void **state) {
                      got->transpose_b == expected[e].tb;
         }
         assert_int_equal(found, 1);
-        assert_int_equal(got->a, DTYPE_BF16);
+        assert_string_equal(got->a, "bf16");
+        assert_string_equal(got->b, "bf16");
         /* gradients of weights are FP32 */
         assert_int_equal(got->c, got->transpose_a ? DTYPE_F32 : DTYPE_BF16);
         assert_true(got->total.flops == 2.0 * (double)(got->m * got->n * got->k) *

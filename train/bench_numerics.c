@@ -1,0 +1,338 @@
+/* deepwell bench numerics */
+#include "train/bench_numerics.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cjson/cJSON.h>
+
+#include "base/file.h"
+#include "checkpoints/json.h"
+#include "data/loader.h"
+#include "train/cli.h"
+#include "train/quantise_probe.h"
+#include "train/signals.h"
+#include "train/step.h"
+
+static const char usage[] =
+    "usage: deepwell bench numerics CONFIG [options] [--section.key VALUE ...]\n"
+    "\n"
+    "What a precision recipe does, against another one on the same data from the same weights:\n"
+    "the error of quantising each tensor of the first batch, the error of the gradients it gives,\n"
+    "and the loss over some steps, for one seed or more. On any machine: a recipe that the device\n"
+    "emulates multiplies the same numbers. Leaves nothing behind but --out.\n"
+    "\n"
+    "  --recipe NAME        (default: precision.recipe)\n"
+    "  --against NAME       (default fp32)\n"
+    "  --steps N            steps of the loss curves (default 100; 0: none)\n"
+    "  --seeds N            curves of each, from train.seed on (default 1); from 2 on the noise of\n"
+    "                       seeds is given too\n"
+    "  --out FILE           everything, as JSON\n"
+    "\n"
+    "  deepwell bench numerics configs/shakespeare_bytes.conf --recipe mxfp8 --steps 200 --seeds 3\n";
+
+struct numerics {
+    struct config configs[2]; /* the recipe, and what it is measured against */
+    int64_t steps, seeds;
+    double *losses[2];        /* (seeds, steps) */
+    float *gradients;         /* of the second, flat */
+    cJSON *json;
+};
+
+/* A run in memory. */
+struct run {
+    const struct config *config;
+    struct engine engine;
+    struct dataset dataset;
+    struct loader *loader;
+};
+
+static void run_close(struct run *run) {
+    loader_close(run->loader);
+    dataset_close(&run->dataset);
+    engine_close(&run->engine);
+}
+
+static enum status run_open(struct run *run, const struct config *config) {
+    const size_t micro = (size_t)config_micro_batch(config);
+    const struct loader_shape shape = {
+        .rows = micro, .micro_batches = (size_t)config->train.batch / micro, .ranks = 1,
+    };
+    *run = (struct run){.config = config};
+    enum status status = dataset_open(&run->dataset, config->data.train,
+                                      (size_t)config_sequence_length(config),
+                                      (size_t)config->model.vocabulary, ORDER_SHUFFLED,
+                                      (uint64_t)config->train.seed);
+    if (status != STATUS_OK) return status;
+    status = engine_open(&run->engine, config, ENGINE_TRAIN, ENGINE_REAL);
+    if (status == STATUS_OK) status = engine_initialise(&run->engine, config);
+    if (status == STATUS_OK) status = loader_open(&run->loader, &run->dataset, &shape, 0);
+    if (status != STATUS_OK) run_close(run);
+    return status;
+}
+
+static enum status run_gradients(struct run *run, const struct step_policy *policy) {
+    struct gpt_training *training = &run->engine.training;
+    struct device *device = &run->engine.device;
+    const size_t bytes = training->shape.batch * training->shape.sequence_length * sizeof(int32_t);
+    const int64_t micro_batches = run->config->train.batch / config_micro_batch(run->config);
+    TRY(step_begin(&run->engine));
+    for (int64_t micro = 0; micro < micro_batches; micro++) {
+        struct batch batch;
+        TRY(loader_next(run->loader, &batch));
+        TRY(device_upload(device, training->inputs, batch.inputs, bytes));
+        TRY(device_upload(device, training->targets, batch.targets, bytes));
+        TRY(step_micro_batch(&run->engine, policy, micro == 0));
+    }
+    return STATUS_OK;
+}
+
+/* ---- quantisation errors ---- */
+
+static enum status report_tensors(struct numerics *n, const struct engine *engine,
+                                  const struct quantise_probe *probe) {
+    cJSON *list = cJSON_AddArrayToObject(n->json, "tensors");
+    printf("quantisation errors of the first batch, |dequantised - x| / |x|\n");
+    for (size_t i = 0; i < probe->count; i++) {
+        const struct quantise_error *error = &probe->tensors[i];
+        char name[TENSOR_PLACE_BYTES];
+        if (error->numbers == 0) continue;
+        gpt_scale_name(name, &engine->gpt, 2 * i);
+        const double relative = quantise_error_relative(error), count = (double)error->numbers;
+        printf("  %-44s %8.4f  at the largest %.4f%%, to zero %.3f%%\n", name, relative,
+               100.0 * (double)error->saturated / count, 100.0 * (double)error->zeroed / count);
+        cJSON *row = cJSON_CreateObject();
+        if (!cJSON_AddItemToArray(list, row) || !cJSON_AddStringToObject(row, "tensor", name) ||
+            !cJSON_AddNumberToObject(row, "relative_error", relative) ||
+            !cJSON_AddNumberToObject(row, "at_largest", (double)error->saturated / count) ||
+            !cJSON_AddNumberToObject(row, "to_zero", (double)error->zeroed / count)) {
+            return status_set(STATUS_MEMORY, "out of memory for the report");
+        }
+    }
+    return STATUS_OK;
+}
+
+/* ---- gradient errors ---- */
+
+struct error_sum {
+    double difference, size;
+};
+
+static double relative(struct error_sum sum) {
+    return sum.size > 0.0 ? sqrt(sum.difference / sum.size) : 0.0;
+}
+
+static enum status report_gradients(struct numerics *n, const struct param_table *table,
+                                    const float *gradients) {
+    struct error_sum roles[ROLE_COUNT + 1] = {0};
+    cJSON *object = cJSON_AddObjectToObject(n->json, "gradients");
+    for (size_t i = 0; i < table->length; i++) {
+        const struct param *param = &table->params[i];
+        for (size_t j = param->offset; j < param->offset + param->count; j++) {
+            const double against = (double)n->gradients[j];
+            const double d = (double)gradients[j] - against;
+            struct error_sum *const both[2] = {&roles[param->role], &roles[ROLE_COUNT]};
+            for (size_t k = 0; k < 2; k++) {
+                both[k]->difference += d * d;
+                both[k]->size += against * against;
+            }
+        }
+    }
+    printf("gradient errors of the first step, |gradient - the other's| / |the other's|\n");
+    for (int role = 0; role <= ROLE_COUNT; role++) {
+        const char *name = role == ROLE_COUNT ? "all" : param_role_name((enum param_role)role);
+        printf("  %-44s %8.4f\n", name, relative(roles[role]));
+        if (!cJSON_AddNumberToObject(object, name, relative(roles[role]))) {
+            return status_set(STATUS_MEMORY, "out of memory for the report");
+        }
+    }
+    return STATUS_OK;
+}
+
+static enum status read_gradients(struct run *run, float **out) {
+    const size_t bytes = run->engine.gpt.table.elements * sizeof(float);
+    *out = malloc(bytes);
+    if (*out == NULL) return status_set(STATUS_MEMORY, "out of memory for the gradients");
+    return device_download(&run->engine.device, *out, run->engine.gradients, bytes);
+}
+
+/* The first step's gradients of the other recipe. */
+static enum status measure_against(struct numerics *n) {
+    struct run run;
+    TRY(run_open(&run, &n->configs[1]));
+    const struct step_policy policy = step_policy(run.config, 0);
+    enum status status = run_gradients(&run, &policy);
+    if (status == STATUS_OK) status = read_gradients(&run, &n->gradients);
+    run_close(&run);
+    return status;
+}
+
+static enum status measure_recipe(struct numerics *n) {
+    struct run run;
+    struct quantise_probe probe = {0};
+    float *gradients = NULL;
+    enum status status = STATUS_OK;
+    TRY(run_open(&run, &n->configs[0]));
+    const struct step_policy policy = step_policy(run.config, 0);
+    char text[PRECISION_TEXT_BYTES];
+    printf("device      %s\nprecision   %s, against %s\n", run.engine.device.name,
+           engine_precision_text(text, &run.engine),
+           recipe_row((enum recipe_kind)n->configs[1].precision.recipe)->name);
+    cJSON_AddStringToObject(n->json, "precision", text);
+    TRY_GOTO(quantise_probe_attach(&probe, &run.engine), cleanup);
+    status = run_gradients(&run, &policy);
+    if (status == STATUS_OK) status = engine_narrow_weights(&run.engine); /* weights too */
+    quantise_probe_detach(&probe, &run.engine);
+    if (status == STATUS_OK && precision_narrow(&run.engine.precision)) {
+        status = report_tensors(n, &run.engine, &probe);
+    }
+    if (status == STATUS_OK) status = read_gradients(&run, &gradients);
+    if (status == STATUS_OK) status = report_gradients(n, &run.engine.gpt.table, gradients);
+cleanup:
+    free(gradients);
+    quantise_probe_close(&probe);
+    run_close(&run);
+    return status;
+}
+
+/* ---- loss curves ---- */
+
+static enum status run_curve(const struct config *config, int64_t steps, double *losses) {
+    struct run run;
+    TRY(run_open(&run, config));
+    enum status status = STATUS_OK;
+    for (int64_t step = 0; step < steps && status == STATUS_OK; step++) {
+        struct step_state state;
+        const struct step_policy policy = step_policy(config, step);
+        TRY_GOTO(run_gradients(&run, &policy), cleanup);
+        TRY_GOTO(step_update(&run.engine, config, &policy), cleanup);
+        TRY_GOTO(device_download(&run.engine.device, &state, run.engine.state, sizeof state),
+                 cleanup);
+        losses[step] = (double)state.loss;
+        if (signals_received() != NULL) {
+            status = status_set(STATUS_INTERRUPTED, "stopped by %s", signals_received());
+        }
+    }
+cleanup:
+    run_close(&run);
+    return status;
+}
+
+/* The end of a curve: the mean of its last tenth, at least one step. */
+static double curve_end(const double *losses, int64_t steps) {
+    const int64_t count = steps / 10 > 0 ? steps / 10 : 1;
+    double sum = 0.0;
+    for (int64_t i = steps - count; i < steps; i++) sum += losses[i];
+    return sum / (double)count;
+}
+
+static double deviation(const double *values, int64_t count) {
+    double mean = 0.0, sum = 0.0;
+    for (int64_t i = 0; i < count; i++) mean += values[i] / (double)count;
+    for (int64_t i = 0; i < count; i++) sum += (values[i] - mean) * (values[i] - mean);
+    return sqrt(sum / (double)(count - 1));
+}
+
+static enum status report_curves(struct numerics *n) {
+    double *ends = calloc((size_t)n->seeds, 2 * sizeof *ends), gap = 0.0;
+    if (ends == NULL) return status_set(STATUS_MEMORY, "out of memory for the curves");
+    printf("loss at the end (mean of the last tenth of %lld steps)\n", (long long)n->steps);
+    for (int64_t seed = 0; seed < n->seeds; seed++) {
+        double *const end = ends + seed, *const against = ends + n->seeds + seed;
+        *end = curve_end(n->losses[0] + seed * n->steps, n->steps);
+        *against = curve_end(n->losses[1] + seed * n->steps, n->steps);
+        gap += (*end - *against) / (double)n->seeds;
+        printf("  seed %-4lld %8.4f, the other %8.4f: %+.4f\n",
+               (long long)(n->configs[0].train.seed + seed), *end, *against, *end - *against);
+    }
+    printf("  mean gap %+.4f", gap);
+    cJSON_AddNumberToObject(n->json, "loss_gap", gap);
+    if (n->seeds > 1) {
+        const double noise = deviation(ends + n->seeds, n->seeds);
+        printf(", the other's standard deviation over %lld seeds %.4f", (long long)n->seeds, noise);
+        cJSON_AddNumberToObject(n->json, "seed_noise", noise);
+    }
+    printf("\n");
+    free(ends);
+    return STATUS_OK;
+}
+
+static enum status measure_curves(struct numerics *n) {
+    static const char *const names[2] = {"losses", "losses_against"};
+    if (n->steps == 0) return STATUS_OK;
+    for (size_t which = 0; which < 2; which++) {
+        n->losses[which] = calloc((size_t)(n->seeds * n->steps), sizeof(double));
+        cJSON *list = cJSON_AddArrayToObject(n->json, names[which]);
+        if (n->losses[which] == NULL) {
+            return status_set(STATUS_MEMORY, "out of memory for the curves");
+        }
+        for (int64_t seed = 0; seed < n->seeds; seed++) {
+            double *losses = n->losses[which] + seed * n->steps;
+            struct config config = n->configs[which];
+            config.train.seed += seed;
+            TRY(run_curve(&config, n->steps, losses));
+            cJSON *curve = cJSON_CreateDoubleArray(losses, (int)n->steps);
+            if (!cJSON_AddItemToArray(list, curve)) {
+                return status_set(STATUS_MEMORY, "out of memory for the report");
+            }
+        }
+    }
+    return report_curves(n);
+}
+
+static enum status write_report(const struct numerics *n, const char *path) {
+    char *text = NULL;
+    if (path == NULL) return STATUS_OK;
+    TRY(json_text_exact(path, n->json, &text));
+    const enum status status = file_write_durable(path, text, strlen(text));
+    free(text);
+    return status;
+}
+
+static enum status measure(struct numerics *n, const char *path) {
+    TRY(signals_install());
+    if (n->configs[0].data.train[0] == '\0') {
+        return status_set(STATUS_CONFIG, "bench numerics needs real data: set data.train");
+    }
+    TRY(measure_against(n));
+    TRY(measure_recipe(n));
+    TRY(measure_curves(n));
+    return write_report(n, path);
+}
+
+enum status bench_numerics(int argc, char **argv) {
+    struct numerics n = {.steps = 100, .seeds = 1};
+    const char *recipe = NULL, *against = "fp32", *out = NULL;
+    const struct cli_option options[] = {
+        {.name = "--recipe", .text = &recipe},
+        {.name = "--against", .text = &against},
+        {.name = "--steps", .whole = &n.steps, .least = 0, .most = 1000000},
+        {.name = "--seeds", .whole = &n.seeds, .least = 1, .most = 100},
+        {.name = "--out", .text = &out},
+    };
+    const struct cli cli = {
+        .command = "bench numerics", .usage = usage, .options = options,
+        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+    };
+    struct cli_names names;
+    TRY(cli_positionals(&cli, argc - 1, argv + 1, 1, 1, &names));
+    if (names.help) return STATUS_OK;
+    TRY(cli_config(&cli, names.names[0], argc - 1, argv + 1, &n.configs[0]));
+    if (recipe != NULL) TRY(config_set(&n.configs[0], "precision.recipe", recipe));
+    n.configs[1] = n.configs[0];
+    /* What it is measured against is that recipe throughout. */
+    n.configs[1].precision.first_layers = n.configs[1].precision.last_layers = 0;
+    TRY(config_set(&n.configs[1], "precision.lm_head", "bf16"));
+    TRY(config_set(&n.configs[1], "precision.recipe", against));
+    n.json = cJSON_CreateObject();
+    if (n.json == NULL) return status_set(STATUS_MEMORY, "out of memory for the report");
+    cJSON_AddStringToObject(n.json, "against", against);
+    const enum status status = measure(&n, out);
+    cJSON_Delete(n.json);
+    free(n.losses[0]);
+    free(n.losses[1]);
+    free(n.gradients);
+    return status;
+}
