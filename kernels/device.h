@@ -55,9 +55,21 @@ struct device {
 /* `threads` 0: all that this process may use. */
 enum status device_open_cpu(struct device *device, int threads);
 
+/* How a GEMM's algorithm is chosen: among all candidates, hot; among all, in short bursts; the
+ * library's first answer. Each is checked. */
+enum gemm_effort { GEMM_EFFORT_FULL, GEMM_EFFORT_FAST, GEMM_EFFORT_OFF };
+
+/* All zeros is the default. */
+struct device_options {
+    enum gemm_effort gemm_effort;
+    bool
+        attention_any_order; /* attention's backward pass may add in any order: not deterministic */
+    bool own_attention;      /* no cuDNN: the own kernels in every format (their tests) */
+};
+
 /* The first CUDA device that this process sees. STATUS_DEVICE with what is missing (a build with
  * CUDA, a driver, a newer one, code for its architecture) and what to do. */
-enum status device_open_cuda(struct device *device);
+enum status device_open_cuda(struct device *device, const struct device_options *options);
 void device_close(struct device *device);
 
 /* Zeroed, aligned to at least 256 bytes; STATUS_MEMORY with wanted and free bytes when refused. */

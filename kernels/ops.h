@@ -270,6 +270,10 @@ enum support { SUPPORT_NONE, SUPPORT_EMULATED, SUPPORT_NATIVE };
 
 struct ops {
     enum support (*scale_support)(const struct device *device, enum scale_mode mode);
+    /* STATUS_DEVICE, naming the shape and what to change, if these limits hold one that the device
+     * cannot do, or only on a slow path. `backward`: backward passes will be asked for too. */
+    enum status (*check)(const struct device *device, const struct op_limits *limits,
+                         bool backward);
 
     /* Bytes of device.scratch that these limits need. */
     size_t (*scratch_bytes)(const struct device *device, const struct op_limits *limits);

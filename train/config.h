@@ -34,6 +34,8 @@ enum config_fp8_scaling { CONFIG_FP8_DELAYED, CONFIG_FP8_CURRENT };
 enum config_gradient_format { CONFIG_GRADIENT_E5M2, CONFIG_GRADIENT_E4M3 };
 enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_GELU, CONFIG_RECOMPUTE_BLOCK };
 enum config_nonfinite { CONFIG_NONFINITE_STOP, CONFIG_NONFINITE_SKIP };
+enum config_search { CONFIG_SEARCH_FULL, CONFIG_SEARCH_FAST, CONFIG_SEARCH_OFF };
+enum config_attention { CONFIG_ATTENTION_DETERMINISTIC, CONFIG_ATTENTION_FAST };
 enum config_scaling { CONFIG_SCALING_AUTO, CONFIG_SCALING_ON, CONFIG_SCALING_OFF };
 
 struct config_model {
@@ -104,6 +106,14 @@ struct config_sample {
     int64_t seed;
 };
 
+struct config_gemm {
+    int search; /* enum config_search */
+};
+
+struct config_attention_choice {
+    int backward; /* enum config_attention */
+};
+
 struct config_mfu {
     double peak; /* TFLOPS, dense, of the compute type; 0: from the table, or n/a */
 };
@@ -119,6 +129,8 @@ struct config {
     struct config_checkpoint checkpoint;
     struct config_validation validation;
     struct config_sample sample;
+    struct config_gemm gemm;
+    struct config_attention_choice attention;
     struct config_mfu mfu;
 };
 

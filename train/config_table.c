@@ -16,6 +16,8 @@ static const char *const recipe_choices[] = {"fp32", "bf16", "fp16", "fp8", "fp8
 static const char *const fp8_scaling_choices[] = {"delayed", "current", NULL};
 static const char *const gradient_choices[] = {"e5m2", "e4m3", NULL};
 static const char *const scaling_choices[] = {"auto", "on", "off", NULL};
+static const char *const search_choices[] = {"full", "fast", "off", NULL};
+static const char *const attention_choices[] = {"deterministic", "fast", NULL};
 /* in the order of enum param_role */
 static const char *const role_choices[] = {"embedding", "position", "linear", "bias", "norm", NULL};
 
@@ -142,6 +144,13 @@ const struct config_key config_keys[] = {
          "sample among the most likely tokens that have this probability together; 1: off"),
     INTEGER(sample.seed, "1", 0, INT64_MAX, "of the random choices"),
 
+    CHOICE(gemm.search, "full", search_choices,
+           "how a GPU's GEMM algorithms are chosen: timed under load, in short bursts, or the "
+           "library's first answer; each is checked; no meaning on a CPU"),
+    CHOICE(attention.backward, "deterministic", attention_choices,
+           "fast: on a GPU in bf16 and fp16 sums in any order, so that runs no longer repeat bit "
+           "by bit; no meaning on a CPU"),
+
     REAL(mfu.peak, "0", 0, 1e9, false, false,
          "dense TFLOPS of the compute type that MFU is a share of; 0: from the table of devices, "
          "n/a for others"),
@@ -151,7 +160,8 @@ _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,
                "raise CONFIG_KEYS_MAX");
 
 const char *const config_sections[] = {"model", "data", "train", "optimizer", "precision",
-                                       "checkpoint", "validation", "sample", "mfu"};
+                                       "checkpoint", "validation", "sample", "gemm",
+                                       "attention", "mfu"};
 const size_t config_section_count = sizeof config_sections / sizeof config_sections[0];
 
 const struct config_key *config_key_find(const char *name) {

@@ -69,11 +69,24 @@ struct hf_config engine_hf_config(const struct config *config) {
     };
 }
 
+static struct device_options device_options(const struct config *config) {
+    static const enum gemm_effort efforts[] = {
+        [CONFIG_SEARCH_FULL] = GEMM_EFFORT_FULL,
+        [CONFIG_SEARCH_FAST] = GEMM_EFFORT_FAST,
+        [CONFIG_SEARCH_OFF] = GEMM_EFFORT_OFF,
+    };
+    return (struct device_options){
+        .gemm_effort = efforts[config->gemm.search],
+        .attention_any_order = config->attention.backward == CONFIG_ATTENTION_FAST,
+    };
+}
+
 enum status engine_open_device(struct device *device, const struct config *config) {
     if (config->device == CONFIG_DEVICE_CPU) return device_open_cpu(device, (int)config->threads);
     char before[2048]; /* a fallback that works is no failure: the last message stays */
     snprintf(before, sizeof before, "%s", status_message());
-    const enum status status = device_open_cuda(device);
+    const struct device_options options = device_options(config);
+    const enum status status = device_open_cuda(device, &options);
     if (status == STATUS_OK) return STATUS_OK;
     if (config->device == CONFIG_DEVICE_CUDA) {
         return status_context(status, "device = cuda (--device cpu trains without)");
@@ -226,8 +239,10 @@ static enum status lay_out_activations(struct engine *engine, const struct confi
     return STATUS_OK;
 }
 
-static size_t scratch_bytes(const struct engine *engine, const struct config *config,
-                            const struct device *device) {
+/* Bytes of scratch for the largest shapes of each part, once the device has said that it does
+ * them. */
+static enum status scratch_bytes(const struct engine *engine, const struct config *config,
+                                 const struct device *device, size_t *most) {
     const struct gpt_training_shape train = training_shape(config);
     const struct gpt_training_shape evaluate = evaluation_shape(config);
     const struct op_limits limits[] = {
@@ -235,12 +250,14 @@ static size_t scratch_bytes(const struct engine *engine, const struct config *co
         gpt_training_limits(&engine->gpt, &evaluate),
         gpt_generation_limits(&engine->gpt, engine->dtype, 1, GENERATION_CHUNK),
     };
-    size_t most = 0;
+    *most = 0;
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        if (engine->parts & (1u << i))
-            most = size_max(most, device->ops->scratch_bytes(device, &limits[i]));
+        const unsigned part = 1u << i;
+        if (!(engine->parts & part)) continue;
+        TRY(device->ops->check(device, &limits[i], part == ENGINE_TRAIN));
+        *most = size_max(*most, device->ops->scratch_bytes(device, &limits[i]));
     }
-    return most;
+    return STATUS_OK;
 }
 
 static void close_activations(struct engine *engine) {
@@ -258,7 +275,7 @@ static enum status measure(struct engine *engine, const struct config *config,
     TRY(lay_out_parameters(engine, config, arenas));
     TRY(lay_out_activations(engine, config, &arenas[ACTIVATIONS]));
     close_activations(engine);
-    arenas[SCRATCH].used_bytes = scratch_bytes(engine, config, device);
+    TRY(scratch_bytes(engine, config, device, &arenas[SCRATCH].used_bytes));
     for (size_t i = 0; i < ENGINE_ARENAS; i++) {
         plan->names[i] = arena_names[i];
         plan->bytes[i] = arenas[i].used_bytes;

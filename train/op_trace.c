@@ -178,12 +178,19 @@ static enum status traced_find_nonfinite(struct device *device, struct tensor in
     return trace->inner == NULL ? STATUS_OK : trace->inner->find_nonfinite(device, in, index);
 }
 
+static enum status traced_check(const struct device *device, const struct op_limits *limits,
+                                bool backward) {
+    const struct op_trace *trace = device->interposed;
+    return trace->inner == NULL ? STATUS_OK : trace->inner->check(device, limits, backward);
+}
+
 static size_t traced_scratch_bytes(const struct device *device, const struct op_limits *limits) {
     const struct op_trace *trace = device->interposed;
     return trace->inner == NULL ? 0 : trace->inner->scratch_bytes(device, limits);
 }
 
 static const struct ops traced_ops = {
+    .check = traced_check,
     .scratch_bytes = traced_scratch_bytes,
     .scale_support = traced_scale_support,
     .gemm = traced_gemm,

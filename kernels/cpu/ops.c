@@ -7,6 +7,15 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 
+/* Every shape that there is memory for. */
+static enum status cpu_check(const struct device *device, const struct op_limits *limits,
+                             bool backward) {
+    (void)device;
+    (void)limits;
+    (void)backward;
+    return STATUS_OK;
+}
+
 static size_t cpu_scratch_bytes(const struct device *device, const struct op_limits *limits) {
     size_t bytes = gemm_scratch_bytes(limits);
     bytes = size_max(bytes, norm_scratch_bytes(device->threads, limits));
@@ -16,6 +25,7 @@ static size_t cpu_scratch_bytes(const struct device *device, const struct op_lim
 
 const struct ops cpu_ops = {
     .scale_support = cpu_scale_support,
+    .check = cpu_check,
     .scratch_bytes = cpu_scratch_bytes,
     .gemm = cpu_gemm,
     .quantised_gemm = cpu_quantised_gemm,

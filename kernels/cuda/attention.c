@@ -1,7 +1,7 @@
 /*
  * Which attention runs: cuDNN for BF16 and FP16, the own kernels of attention_simple.cu for FP32
- * and where there is no cuDNN, which device.note says. Plans are built when the scratch memory
- * is measured.
+ * and where there is no cuDNN, which device.note says. A shape that cuDNN refuses is refused: the
+ * own kernels are ten times slower. Plans are built when limits are checked.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,23 +17,23 @@ struct attention_service {
 };
 
 enum status attention_service_open(struct device *device) {
+    const struct device_options *options = &backend_of(device)->options;
     struct attention_service *service = calloc(1, sizeof *service);
     char why[CUDNN_WHY_BYTES] = "";
     if (service == NULL) return status_set(STATUS_MEMORY, "out of host memory for attention");
     backend_of(device)->attention = service;
-    /* Bits that repeat cost 1 % of a step; only who asks by name gives them up. */
-    const char *fast = getenv("DEEPWELL_ATTENTION_BACKWARD");
-    service->deterministic = fast == NULL || strcmp(fast, "fast") != 0;
+    service->deterministic = !options->attention_any_order;
+    if (options->own_attention) return STATUS_OK;
     TRY(cudnn_attention_open(&service->cudnn, backend_of(device)->stream, why));
     if (service->cudnn == NULL) {
         snprintf(device->note, sizeof device->note,
-                 "attention in bf16 and fp16 runs on own kernels, some "
-                 "ten times slower than cuDNN's: %s",
+                 "attention in bf16 and fp16 runs on own kernels, some ten times slower than "
+                 "cuDNN's: %s",
                  why);
     } else if (!service->deterministic) {
         snprintf(device->note, sizeof device->note,
-                 "attention's backward pass is not deterministic "
-                 "(DEEPWELL_ATTENTION_BACKWARD=fast)");
+                 "not deterministic: attention's backward pass in bf16 and fp16 adds in any order "
+                 "(attention.backward = fast)");
     }
     return STATUS_OK;
 }
@@ -44,10 +44,9 @@ void attention_service_close(struct attention_service *service) {
     free(service);
 }
 
-/* Width times heads, and whether cuDNN takes these heads: multiples of 8 numbers (16 bytes). */
-static bool on_cudnn(const struct device *device, enum dtype dtype, size_t head_width) {
-    const struct attention_service *service = backend_of(device)->attention;
-    return service->cudnn != NULL && dtype != DTYPE_F32 && head_width % 8 == 0;
+/* FP32 has own kernels only, the two-byte formats have them where there is no cuDNN. */
+static bool on_cudnn(const struct device *device, enum dtype dtype) {
+    return backend_of(device)->attention->cudnn != NULL && dtype != DTYPE_F32;
 }
 
 static struct cudnn_attention_shape shape_of(const struct device *device, size_t batch,
@@ -64,24 +63,59 @@ static struct cudnn_attention_shape shape_of(const struct device *device, size_t
     };
 }
 
-/* A shape that cuDNN refuses is refused again, with its reason, when the operation is asked for. */
-size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits) {
-    const size_t own = limits->tokens * limits->heads * sizeof(float);
-    const size_t length = limits->sequence_length;
-    if (!on_cudnn(device, limits->dtype, limits->head_width) || limits->tokens < length ||
-        limits->tokens % length != 0) {
-        return own;
+/* Whole sequences pass through attention; else the limits are those of generation, whose attention
+ * over caches is an own kernel. */
+static bool whole_sequences(const struct op_limits *limits) {
+    return limits->tokens >= limits->sequence_length &&
+           limits->tokens % limits->sequence_length == 0;
+}
+
+static struct cudnn_attention_shape shape_of_limits(const struct device *device,
+                                                    const struct op_limits *limits, bool backward) {
+    return shape_of(device, limits->tokens / limits->sequence_length, limits->sequence_length,
+                    limits->heads, limits->head_width, limits->dtype, backward);
+}
+
+static enum status check_own(const struct op_limits *limits) {
+    const size_t batch = whole_sequences(limits) ? limits->tokens / limits->sequence_length : 1;
+    if (limits->head_width <= ATTENTION_WIDTH_MAX && limits->heads * batch <= ATTENTION_HEADS_MAX) {
+        return STATUS_OK;
     }
-    size_t most = own;
-    for (int backward = 0; backward < 2; backward++) {
-        const struct cudnn_attention_shape shape = shape_of(device, limits->tokens / length, length,
-                                                            limits->heads, limits->head_width,
-                                                            limits->dtype, backward == 1);
+    return status_set(STATUS_DEVICE,
+                      "expected at most %d columns a head and %d heads in all sequences together "
+                      "for attention in %s, found %zu columns, %zu heads in %zu sequences: change "
+                      "model.heads, or lower train.micro_batch",
+                      ATTENTION_WIDTH_MAX, ATTENTION_HEADS_MAX, dtype_name(limits->dtype),
+                      limits->head_width, limits->heads, batch);
+}
+
+enum status cuda_attention_check(const struct device *device, const struct op_limits *limits,
+                                 bool backward) {
+    if (!on_cudnn(device, limits->dtype) || !whole_sequences(limits)) return check_own(limits);
+    if (limits->head_width % 8 != 0) { /* cuDNN loads 16 bytes at a time */
+        return status_set(STATUS_DEVICE,
+                          "expected heads of a multiple of 8 columns for attention in %s on a GPU, "
+                          "found %zu heads of %zu: change model.heads, or set precision.recipe = "
+                          "fp32, which has a kernel for any width",
+                          dtype_name(limits->dtype), limits->heads, limits->head_width);
+    }
+    for (int pass = 0; pass < (backward ? 2 : 1); pass++) {
+        const struct cudnn_attention_shape shape = shape_of_limits(device, limits, pass == 1);
         size_t bytes = 0;
-        if (cudnn_attention_plan(backend_of(device)->attention->cudnn, &shape, &bytes) ==
-            STATUS_OK) {
-            most = size_max(most, bytes);
-        }
+        TRY(cudnn_attention_plan(backend_of(device)->attention->cudnn, &shape, &bytes));
+    }
+    return STATUS_OK;
+}
+
+/* A shape that cuDNN refuses needs none: cuda_attention_check() or the operation itself says so. */
+size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits) {
+    size_t most = limits->tokens * limits->heads * sizeof(float);
+    if (!on_cudnn(device, limits->dtype) || !whole_sequences(limits)) return most;
+    for (int pass = 0; pass < 2; pass++) {
+        const struct cudnn_attention_shape shape = shape_of_limits(device, limits, pass == 1);
+        struct cudnn_attention *cudnn = backend_of(device)->attention->cudnn;
+        size_t bytes = 0;
+        if (cudnn_attention_plan(cudnn, &shape, &bytes) == STATUS_OK) most = size_max(most, bytes);
     }
     return most;
 }
@@ -102,7 +136,7 @@ enum status cuda_attention_forward(struct device *device, const struct attention
     const char *const name = "attention_forward";
     const size_t rows = op->batch * op->sequence_length, columns = op->out.columns;
     const size_t head_width = op->heads == 0 ? 0 : columns / op->heads;
-    if (!on_cudnn(device, op->out.dtype, head_width)) return simple_attention_forward(device, op);
+    if (!on_cudnn(device, op->out.dtype)) return simple_attention_forward(device, op);
     TRY(cuda_shape(name, "out", op->out, op->out.dtype, rows, op->heads * head_width));
     TRY(cuda_shape(name, "qkv", op->qkv, op->out.dtype, rows, 3 * columns));
     const struct cudnn_attention_shape shape = shape_of(device, op->batch, op->sequence_length,
@@ -120,7 +154,7 @@ enum status cuda_attention_backward(struct device *device, const struct attentio
     const char *const name = "attention_backward";
     const size_t rows = op->batch * op->sequence_length, columns = op->out.columns;
     const size_t head_width = op->heads == 0 ? 0 : columns / op->heads;
-    if (!on_cudnn(device, op->out.dtype, head_width)) return simple_attention_backward(device, op);
+    if (!on_cudnn(device, op->out.dtype)) return simple_attention_backward(device, op);
     TRY(cuda_shape(name, "out", op->out, op->out.dtype, rows, op->heads * head_width));
     TRY(cuda_shape(name, "qkv", op->qkv, op->out.dtype, rows, 3 * columns));
     TRY(cuda_shape(name, "qkv_gradient", op->qkv_gradient, op->out.dtype, rows, 3 * columns));

@@ -275,11 +275,11 @@ enum status check(const char *name, struct tensor qkv, struct tensor out, size_t
                   size_t length, size_t heads) {
     const size_t columns = out.columns;
     if (heads == 0 || columns % heads != 0 || columns / heads > ATTENTION_WIDTH_MAX ||
-        batch * heads > 65535) {
+        batch * heads > ATTENTION_HEADS_MAX) {
         return status_set(STATUS_INTERNAL,
                           "%s: %zu columns in %zu heads of %zu sequences; heads of at "
-                          "most %d columns, at most 65535 of them",
-                          name, columns, heads, batch, ATTENTION_WIDTH_MAX);
+                          "most %d columns, at most %d of them",
+                          name, columns, heads, batch, ATTENTION_WIDTH_MAX, ATTENTION_HEADS_MAX);
     }
     TRY(cuda_shape(name, "out", out, out.dtype, batch * length, columns));
     return cuda_shape(name, "qkv", qkv, out.dtype, batch * length, 3 * columns);

@@ -38,6 +38,8 @@ struct cuda_backend {
     size_t shared_bytes; /* the most shared memory of one block */
     struct upload_slot slots[UPLOAD_SLOTS];
     size_t next_slot;
+    struct device_options options;
+    size_t l2_bytes;
     bool recording;
     cudaEvent_t *marks; /* (DEVICE_MARKS), made as they are used */
     struct gemm_service *gemm;
@@ -73,23 +75,38 @@ size_t cuda_column_scratch_bytes(const struct op_limits *limits);
 enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,
                              const float *partials, size_t parts, size_t columns, bool accumulate);
 
+/* The first bytes of scratch memory are cuBLASLt's workspace; gemm_check.cu has the others. */
+static const size_t cuda_gemm_workspace_bytes = (size_t)64 << 20;
 size_t cuda_gemm_scratch_bytes(void);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);
 size_t cuda_reduce_scratch_bytes(void);
 size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits);
+
+/* Left to the driver, the libraries' modules and what they load later. */
+static const size_t cuda_reserved_bytes = (size_t)1 << 30;
+/* And to the search of GEMMs, for operands of its own: this share of the GPU's memory. */
+enum { CUDA_SEARCH_SHARE = 64 };
+
+/* See ops.check. */
+enum status cuda_attention_check(const struct device *device, const struct op_limits *limits,
+                                 bool backward);
+enum status cuda_norm_check(size_t width);
 
 enum status gemm_service_open(struct device *device);
 void gemm_service_close(struct gemm_service *service);
 enum status attention_service_open(struct device *device);
 void attention_service_close(struct attention_service *service);
 
-/* c at `count` places against sums made one product at a time; *worst receives the largest error
- * in units of what is allowed (gemm_check.cu). Waits for the result. */
-enum status gemm_verify(struct device *device, const struct gemm *op, const void *c_before,
-                        double *worst);
+/* gemm_check.cu. Before the GEMM runs, _begin keeps what c holds at the places that are looked at;
+ * behind it, gemm_verify compares c there with sums made one product at a time: *worst receives the
+ * largest error in units of what is allowed. Waits for the result. */
+enum status gemm_verify_begin(struct device *device, const struct gemm *op);
+enum status gemm_verify(struct device *device, const struct gemm *op, double *worst);
+/* Normal pseudo-random numbers all over t; `key` keeps tensors apart. */
+enum status gemm_fill(struct device *device, struct tensor t, size_t key);
 
 /* attention_simple.cu: own kernels, any dtype and any head width up to ATTENTION_WIDTH_MAX. */
-enum { ATTENTION_WIDTH_MAX = 256 };
+enum { ATTENTION_WIDTH_MAX = 256, ATTENTION_HEADS_MAX = 65535 /* of all sequences */ };
 enum status simple_attention_forward(struct device *device, const struct attention_forward *op);
 enum status simple_attention_backward(struct device *device, const struct attention_backward *op);
 

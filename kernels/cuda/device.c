@@ -10,9 +10,6 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/inventory.h"
 
-/* Left to the driver, the libraries' modules and what they load later. */
-enum { RESERVED_BYTES = 1 << 30 };
-
 /* Logits of one chunk: all of GPT-2's for a batch of 64 x 1024, at most 1 / 16 of the memory. */
 static const size_t logits_bytes_max = (size_t)8 << 30;
 
@@ -274,6 +271,7 @@ static enum status open_backend(struct device *device) {
     TRY(check_code(&properties));
     backend->multiprocessors = properties.multiProcessorCount;
     backend->shared_bytes = properties.sharedMemPerBlockOptin;
+    backend->l2_bytes = (size_t)properties.l2CacheSize;
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->copy_stream, cudaStreamNonBlocking));
     TRY(open_slots(backend));
@@ -281,12 +279,13 @@ static enum status open_backend(struct device *device) {
     TRY(gemm_service_open(device));
     TRY(attention_service_open(device));
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
-    device->memory_bytes = free_bytes - size_min(free_bytes, RESERVED_BYTES);
+    const size_t reserved = cuda_reserved_bytes + total_bytes / CUDA_SEARCH_SHARE;
+    device->memory_bytes = free_bytes - size_min(free_bytes, reserved);
     device->logits_bytes = size_min(logits_bytes_max, total_bytes / 16);
     return STATUS_OK;
 }
 
-enum status device_open_cuda(struct device *device) {
+enum status device_open_cuda(struct device *device, const struct device_options *options) {
     *device = (struct device){.kind = DEVICE_CUDA,
                               .ops = &cuda_ops,
                               .calls = &cuda_calls,
@@ -294,6 +293,7 @@ enum status device_open_cuda(struct device *device) {
     TRY(check_driver());
     struct cuda_backend *backend = calloc(1, sizeof *backend);
     device->backend = backend;
+    if (backend != NULL) backend->options = *options;
     if (backend != NULL) backend->marks = calloc(DEVICE_MARKS, sizeof *backend->marks);
     enum status status = backend == NULL || backend->marks == NULL
                              ? status_set(STATUS_MEMORY, "out of host memory for the GPU's state")

@@ -2,7 +2,8 @@
 #include "kernels/cuda/inventory.h"
 #include "kernels/device.h"
 
-enum status device_open_cuda(struct device *device) {
+enum status device_open_cuda(struct device *device, const struct device_options *options) {
+    (void)options;
     static struct cuda_inventory inventory;
     *device = (struct device){0};
     cuda_inventory_read(&inventory);

@@ -7,10 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORKSPACE_BYTES = 64 << 20 };
-
-size_t cuda_gemm_scratch_bytes(void) { return WORKSPACE_BYTES; }
-
 const char *gemm_text(char text[GEMM_TEXT_BYTES], const struct gemm_key *key) {
     snprintf(text, GEMM_TEXT_BYTES, "%zu x %zu x %zu %s%s %s -> %s%s%s", key->m, key->n, key->k,
              key->transpose_a ? "T" : "N", key->transpose_b ? "T" : "N",
@@ -40,26 +36,35 @@ static cudaDataType_t lt_type(int type) {
     return CUDA_R_32F;
 }
 
-enum status gemm_service_open(struct device *device) {
-    struct gemm_service *service = calloc(1, sizeof *service);
-    if (service == NULL)
-        return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
-    backend_of(device)->gemm = service;
-    LT_TRY(cublasLtCreate(&service->handle), NULL);
+/* One file for each effort that is worth keeping: what a burst chose must not pass for more. */
+static void choose_cache(struct gemm_service *service, const struct device *device) {
+    const enum gemm_effort effort = backend_of(device)->options.gemm_effort;
+    const char *const kind = effort == GEMM_EFFORT_FAST ? "_fast" : "";
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     char gpu[128];
     const size_t version = cublasLtGetVersion();
+    if (effort == GEMM_EFFORT_OFF) return;
     snprintf(gpu, sizeof gpu, "%.100s", device->name);
     for (char *c = gpu; *c != '\0'; c++) *c = *c == ' ' || *c == '/' ? '_' : *c;
-    snprintf(service->cache_header, sizeof service->cache_header, "deepwell gemm 1 %s cublasLt %zu",
-             gpu, version);
+    snprintf(service->cache_header, sizeof service->cache_header,
+             "deepwell gemm 1 %s cublasLt %zu%s", gpu, version, kind);
     if (cache != NULL && cache[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu.txt", cache, gpu,
-                 version);
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu%s.txt", cache, gpu,
+                 version, kind);
     } else if (home != NULL && home[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu.txt", home,
-                 gpu, version);
+        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu%s.txt", home,
+                 gpu, version, kind);
     }
+}
+
+enum status gemm_service_open(struct device *device) {
+    struct gemm_service *service = calloc(1, sizeof *service);
+    if (service == NULL) {
+        return status_set(STATUS_MEMORY, "out of host memory for the GEMM service");
+    }
+    backend_of(device)->gemm = service;
+    LT_TRY(cublasLtCreate(&service->handle), NULL);
+    choose_cache(service, device);
     return gemm_cache_read(service);
 }
 
@@ -146,7 +151,7 @@ enum status gemm_run(struct device *device, const struct gemm *op, struct gemm_e
     }
     LT_TRY(cublasLtMatmul(backend_of(device)->gemm->handle, entry->operation, &one, op->b.data,
                           entry->a, op->a.data, entry->b, &beta, op->c.data, entry->c, op->c.data,
-                          entry->c, algorithm, device->scratch, WORKSPACE_BYTES,
+                          entry->c, algorithm, device->scratch, cuda_gemm_workspace_bytes,
                           backend_of(device)->stream),
            &entry->key);
     return STATUS_OK;
@@ -197,7 +202,7 @@ enum status cuda_gemm(struct device *device, const struct gemm *op) {
     struct gemm_key key;
     struct gemm_entry *entry = NULL;
     TRY(make_key(op, &key));
-    TRY(cuda_scratch(device, "gemm", WORKSPACE_BYTES));
+    TRY(cuda_scratch(device, "gemm", cuda_gemm_scratch_bytes()));
     TRY(gemm_entry_get(service, &key, &entry));
     if (!entry->verified) {
         if (backend_of(device)->recording) {
@@ -205,7 +210,7 @@ enum status cuda_gemm(struct device *device, const struct gemm *op) {
             return status_set(STATUS_INTERNAL, "a GEMM of %s is recorded before it ran once",
                               gemm_text(text, &key));
         }
-        TRY(gemm_search(device, op, entry));
+        return gemm_search(device, op, entry);
     }
     return gemm_run(device, op, entry, &entry->algorithm);
 }

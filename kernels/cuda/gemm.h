@@ -58,8 +58,9 @@ enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *
 enum status gemm_run(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                      const cublasLtMatmulAlgo_t *algorithm);
 
-/* Times the candidates on the operands of the call, and sets entry->algorithm to the fastest
- * that computes the right thing. c holds what it held before. */
+/* Does the call, the first of its kind: times the candidates on random operands, sets
+ * entry->algorithm to the fastest that computes the right thing, and runs it. An algorithm from
+ * the file is only checked. */
 enum status gemm_search(struct device *device, const struct gemm *op, struct gemm_entry *entry);
 
 /* Reads entries from the file, if there is one. STATUS_DEVICE, naming the line, if it is not as

@@ -1,6 +1,7 @@
 /*
  * The slow reference of GEMMs: elements of c at pseudo-random places, a warp each, one product
- * at a time in double. Called by gemm_search.c for every algorithm it chooses.
+ * at a time in double; and the random operands that algorithms are timed on. Called by
+ * gemm_search.c.
  *
  * Allowed: a rounding to c's format of each term and of the sum, and FP32 accumulation. Of the
  * sum of absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves
@@ -26,7 +27,7 @@ __device__ inline double value(const void *data, enum dtype dtype, size_t at) {
 
 struct args {
     struct tensor c, a, b, bias;
-    const void *c_before;
+    const double *before; /* (samples) what c held, or NULL */
     bool transpose_a, transpose_b;
     size_t k, samples;
 };
@@ -38,12 +39,33 @@ __device__ inline size_t hash(size_t x) { /* splitmix64 */
     return x ^ (x >> 31);
 }
 
+/* Where in c a sample lies. */
+__device__ inline size_t place_of(size_t sample, size_t elements) {
+    return elements <= SAMPLES ? sample : hash(sample) % elements;
+}
+
+__global__ void before_kernel(const struct tensor c, size_t samples, double *before) {
+    const size_t sample = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (sample >= samples) return;
+    before[sample] = value(c.data, c.dtype, place_of(sample, c.rows * c.columns));
+}
+
+/* Two uniform numbers to a normal one (Box and Muller, 1958). */
+template <typename T> __global__ void fill_kernel(T *out, size_t count, size_t key) {
+    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count;
+         i += (size_t)gridDim.x * THREADS) {
+        const size_t bits = hash(hash(key) + i);
+        const float u = ((float)(uint32_t)(bits >> 32) + 1.0f) * 0x1p-32f;
+        const float v = (float)(uint32_t)bits * 0x1p-32f;
+        out[i] = narrow<T>(sqrtf(-2.0f * logf(u)) * cospif(2.0f * v));
+    }
+}
+
 __global__ void check_kernel(const args g, unsigned *worst) {
     const size_t sample = ((size_t)blockIdx.x * THREADS + threadIdx.x) / WARP,
                  lane = threadIdx.x % WARP;
     if (sample >= g.samples) return;
-    const size_t elements = g.c.rows * g.c.columns;
-    const size_t at = elements <= SAMPLES ? sample : hash(sample) % elements;
+    const size_t at = place_of(sample, g.c.rows * g.c.columns);
     const size_t i = at / g.c.columns, j = at % g.c.columns;
     double sum = 0.0, absolute = 0.0;
     for (size_t k = lane; k < g.k; k += WARP) {
@@ -58,7 +80,7 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     absolute = warp_sum(absolute);
     if (lane != 0) return;
     const double bias = g.bias.data != nullptr ? value(g.bias.data, g.bias.dtype, j) : 0.0;
-    const double before = g.c_before != nullptr ? value(g.c_before, g.c.dtype, at) : 0.0;
+    const double before = g.before != nullptr ? g.before[sample] : 0.0;
     const double size = fabs(sum) + fabs(bias) + fabs(before) + fabs(sum + bias + before);
     sum += bias + before;
     const double rounding = g.c.dtype == DTYPE_F32    ? 0x1p-22
@@ -75,26 +97,60 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     atomicMax(worst, __float_as_uint(share)); /* positive floats are ordered as their bits */
 }
 
+/* Behind cuBLASLt's workspace in scratch memory, which the GEMM between begin and verify uses. */
+struct check_scratch {
+    double before[SAMPLES];
+    unsigned worst;
+};
+
+struct check_scratch *check_scratch(const struct device *device) {
+    return (struct check_scratch *)((char *)device->scratch + cuda_gemm_workspace_bytes);
+}
+
+size_t samples_of(const struct gemm *op) { return size_min(SAMPLES, tensor_count(op->c)); }
+
 } /* namespace */
 
-extern "C" enum status gemm_verify(struct device *device, const struct gemm *op,
-                                   const void *c_before, double *worst) {
-    unsigned *found = (unsigned *)device->scratch, bits = 0;
+extern "C" size_t cuda_gemm_scratch_bytes(void) {
+    return cuda_gemm_workspace_bytes + sizeof(struct check_scratch);
+}
+
+extern "C" enum status gemm_fill(struct device *device, struct tensor t, size_t key) {
+    const size_t count = tensor_count(t), most = (size_t)backend_of(device)->multiprocessors * 32;
+    const unsigned blocks = (unsigned)size_min(most, size_max(1, count / THREADS));
+    FOR_DTYPE(t.dtype, {
+        fill_kernel<<<blocks, THREADS, 0, backend_of(device)->stream>>>((T *)t.data, count, key);
+    })
+    return cuda_launched("gemm fill");
+}
+
+extern "C" enum status gemm_verify_begin(struct device *device, const struct gemm *op) {
+    const size_t samples = samples_of(op);
+    TRY(cuda_scratch(device, "gemm check", cuda_gemm_scratch_bytes()));
+    if (!op->accumulate) return STATUS_OK;
+    before_kernel<<<blocks_for(samples, THREADS), THREADS, 0, backend_of(device)->stream>>>(
+        op->c, samples, check_scratch(device)->before);
+    return cuda_launched("gemm check");
+}
+
+extern "C" enum status gemm_verify(struct device *device, const struct gemm *op, double *worst) {
+    struct check_scratch *scratch = check_scratch(device);
+    unsigned bits = 0;
     args g = {};
     g.c = op->c;
     g.a = op->a;
     g.b = op->b;
     if (op->bias != NULL) g.bias = *op->bias;
-    g.c_before = op->accumulate ? c_before : NULL;
+    g.before = op->accumulate ? scratch->before : NULL;
     g.transpose_a = op->transpose_a;
     g.transpose_b = op->transpose_b;
     g.k = op->transpose_a ? op->a.rows : op->a.columns;
-    g.samples = size_min(SAMPLES, tensor_count(op->c));
-    CUDA_TRY(cudaMemsetAsync(found, 0, sizeof *found, backend_of(device)->stream));
+    g.samples = samples_of(op);
+    CUDA_TRY(cudaMemsetAsync(&scratch->worst, 0, sizeof bits, backend_of(device)->stream));
     check_kernel<<<blocks_for(g.samples * WARP, THREADS), THREADS, 0, backend_of(device)->stream>>>(
-        g, found);
+        g, &scratch->worst);
     TRY(cuda_launched("gemm check"));
-    TRY(device->calls->download(device, &bits, found, sizeof bits));
+    TRY(device->calls->download(device, &bits, &scratch->worst, sizeof bits));
     float share = 0.0f;
     memcpy(&share, &bits, sizeof share);
     *worst = (double)share;

@@ -1,9 +1,15 @@
 /*
  * Choosing a GEMM's algorithm. The heuristic's candidates are timed in a short burst, and the
  * fastest of them again for a tenth of a second each: under the power limit that acts in
- * training a burst misleads (28 % there was 1 % of a step). The operands are those of the call,
- * so they are as large and as random as what the step will multiply. Results go where the call
- * would put them; an accumulating call's c is kept aside and put back.
+ * training a burst misleads (28 % there was 1 % of a step).
+ *
+ * They are timed on normal random operands: those of the call may be zeros or nearly constant in
+ * the first step, which draw less power and run faster. Small ones lie there several times over, so
+ * that none is found in the L2 cache. Their memory is taken for the length of a search from what
+ * device.memory_bytes leaves free for it, and from what else is free. What does not fit is timed as
+ * the call's own, which is larger than L2 then; an accumulating call's own c must not be touched,
+ * so without room for c the first answer is taken. The winner is checked on the random operands
+ * where they fit, and always on the call's, whose result stands.
  */
 #include "kernels/cuda/gemm.h"
 
@@ -12,7 +18,7 @@
 
 #include "base/checked.h"
 
-enum { BURST_CALLS = 5, FINALISTS = 4 };
+enum { BURST_CALLS = 5, FINALISTS = 4, SETS_MAX = 64, SET_ALIGNMENT = 256 };
 
 static const float hot_us = 1e5f;    /* of each finalist, after half as long to warm up */
 static const float worth_us = 20.0f; /* a faster GEMM is not worth a long search */
@@ -26,7 +32,9 @@ struct search {
     struct candidate candidates[GEMM_CANDIDATES];
     size_t count;
     cudaEvent_t begin, end;
-    void *c_before; /* of an accumulating call */
+    char *memory;           /* sets x set_bytes; NULL: nothing fitted */
+    size_t sets, set_bytes; /* copies of the operands that fitted */
+    ptrdiff_t a, b, c;      /* where in a set; negative: the call's own */
 };
 
 static enum status ask_heuristic(struct device *device, struct gemm_entry *entry,
@@ -65,6 +73,65 @@ static enum status ask_heuristic(struct device *device, struct gemm_entry *entry
     return STATUS_OK;
 }
 
+/* Adds an operand to the set if `room` allows; -1 if not. */
+static ptrdiff_t add_operand(struct search *search, struct tensor t, size_t room) {
+    const size_t at = search->set_bytes, bytes = align_up(tensor_bytes(t), SET_ALIGNMENT);
+    if (bytes > room - at) return -1;
+    search->set_bytes += bytes;
+    return (ptrdiff_t)at;
+}
+
+static enum status fill_sets(struct device *device, const struct gemm *op, struct search *search) {
+    for (size_t i = 0; i < search->sets; i++) {
+        const ptrdiff_t at[] = {search->a, search->b, search->c};
+        struct tensor operands[] = {op->a, op->b, op->c};
+        for (size_t k = 0; k < 3; k++) {
+            if (at[k] < 0) continue;
+            operands[k].data = search->memory + i * search->set_bytes + at[k];
+            TRY(gemm_fill(device, operands[k], 3 * i + k));
+        }
+    }
+    return STATUS_OK;
+}
+
+/* Memory for the operands, c first where it must be spared, and random numbers in them. None to be
+ * had is no error. */
+static enum status place_operands(struct device *device, const struct gemm *op,
+                                  struct search *search) {
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
+    const size_t room = free_bytes - size_min(free_bytes, cuda_reserved_bytes);
+    search->c = op->accumulate ? add_operand(search, op->c, room) : -1;
+    search->a = add_operand(search, op->a, room);
+    search->b = add_operand(search, op->b, room);
+    if (!op->accumulate) search->c = add_operand(search, op->c, room);
+    if (search->set_bytes == 0) return STATUS_OK;
+    const size_t wanted = 2 * backend_of(device)->l2_bytes / search->set_bytes + 1;
+    search->sets = size_min(size_min(wanted, SETS_MAX), room / search->set_bytes);
+    if (cudaMalloc((void **)&search->memory, search->sets * search->set_bytes) != cudaSuccess) {
+        cudaGetLastError(); /* somebody else took it */
+        search->a = search->b = search->c = -1;
+        search->memory = NULL;
+        return STATUS_OK;
+    }
+    return fill_sets(device, op, search);
+}
+
+/* The call on the i-th set of operands. */
+static struct gemm trial_of(const struct gemm *op, const struct search *search, size_t i) {
+    struct gemm trial = *op;
+    char *set = search->memory + (search->sets == 0 ? 0 : i % search->sets * search->set_bytes);
+    if (search->a >= 0) trial.a.data = set + search->a;
+    if (search->b >= 0) trial.b.data = set + search->b;
+    if (search->c >= 0) trial.c.data = set + search->c;
+    return trial;
+}
+
+/* Whether a trial leaves an accumulating call's c alone. */
+static bool may_try(const struct gemm *op, const struct search *search) {
+    return !op->accumulate || search->c >= 0;
+}
+
 /* Microseconds a call, over `calls`; a candidate that is refused when run gets a negative time. */
 static enum status time_calls(struct device *device, const struct gemm *op,
                               struct gemm_entry *entry, const struct search *search,
@@ -74,7 +141,8 @@ static enum status time_calls(struct device *device, const struct gemm *op,
     candidate->us = -1.0f;
     CUDA_TRY(cudaEventRecord(search->begin, stream));
     for (size_t i = 0; i < calls; i++) {
-        if (gemm_run(device, op, entry, &candidate->algorithm) != STATUS_OK) return STATUS_OK;
+        const struct gemm trial = trial_of(op, search, i);
+        if (gemm_run(device, &trial, entry, &candidate->algorithm) != STATUS_OK) return STATUS_OK;
     }
     CUDA_TRY(cudaEventRecord(search->end, stream));
     TRY(cuda_check(cudaEventSynchronize(search->end), "timing a GEMM"));
@@ -92,7 +160,6 @@ static int by_time(const void *a, const void *b) {
 
 static enum status time_all(struct device *device, const struct gemm *op, struct gemm_entry *entry,
                             struct search *search) {
-    const char *mode = getenv("DEEPWELL_GEMM_SEARCH");
     for (size_t i = 0; i < search->count; i++) {
         TRY(time_calls(device, op, entry, search, &search->candidates[i], 1));
         if (search->candidates[i].us < 0.0f) continue;
@@ -101,7 +168,7 @@ static enum status time_all(struct device *device, const struct gemm *op, struct
     qsort(search->candidates, search->count, sizeof search->candidates[0], by_time);
     const size_t finalists = size_min(FINALISTS, search->count);
     if (search->count == 0 || search->candidates[0].us < worth_us ||
-        (mode != NULL && strcmp(mode, "fast") == 0)) {
+        backend_of(device)->options.gemm_effort == GEMM_EFFORT_FAST) {
         return STATUS_OK;
     }
     for (size_t i = 0; i < finalists && search->candidates[i].us >= 0.0f; i++) {
@@ -114,45 +181,19 @@ static enum status time_all(struct device *device, const struct gemm *op, struct
     return STATUS_OK;
 }
 
-static enum status put_back(struct device *device, const struct gemm *op,
-                            const struct search *search) {
-    if (search->c_before == NULL) return STATUS_OK;
-    CUDA_TRY(cudaMemcpyAsync(op->c.data, search->c_before, tensor_bytes(op->c),
-                             cudaMemcpyDeviceToDevice, backend_of(device)->stream));
-    return STATUS_OK;
-}
-
-/* Runs the algorithm once, and whether it computed the right thing; *share: its largest error in
- * units of what is allowed. */
+/* Runs the algorithm once on op's operands; *share: its largest error in units of what is allowed,
+ * beyond 1 if it computed something else or was refused. */
 static enum status verify(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                          const struct search *search, const cublasLtMatmulAlgo_t *algorithm,
-                          bool *right, double *share) {
-    double worst = 1e30;
-    *right = false;
-    TRY(put_back(device, op, search));
+                          const cublasLtMatmulAlgo_t *algorithm, double *share) {
+    *share = 1e30;
+    TRY(gemm_verify_begin(device, op));
     if (gemm_run(device, op, entry, algorithm) != STATUS_OK) return STATUS_OK;
-    TRY(gemm_verify(device, op, search->c_before, &worst));
-    *right = worst <= 1.0;
-    *share = worst;
-    return put_back(device, op, search);
+    return gemm_verify(device, op, share);
 }
 
-static enum status choose(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                          struct search *search) {
+static enum status refuse(const struct device *device, const struct gemm_entry *entry,
+                          const struct search *search, double share) {
     char text[GEMM_TEXT_BYTES];
-    double share = 0.0;
-    TRY(ask_heuristic(device, entry, search));
-    TRY(time_all(device, op, entry, search));
-    for (size_t i = 0; i < search->count && search->candidates[i].us >= 0.0f; i++) {
-        bool right = false;
-        TRY(verify(device, op, entry, search, &search->candidates[i].algorithm, &right, &share));
-        if (!right) continue;
-        entry->algorithm = search->candidates[i].algorithm;
-        entry->us = search->candidates[i].us;
-        entry->chosen = entry->verified = true;
-        gemm_cache_write(backend_of(device)->gemm);
-        return STATUS_OK;
-    }
     return status_set(STATUS_DEVICE,
                       "cuBLASLt has no algorithm that computes a GEMM of %s rightly on %s "
                       "(%zu tried, the last was off by %.3g times what is allowed): choose other "
@@ -160,10 +201,38 @@ static enum status choose(struct device *device, const struct gemm *op, struct g
                       gemm_text(text, &entry->key), device->name, search->count, share);
 }
 
-static enum status check_kept(struct device *device, const struct gemm *op,
-                              struct gemm_entry *entry, const struct search *search) {
+static enum status choose(struct device *device, const struct gemm *op, struct gemm_entry *entry,
+                          struct search *search) {
+    const bool trials = may_try(op, search);
     double share = 0.0;
-    TRY(verify(device, op, entry, search, &entry->algorithm, &entry->verified, &share));
+    TRY(ask_heuristic(device, entry, search));
+    if (trials && backend_of(device)->options.gemm_effort != GEMM_EFFORT_OFF) {
+        TRY(time_all(device, op, entry, search));
+    }
+    for (size_t i = 0; i < search->count && search->candidates[i].us >= 0.0f; i++) {
+        const struct candidate *candidate = &search->candidates[i];
+        if (trials) {
+            const struct gemm trial = trial_of(op, search, 0);
+            TRY(verify(device, &trial, entry, &candidate->algorithm, &share));
+            if (share > 1.0) continue;
+        }
+        TRY(verify(device, op, entry, &candidate->algorithm, &share));
+        if (share > 1.0 && op->accumulate) break; /* what c held is lost */
+        if (share > 1.0) continue;
+        entry->algorithm = candidate->algorithm;
+        entry->us = candidate->us;
+        entry->chosen = entry->verified = true;
+        gemm_cache_write(backend_of(device)->gemm);
+        return STATUS_OK;
+    }
+    return refuse(device, entry, search, share);
+}
+
+static enum status check_kept(struct device *device, const struct gemm *op,
+                              struct gemm_entry *entry) {
+    double share = 0.0;
+    TRY(verify(device, op, entry, &entry->algorithm, &share));
+    entry->verified = share <= 1.0;
     if (entry->verified) return STATUS_OK;
     char text[GEMM_TEXT_BYTES];
     return status_set(STATUS_DEVICE,
@@ -175,25 +244,17 @@ static enum status check_kept(struct device *device, const struct gemm *op,
 enum status gemm_search(struct device *device, const struct gemm *op, struct gemm_entry *entry) {
     struct search search = {0};
     enum status status = STATUS_OK;
-    const size_t bytes = tensor_bytes(op->c);
+    if (entry->chosen) return check_kept(device, op, entry);
     TRY_GOTO(cuda_check(cudaEventCreate(&search.begin), "cudaEventCreate"), cleanup);
     TRY_GOTO(cuda_check(cudaEventCreate(&search.end), "cudaEventCreate"), cleanup);
-    if (op->accumulate) {
-        TRY_GOTO(cuda_check(cudaMalloc(&search.c_before, bytes), "memory for a search of GEMMs"),
-                 cleanup);
-        TRY_GOTO(cuda_check(cudaMemcpyAsync(search.c_before, op->c.data, bytes,
-                                            cudaMemcpyDeviceToDevice, backend_of(device)->stream),
-                            "a copy"),
-                 cleanup);
-    }
-    status = entry->chosen ? check_kept(device, op, entry, &search)
-                           : choose(device, op, entry, &search);
+    TRY_GOTO(place_operands(device, op, &search), cleanup);
+    status = choose(device, op, entry, &search);
 cleanup:
     if (search.begin != NULL) cudaEventDestroy(search.begin);
     if (search.end != NULL) cudaEventDestroy(search.end);
-    if (search.c_before != NULL) {
+    if (search.memory != NULL) {
         cudaStreamSynchronize(backend_of(device)->stream);
-        cudaFree(search.c_before);
+        cudaFree(search.memory);
     }
     return status;
 }

@@ -482,6 +482,14 @@ template <typename T> backward_args<T> backward_args_of(const struct norm_backwa
 
 } /* namespace */
 
+extern "C" enum status cuda_norm_check(size_t width) {
+    if (norm_threads(width) > 0) return STATUS_OK;
+    return status_set(STATUS_DEVICE,
+                      "expected a width that is a multiple of 8 up to 8192, or any up to 1024, for "
+                      "norms on a GPU, found %zu: change model.width, or use device = cpu",
+                      width);
+}
+
 extern "C" enum status cuda_norm_forward(struct device *device, const struct norm_forward *op) {
     const char *const name = "norm_forward";
     const size_t rows = op->out.rows, columns = op->out.columns;

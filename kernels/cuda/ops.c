@@ -2,6 +2,23 @@
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
 
+/* Two-byte rows that are no multiple of 16 bytes leave cuBLASLt its slow algorithms. */
+static enum status check_gemms(const struct op_limits *limits) {
+    const size_t width = limits->heads * limits->head_width;
+    if (limits->dtype == DTYPE_F32 || width % 8 == 0) return STATUS_OK;
+    return status_set(STATUS_DEVICE,
+                      "expected a width that is a multiple of 8 for GEMMs in %s on a GPU, found "
+                      "%zu: change model.width, or set precision.recipe = fp32",
+                      dtype_name(limits->dtype), width);
+}
+
+static enum status cuda_check_limits(const struct device *device, const struct op_limits *limits,
+                                     bool backward) {
+    TRY(check_gemms(limits));
+    TRY(cuda_norm_check(limits->heads * limits->head_width));
+    return cuda_attention_check(device, limits, backward);
+}
+
 static size_t cuda_scratch_bytes(const struct device *device, const struct op_limits *limits) {
     size_t bytes = cuda_gemm_scratch_bytes();
     bytes = size_max(bytes, cuda_column_scratch_bytes(limits));
@@ -19,6 +36,7 @@ static enum support cuda_scale_support(const struct device *device, enum scale_m
 
 const struct ops cuda_ops = {
     .scale_support = cuda_scale_support,
+    .check = cuda_check_limits,
     .scratch_bytes = cuda_scratch_bytes,
     .gemm = cuda_gemm,
     .embedding_forward = cuda_embedding_forward,

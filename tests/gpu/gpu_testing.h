@@ -72,24 +72,28 @@ static inline void expect_same(const char *what, const struct pair *pair, double
 
 static inline float *floats(const struct tensor *t) { return t->data; }
 
-static inline void scratch_open(struct device *device, const struct op_limits *limits) {
+static inline void scratch_open(struct device *device, const struct op_limits *limits,
+                                size_t count) {
     void *memory = NULL;
-    const size_t bytes = device->ops->scratch_bytes(device, limits);
-    EXPECT_OK(device_allocate(device, size_max(bytes, 1), &memory));
+    size_t bytes = 1;
+    for (size_t i = 0; i < count; i++) {
+        bytes = size_max(bytes, device->ops->scratch_bytes(device, &limits[i]));
+    }
+    EXPECT_OK(device_allocate(device, bytes, &memory));
     device_set_scratch(device, memory, bytes);
 }
 
-/* Opens both devices with scratch memory for the largest shape of the tests; false, saying why,
- * without a GPU. */
-static inline bool devices_open(const struct op_limits *limits) {
-    if (device_open_cuda(&gpu) != STATUS_OK) {
+/* Opens both devices with scratch memory for these shapes; false, saying why, without a GPU. */
+static inline bool devices_open(const struct device_options *options,
+                                const struct op_limits *limits, size_t count) {
+    if (device_open_cuda(&gpu, options) != STATUS_OK) {
         printf("skipped: %s\n", status_message());
         return false;
     }
     printf("%s; %s\n", gpu.name, gpu.note);
     if (device_open_cpu(&cpu, 0) != STATUS_OK) return false;
-    scratch_open(&gpu, limits);
-    scratch_open(&cpu, limits);
+    scratch_open(&gpu, limits, count);
+    scratch_open(&cpu, limits, count);
     return true;
 }
 

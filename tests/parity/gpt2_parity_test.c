@@ -90,10 +90,15 @@ struct run {
     struct engine engine;
 };
 
+/* DEEPWELL_TEST_DEVICE=cuda: the same tests on a GPU. */
+static enum config_device test_device(void) {
+    const char *device = getenv("DEEPWELL_TEST_DEVICE");
+    return device != NULL && strcmp(device, "cuda") == 0 ? CONFIG_DEVICE_CUDA : CONFIG_DEVICE_CPU;
+}
+
 static void configure(struct config *config, const struct variant *variant) {
-    const char *device = getenv("DEEPWELL_TEST_DEVICE"); /* "cuda": the same tests there */
     config_defaults(config);
-    EXPECT_OK(config_set(config, "device", device != NULL ? device : "cpu"));
+    config->device = (int)test_device();
     config->model.vocabulary = (int64_t)fixture_number("run", "model", 0);
     config->model.context = (int64_t)fixture_number("run", "model", 1);
     config->model.layers = (int64_t)fixture_number("run", "model", 2);
@@ -498,5 +503,14 @@ int main(void) {
         cmocka_unit_test(test_recompute),    cmocka_unit_test(test_accumulation),
         cmocka_unit_test(test_logits_chunk),
     };
+    if (test_device() == CONFIG_DEVICE_CUDA) {
+        const struct device_options options = {.gemm_effort = GEMM_EFFORT_OFF};
+        struct device device;
+        if (device_open_cuda(&device, &options) != STATUS_OK) {
+            printf("skipped: %s\n", status_message());
+            return 0;
+        }
+        device_close(&device);
+    }
     return cmocka_run_group_tests(tests, open_fixture, close_fixture);
 }
