@@ -35,6 +35,7 @@ struct upload_slot {
 struct cuda_backend {
     cudaStream_t stream, copy_stream;
     int multiprocessors;
+    int capability;      /* compute capability times 10 */
     size_t shared_bytes; /* the most shared memory of one block */
     struct upload_slot slots[UPLOAD_SLOTS];
     size_t next_slot;
@@ -78,6 +79,7 @@ enum status cuda_column_sums(struct device *device, float *const *outs, size_t o
 /* The first bytes of scratch memory are cuBLASLt's workspace; gemm_check.cu has the others. */
 static const size_t cuda_gemm_workspace_bytes = (size_t)64 << 20;
 size_t cuda_gemm_scratch_bytes(void);
+size_t cuda_quantised_gemm_scratch_bytes(void);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);
 size_t cuda_reduce_scratch_bytes(void);
 size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits);
@@ -96,14 +98,6 @@ enum status gemm_service_open(struct device *device);
 void gemm_service_close(struct gemm_service *service);
 enum status attention_service_open(struct device *device);
 void attention_service_close(struct attention_service *service);
-
-/* gemm_check.cu. Before the GEMM runs, _begin keeps what c holds at the places that are looked at;
- * behind it, gemm_verify compares c there with sums made one product at a time: *worst receives the
- * largest error in units of what is allowed. Waits for the result. */
-enum status gemm_verify_begin(struct device *device, const struct gemm *op);
-enum status gemm_verify(struct device *device, const struct gemm *op, double *worst);
-/* Normal pseudo-random numbers all over t; `key` keeps tensors apart. */
-enum status gemm_fill(struct device *device, struct tensor t, size_t key);
 
 /* attention_simple.cu: own kernels, any dtype and any head width up to ATTENTION_WIDTH_MAX. */
 enum { ATTENTION_WIDTH_MAX = 256, ATTENTION_HEADS_MAX = 65535 /* of all sequences */ };

@@ -18,8 +18,8 @@ size_t quantise_tensors_most(void);
 /* The other modes; bias gradients not counted. */
 enum status quantise_blocks(struct device *device, const struct quantise *op);
 
-/* `to` (o->rows, o->columns), BF16 or FP32, receives the numbers of `rows` rows from `first` on,
- * times the scales of their blocks but not the tensor's. */
+/* `to` (rows, o->columns) receives the numbers of `rows` rows from `first` on, times the scales of
+ * their blocks but not the tensor's. */
 enum status operand_expand(struct device *device, const struct operand *o, size_t first,
                            size_t rows, struct tensor to);
 
