@@ -8,7 +8,8 @@
  *   E2M1        2         1        1       6     2^-1      none
  *   UE8M0       8         0      127   2^127     2^-127    NaN 0xFF; a scale: no sign, no zero
  *
- * Micikevicius et al., "FP8 formats for deep learning" (2022); OCP Microscaling formats v1.0 (2023).
+ * Micikevicius et al., "FP8 formats for deep learning" (2022); OCP Microscaling formats v1.0
+ * (2023).
  *
  * Encoding rounds to nearest, ties to even, and saturates: a finite number beyond the largest, and
  * an infinity, become the largest with their sign (PTX cvt.rn.satfinite). A NaN becomes 0x7F in
@@ -54,7 +55,8 @@ DEEPWELL_HOST_DEVICE static inline uint32_t format_magnitude(uint32_t size, uint
     const uint32_t shift = 23u - fraction, rebias = (127u - bias) << 23;
     const uint32_t kept = size < largest ? size : largest;
     const uint32_t magic = (127u + 24u - bias - fraction) << 23;
-    const uint32_t normal = (kept - rebias + (1u << (shift - 1u)) - 1u + (kept >> shift & 1u)) >> shift;
+    const uint32_t half = (1u << (shift - 1u)) - 1u + (kept >> shift & 1u); /* a tie: to even */
+    const uint32_t normal = (kept - rebias + half) >> shift;
     const uint32_t subnormal = bits_of_float(float_of_bits(kept) + float_of_bits(magic)) - magic;
     return kept < rebias + (1u << 23) ? subnormal : normal;
 }
@@ -126,7 +128,8 @@ DEEPWELL_HOST_DEVICE static inline uint8_t format_encode_stochastic(enum number_
     const float below = floorf(position);
     const float chance = (float)(random >> 8) * 0x1p-24f;
     const float rounded = (chance < position - below ? below + 1.0f : below) * spacing;
-    return format_encode(format, float_of_bits(bits_of_float(rounded) | (bits_of_float(value) ^ size)));
+    const uint32_t sign = bits_of_float(value) ^ size;
+    return format_encode(format, float_of_bits(bits_of_float(rounded) | sign));
 }
 
 /* ---- scales ---- */
@@ -135,8 +138,8 @@ DEEPWELL_HOST_DEVICE static inline uint8_t format_encode_stochastic(enum number_
 #define SCALE_FACTOR_MAX 0x1p126f
 
 /* What numbers up to `amax` are multiplied by before they are encoded, so that amax becomes
- * `largest`: largest / amax, rounded once. 1 for amax = 0, at most 2^126. An amax that is not finite
- * gives NaN: then every product is NaN, and the step is seen to be not finite. */
+ * `largest`: largest / amax, rounded once. 1 for amax = 0, at most 2^126. An amax that is not
+ * finite gives NaN: then every product is NaN, and the step is seen to be not finite. */
 DEEPWELL_HOST_DEVICE static inline float scale_from_amax(float amax, float largest) {
     if (!(amax <= 3.402823466e38f)) return float_of_bits(0x7FC00000u);
     if (amax == 0.0f) return 1.0f;
@@ -145,11 +148,11 @@ DEEPWELL_HOST_DEVICE static inline float scale_from_amax(float amax, float large
 }
 
 /* MXFP8's scale of a block, 2^(code - 127) at or above amax / 448: rounded up, so that nothing
- * saturates ("Recipes for pre-training LLMs with MXFP8", arXiv 2506.08027; the floor rule of the OCP
- * specification would let a block's largest numbers saturate in one of five blocks). At least 2^-117
- * (code 10), zero blocks too: then every E4M3 number times its scale is a normal BF16, and blocks
- * below 2^-109 lose digits nobody can see. NaN for a NaN; 2^127 for an infinity, which then stays one
- * when 448 is multiplied by it, while the rest of its block becomes 0. */
+ * saturates ("Recipes for pre-training LLMs with MXFP8", arXiv 2506.08027; the floor rule of the
+ * OCP specification would let a block's largest numbers saturate in one of five blocks). At least
+ * 2^-117 (code 10), zero blocks too: then every E4M3 number times its scale is a normal BF16, and
+ * blocks below 2^-109 lose digits nobody can see. NaN for a NaN; 2^127 for an infinity, which then
+ * stays one when 448 is multiplied by it, while the rest of its block becomes 0. */
 enum { UE8M0_LEAST = 10, UE8M0_INFINITY = 0xFE, UE8M0_NAN = 0xFF };
 
 DEEPWELL_HOST_DEVICE static inline uint8_t ue8m0_from_amax(float amax) {
@@ -157,7 +160,7 @@ DEEPWELL_HOST_DEVICE static inline uint8_t ue8m0_from_amax(float amax) {
     if (bits > 0x7F800000u) return UE8M0_NAN;
     if (bits == 0x7F800000u) return UE8M0_INFINITY;
     const uint32_t code = (bits >> 23) + ((bits & 0x7FFFFFu) != 0);
-    return (uint8_t)(code < UE8M0_LEAST ? UE8M0_LEAST : code);
+    return (uint8_t)(code < UE8M0_LEAST ? (uint32_t)UE8M0_LEAST : code);
 }
 
 DEEPWELL_HOST_DEVICE static inline float float_from_ue8m0(uint8_t code) {
@@ -175,7 +178,8 @@ DEEPWELL_HOST_DEVICE static inline float ue8m0_factor(uint8_t code) {
  * in E4M3. NVIDIA, "Pretraining LLMs with NVFP4", arXiv 2509.25149. */
 #define NVFP4_MAX (E4M3_MAX * E2M1_MAX)
 
-DEEPWELL_HOST_DEVICE static inline uint8_t nvfp4_block_scale(float block_amax, float tensor_factor) {
+DEEPWELL_HOST_DEVICE static inline uint8_t nvfp4_block_scale(float block_amax,
+                                                            float tensor_factor) {
     return e4m3_from_float(block_amax * tensor_factor * (1.0f / E2M1_MAX));
 }
 

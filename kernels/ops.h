@@ -42,16 +42,17 @@ struct gemm {
  * contiguous along K; c is BF16 or FP32, accumulation in FP32. a is (M, K), b is (N, K).
  *   pairs          E4M3 with E4M3, E4M3 with E5M2 either way round; never E5M2 with E5M2
  *   scales         both TENSOR; 1X128 with 1X128 or 128X128 either way round; both MX; both NV
- *   fast           the tensor core's own narrower accumulator (Hopper: some 14 bits); a hint, without
- *                  meaning on the CPU and in emulation
+ *   fast           the tensor core's own narrower accumulator (Hopper: some 14 bits); a hint
+ *                  without meaning on the CPU and in emulation
  * Anything else is STATUS_INTERNAL naming formats and modes: recipes are checked when configured.
  *
  * Exactness where it is emulated. The product of two codes is exact in FP32 in every pair. MX: E4M3
- * times UE8M0 is exactly a BF16 (UE8M0_LEAST), so a BF16 GEMM on dequantised operands multiplies the
- * very same numbers. NV: E2M1 times E4M3 has 6 significant bits, exact in BF16; the product of the
- * two FP32 tensor scales multiplies the sum (alpha). TENSOR: likewise, codes are exact in BF16. The
- * 128 modes: the scale is FP32, so a dequantised operand is rounded to FP32 (2^-24 relative), never
- * to BF16. What remains different from native hardware is the order and width of the sum. */
+ * times UE8M0 is exactly a BF16 (UE8M0_LEAST), so a BF16 GEMM on dequantised operands multiplies
+ * the very same numbers. NV: E2M1 times E4M3 has 6 significant bits, exact in BF16; the product of
+ * the two FP32 tensor scales multiplies the sum (alpha). TENSOR: likewise, codes are exact in
+ * BF16. The 128 modes: the scale is FP32, so a dequantised operand is rounded to FP32 (2^-24
+ * relative), never to BF16. What remains different from native hardware is the order and width of
+ * the sum. */
 struct quantised_gemm {
     struct tensor c;
     struct operand a, b;
@@ -73,11 +74,11 @@ enum scaling {
  *   TENSOR    delayed: state->scale as it stands; state->amax_bits is raised to this tensor's amax.
  *             current: scale_state_current() once amax_bits is complete; unless amax_known, this
  *             operation raises it itself first.
- *   1X128     factor = scale_from_amax(amax of the 128 numbers, 448); the scale stored is 1 / factor
+ *   1X128     factor = scale_from_amax(amax of the 128 numbers, 448); stored: 1 / factor
  *   128X128   the same of the 128 x 128 numbers
  *   MX        code = ue8m0_from_amax(amax of the 32); numbers times ue8m0_factor(code)
- *   NV        amax of the whole copy (after the transform) into its state, then scale_state_current,
- *             whatever `scaling`; block scale = nvfp4_block_scale(amax of the 16 [of the 16 x 16 if
+ *   NV        amax of the whole copy (after the transform) into its state, then
+ *             scale_state_current, whatever `scaling`; block scale = nvfp4_block_scale(amax of the 16 [of the 16 x 16 if
  *             `square`], state->scale); numbers by nvfp4_scaled()
  * Copies are independent of one another but for TENSOR's common state; the same `in` always gives
  * the same bytes. bias_gradient (+)= column sums of `in` in FP32, for the linear whose out_gradient
@@ -87,7 +88,7 @@ struct quantise {
     struct tensor in;        /* (R, C); BF16, FP16 or FP32 */
     enum scaling scaling;
     bool amax_known;         /* current TENSOR: the producer of `in` raised state->amax_bits */
-    bool square;             /* NV: one block scale for 16 x 16 numbers, so both copies round alike */
+    bool square;             /* NV: one block scale for 16 x 16: both copies round alike */
     bool hadamard;           /* NV: the transposed copy of blocks of 16 rows of `in` transformed */
     bool stochastic;         /* NV: rounding of the codes; scales are rounded to nearest */
     uint64_t seed;           /* stochastic: with `tensor` and state->draws, kernels/quantised.h */
@@ -122,8 +123,8 @@ struct embedding_backward {
 /* What an operation that makes a matrix does for its quantised copies while the numbers are in its
  * hands; all zero: nothing. At most one of the two is set.
  *   copies  SCALE_TENSOR with the scale known (delayed): the row copy always, the transposed one
- *           if it has codes, from state->scale, and state->amax_bits is raised. The numbers are encoded in FP32, before
- *           they are rounded to the dtype that the operation stores.
+ *           if it has codes, from state->scale, and state->amax_bits is raised. The numbers are
+ *           encoded in FP32, before they are rounded to the dtype that the operation stores.
  *   amax    current scaling: amax_bits is raised to the largest |number as stored|; `quantise` with
  *           amax_known follows.
  * Every other mode is left to `quantise`. */
@@ -264,8 +265,8 @@ struct op_limits {
     bool quantised;         /* some linear multiplies quantised operands */
 };
 
-/* How a device multiplies operands of one scale mode. Emulated: the same quantised numbers, by other
- * hardware, slower than BF16; said wherever a rate is printed. */
+/* How a device multiplies operands of one scale mode. Emulated: the same quantised numbers, by
+ * other hardware, slower than BF16; said wherever a rate is printed. */
 enum support { SUPPORT_NONE, SUPPORT_EMULATED, SUPPORT_NATIVE };
 
 struct ops {
@@ -282,8 +283,8 @@ struct ops {
     enum status (*quantised_gemm)(struct device *, const struct quantised_gemm *);
 
     /* `count` of them, independent of one another (different states too), so that one launch may do
-     * all: the weights of a model, once a step behind AdamW. Usually 1. Host memory, read before the
-     * call returns. */
+     * all: the weights of a model, once a step behind AdamW. Usually 1. Host memory, read before
+     * the call returns. */
     enum status (*quantise)(struct device *, const struct quantise *ops, size_t count);
     enum status (*embedding_forward)(struct device *, const struct embedding_forward *);
     enum status (*embedding_backward)(struct device *, const struct embedding_backward *);
@@ -312,15 +313,14 @@ struct ops {
     /* Zeroes the sums of the step. */
     enum status (*step_begin)(struct device *, struct step_state *state);
 
-    /* Start of a micro-batch: draws + 1 in each of `count` states, and with clear_amax (current
-     * scaling) amax_bits = 0. */
+    /* Start of a micro-batch: scale_state_begin() for each of `count` states. */
     enum status (*scales_begin)(struct device *, struct scale_state *states, size_t count,
                                 bool clear_amax);
 
-    /* Once a step, between gradient_sumsq and step_decide. If the sums of `state` or one amax is not
-     * finite: scale_state_drop() for each, and state->gradient_sumsq becomes NaN, so that step_decide
-     * skips: a clipped infinity never passes for a number. Otherwise scale_state_enter() for each if `enter` (delayed scaling), or only
-     * amax_bits = 0. */
+    /* Once a step, between gradient_sumsq and step_decide. If the sums of `state` or one amax is
+     * not finite: scale_state_drop() for each, and state->gradient_sumsq becomes NaN, so that
+     * step_decide skips: a clipped infinity never passes for a number. Otherwise
+     * scale_state_end() for each. */
     enum status (*scales_update)(struct device *, struct step_state *state,
                                  struct scale_state *states, size_t count, bool enter);
 

@@ -29,8 +29,8 @@ extern "C" {
 
 /*
  * How the codes of a copy (rows, columns) are scaled; value = decode(code) * scale. Blocks are
- * counted along the copy's columns, the reduced dimension. cuBLASLt's name for each in brackets, and
- * how `scales` lies in memory, which is how that library reads it:
+ * counted along the copy's columns, the reduced dimension. cuBLASLt's name for each in brackets,
+ * and how `scales` lies in memory, which is how that library reads it:
  *
  * SCALE_TENSOR   [SCALAR_32F] one FP32, state->inverse; no array.
  * SCALE_1X128    [VEC128_32F] FP32 for 128 numbers of a row: [ceil(columns / 128)][rows].
@@ -56,10 +56,10 @@ DEEPWELL_HOST_DEVICE static inline size_t scale_block(enum scale_mode mode) {
  * Scale and history of one tensor. Bytes that are zero are no valid state: scales_initialise() in
  * the engine sets `largest`, scale = inverse = 1.
  *
- * `amax_bits` are the FP32 bits of the largest |x| seen since the last scales_begin or scales_update
- * that cleared it. For numbers without sign the order of the bits is that of the numbers, NaN above
- * all: so atomicMax on integers gives the same whatever the order, and nothing that is not finite is
- * lost.
+ * `amax_bits` are the FP32 bits of the largest |x| seen since the last scales_begin or
+ * scales_update that cleared it. For numbers without sign the order of the bits is that of the
+ * numbers, NaN above all: so atomicMax on integers gives the same whatever the order, and nothing
+ * that is not finite is lost.
  */
 enum { AMAX_HISTORY = 16 };
 struct scale_state {
@@ -69,7 +69,8 @@ struct scale_state {
     float largest;      /* of the format: 448, 57344; 2688 for NVFP4. Constant */
     uint32_t seen;      /* amaxes ever entered; the newest is at (seen - 1) % AMAX_HISTORY */
     uint32_t draws;     /* micro-batches begun: keeps random roundings apart */
-    uint32_t unused[2];
+    uint32_t draws_before; /* of this step */
+    uint32_t unused;
     float history[AMAX_HISTORY];
 };
 
@@ -79,26 +80,40 @@ DEEPWELL_HOST_DEVICE static inline void scale_state_current(struct scale_state *
     s->inverse = 1.0f / s->scale;
 }
 
-/* End of a good step under "delayed" scaling: the step's amax (finite) enters the history, the
- * largest of the last AMAX_HISTORY steps gives the scale of the next one, and the count starts
- * anew. */
-DEEPWELL_HOST_DEVICE static inline void scale_state_enter(struct scale_state *s) {
+/* Start of a micro-batch; clear_amax: under current scaling. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_begin(struct scale_state *s, bool clear_amax) {
+    s->draws++;
+    if (clear_amax) s->amax_bits = 0;
+}
+
+/* The scale that the history gives: by the largest amax of the last AMAX_HISTORY steps. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_from_history(struct scale_state *s) {
     float most = 0.0f;
-    s->history[s->seen % AMAX_HISTORY] = float_of_bits(s->amax_bits);
-    s->seen++;
     for (uint32_t i = 0; i < AMAX_HISTORY && i < s->seen; i++) {
         most = s->history[i] > most ? s->history[i] : most;
     }
     s->scale = scale_from_amax(most, s->largest);
     s->inverse = 1.0f / s->scale;
-    s->amax_bits = 0;
 }
 
-/* End of a step that is not applied: its amax is forgotten, and a scale that it spoilt (current
- * scaling) starts anew. */
+/* End of a step that is applied. `enter`, under delayed scaling: the step's amax (finite) enters the
+ * history, which gives the scale of the next one. */
+DEEPWELL_HOST_DEVICE static inline void scale_state_end(struct scale_state *s, bool enter) {
+    if (enter) {
+        s->history[s->seen % AMAX_HISTORY] = float_of_bits(s->amax_bits);
+        s->seen++;
+        scale_state_from_history(s);
+    }
+    s->amax_bits = 0;
+    s->draws_before = s->draws;
+}
+
+/* End of a step that is not finite: as if it had not been. A scale that it spoilt (current scaling)
+ * starts anew. */
 DEEPWELL_HOST_DEVICE static inline void scale_state_drop(struct scale_state *s) {
     if (!(s->scale > 0.0f)) s->scale = s->inverse = 1.0f;
     s->amax_bits = 0;
+    s->draws = s->draws_before;
 }
 
 /* One copy of a matrix: an operand of quantised_gemm. */
@@ -126,12 +141,14 @@ size_t operand_scale_bytes(const struct operand *operand);
 /* Byte of the scale of block `block` of row `row` in `scales` of MX and NV; `blocks` = columns /
  * scale_block. A tile is 128 rows by 4 blocks in 512 bytes, tiles one after the other along a row;
  * inside, rows 0, 32, 64 and 96 lie side by side. */
-DEEPWELL_HOST_DEVICE static inline size_t scale_tile_index(size_t row, size_t block, size_t blocks) {
+DEEPWELL_HOST_DEVICE static inline size_t scale_tile_index(size_t row, size_t block,
+                                                          size_t blocks) {
     const size_t tile = row / 128 * ((blocks + 3) / 4) + block / 4;
     return tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + block % 4;
 }
 
-/* Place of the scale of (row, column) in `scales`: floats for the 128 modes, bytes for MX and NV. */
+/* Place of the scale of (row, column) in `scales`: floats for the 128 modes, bytes for MX
+ * and NV. */
 DEEPWELL_HOST_DEVICE static inline size_t scale_index(enum scale_mode mode, size_t rows,
                                                      size_t columns, size_t row, size_t column) {
     const size_t blocks128 = (columns + 127) / 128;

@@ -26,8 +26,10 @@ static size_t output_copies_bytes(const struct quantise_output *output) {
     return output->copies == NULL ? 0 : copies_bytes(output->copies);
 }
 
-/* A result that may not be wanted. */
-static size_t result_bytes(struct tensor t) { return t.data == NULL ? 0 : tensor_bytes(t); }
+/* A result that is not wanted where its copies are. */
+static size_t result_bytes(struct tensor t, const struct quantise_output *output) {
+    return t.data == NULL && output->copies != NULL ? 0 : tensor_bytes(t);
+}
 
 size_t quantised_gemm_bytes(const struct quantised_gemm *op) {
     return operand_bytes(&op->a) + operand_bytes(&op->b) + optional_bytes(op->bias) +
@@ -61,7 +63,7 @@ size_t embedding_backward_bytes(const struct embedding_backward *op) {
 }
 
 size_t norm_forward_bytes(const struct norm_forward *op) {
-    return result_bytes(op->out) + output_copies_bytes(&op->quantise) +
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) +
            tensor_bytes(op->residual_in) + optional_bytes(op->delta) +
            optional_bytes(op->delta_bias) + (op->delta == NULL ? 0 : tensor_bytes(op->residual)) +
            tensor_bytes(op->weight) + tensor_bytes(op->bias) +
@@ -94,12 +96,12 @@ size_t attention_cached_bytes(const struct attention_cached *op) {
 }
 
 size_t gelu_forward_bytes(const struct gelu_forward *op) {
-    return result_bytes(op->out) + output_copies_bytes(&op->quantise) + tensor_bytes(op->x) +
-           tensor_bytes(op->bias);
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) +
+           tensor_bytes(op->x) + tensor_bytes(op->bias);
 }
 
 size_t gelu_backward_bytes(const struct gelu_backward *op) {
-    return result_bytes(op->x_gradient) + output_copies_bytes(&op->quantise) +
+    return result_bytes(op->x_gradient, &op->quantise) + output_copies_bytes(&op->quantise) +
            tensor_bytes(op->out_gradient) + tensor_bytes(op->x) +
            tensor_bytes(op->bias) + output_bytes(op->x.columns, op->accumulate);
 }

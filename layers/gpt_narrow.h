@@ -1,11 +1,11 @@
 /*
- * What narrow recipes add to a GPT: which linear takes which recipe, the scale states of all tensors
- * in one flat array, the copies of the weights, and the memory of the other copies. Called by the
- * engine (states and weights) and by gpt_memory.c (activations).
+ * What narrow recipes add to a GPT: which linear takes which recipe, the scale states of all
+ * tensors in one flat array, the copies of the weights, and the memory of the other copies. Called
+ * by the engine (states and weights) and by gpt_memory.c (activations).
  *
- * States: for each linear (four a block in the order of enum block_linear, then the head) and each of
- * its three tensors one for the row copy and one for the transposed copy. With one scale a tensor the
- * first serves both; a recipe without tensor scales uses none but for `draws`.
+ * States: for each linear (four a block in the order of enum block_linear, then the head) and each
+ * of its three tensors one for the row copy and one for the transposed copy. With one scale a
+ * tensor the first serves both; a recipe without tensor scales uses none but for `draws`.
  */
 #ifndef DEEPWELL_LAYERS_GPT_NARROW_H_
 #define DEEPWELL_LAYERS_GPT_NARROW_H_
@@ -29,7 +29,8 @@ struct tensor_place {
 size_t gpt_scale_count(const struct gpt *gpt);
 
 /* The place whose states are at [index] (of 0 to gpt_scale_count) and, in `text`, its name:
- * "block.3.mlp.fc.input", "head.out_gradient"; the second state of a tensor ends in "_transposed". */
+ * "block.3.mlp.fc.input", "head.out_gradient"; the second state of a tensor ends in
+ * "_transposed". */
 enum { TENSOR_PLACE_BYTES = 64 };
 struct tensor_place gpt_scale_place(const struct gpt *gpt, size_t index);
 const char *gpt_scale_name(char text[TENSOR_PLACE_BYTES], const struct gpt *gpt, size_t index);

@@ -29,8 +29,8 @@ enum status linear_forward(struct device *device, const struct linear *layer, st
                            struct linear_operand in);
 
 /* in_gradient (N, in) from out_gradient (N, out); parameter gradients (+)= theirs. `in` is what
- * forward read. in_gradient must not overlap out_gradient. The bias's gradient comes from here where
- * out_gradient is multiplied as it is, otherwise from narrow_make_gradient. */
+ * forward read. in_gradient must not overlap out_gradient. The bias's gradient comes from here
+ * where out_gradient is multiplied as it is, otherwise from narrow_make_gradient. */
 enum status linear_backward(struct device *device, const struct linear *layer,
                             struct tensor in_gradient, struct linear_operand out_gradient,
                             struct linear_operand in, bool accumulate);

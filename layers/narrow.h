@@ -1,7 +1,7 @@
 /*
- * A tensor that a linear multiplies in a narrow recipe: its copies, and how they are made. Activation
- * structures hold one beside every tensor that a linear reads; all zero, the linear multiplies the
- * tensor as it is.
+ * A tensor that a linear multiplies in a narrow recipe: its copies, and how they are made.
+ * Activation structures hold one beside every tensor that a linear reads; all zero, the linear
+ * multiplies the tensor as it is.
  *
  * Copies come into being in one of two ways, and the layers ask for both in the same words:
  *   struct some_forward op = {..., .quantise = narrow_output(&tensor)};
@@ -34,7 +34,8 @@ struct narrow narrow_rows(const struct narrow *tensor, size_t rows);
 /* What the operation that makes the tensor does for it. */
 struct quantise_output narrow_output(const struct narrow *tensor);
 
-/* Where that operation writes its result: `values`, without memory if only the copies are wanted. */
+/* Where that operation writes its result: `values`, without memory if only the copies are
+ * wanted. */
 struct tensor narrow_values(const struct narrow *tensor, struct tensor values);
 
 /* The copies from `values`, unless the operation has written them; nothing if the tensor is not
@@ -47,6 +48,7 @@ enum status narrow_make_gradient(struct device *device, const struct narrow *ten
                                  struct tensor values, float *bias_gradient, bool accumulate);
 
 /* The quantisation of `values` as narrow_make asks for it. */
-struct quantise narrow_quantise(const struct narrow *tensor, struct tensor values, bool after_output);
+struct quantise narrow_quantise(const struct narrow *tensor, struct tensor values,
+                                bool after_output);
 
 #endif

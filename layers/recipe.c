@@ -81,8 +81,8 @@ static enum status check_recipe(const char *key, enum recipe_kind kind, size_t w
     if (!recipe->narrow) return STATUS_OK;
     if (width % recipe->multiple != 0) {
         return status_set(STATUS_CONFIG,
-                          "%s = %s needs model.width to be a multiple of %zu, found %zu: change the "
-                          "width or the recipe",
+                          "%s = %s needs model.width to be a multiple of %zu, found %zu: change "
+                          "the width or the recipe",
                           key, recipe->name, recipe->multiple, width);
     }
     if (tokens % recipe->multiple != 0) {

@@ -9,16 +9,17 @@
  *   fp8       E4M3            E5M2 or E4M3   one scale a tensor        fast in fprop only
  *   fp8_block E4M3            E4M3           1x128, weights 128x128
  *   mxfp8     E4M3            E4M3           1x32
- *   nvfp4     E2M1            E2M1           1x16, weights 16x16       Hadamard in wgrad, stochastic
- *                                                                      rounding of gradients
+ *   nvfp4     E2M1            E2M1           1x16, weights 16x16       Hadamard in wgrad,
+ *                                                                      gradients rounded at random
  *
- * In the four narrow recipes everything but the linears computes in BF16, and so do the linears that
- * an override takes out. Master weights, optimizer, statistics, softmax, loss and gradients of
+ * In the four narrow recipes everything but the linears computes in BF16, and so do the linears
+ * that an override takes out. Master weights, optimizer, statistics, softmax, loss and gradients of
  * parameters are FP32 in all. Validation quantises as training does, but always with current
  * scaling; sampling multiplies the BF16 weights.
  *
- * Sources: Micikevicius et al., "FP8 formats for deep learning" (2022): E4M3 forward, E5M2 backward;
- * DeepSeek-V3 (arXiv 2412.19437): fp8_block; arXiv 2506.08027: mxfp8; arXiv 2509.25149: nvfp4.
+ * Sources: Micikevicius et al., "FP8 formats for deep learning" (2022): E4M3 forward, E5M2
+ * backward; DeepSeek-V3 (arXiv 2412.19437): fp8_block; arXiv 2506.08027: mxfp8; arXiv 2509.25149:
+ * nvfp4.
  */
 #ifndef DEEPWELL_LAYERS_RECIPE_H_
 #define DEEPWELL_LAYERS_RECIPE_H_
@@ -71,8 +72,8 @@ const char *support_name(enum support support); /* "native", "emulated", "refuse
 /* Some linear multiplies quantised operands. */
 bool precision_narrow(const struct precision *precision);
 
-/* Refuses, STATUS_CONFIG naming the recipe and the number: a width or a micro-batch of `tokens` that
- * is no multiple of what a recipe in use needs; a narrow override of fp32 or fp16. */
+/* Refuses, STATUS_CONFIG naming the recipe and the number: a width or a micro-batch of `tokens`
+ * that is no multiple of what a recipe in use needs; a narrow override of fp32 or fp16. */
 enum status precision_check(const struct precision *precision, size_t width, size_t tokens);
 
 #endif

@@ -27,11 +27,11 @@ static const char usage[] =
     "  --recipe NAME        (default: precision.recipe)\n"
     "  --against NAME       (default fp32)\n"
     "  --steps N            steps of the loss curves (default 100; 0: none)\n"
-    "  --seeds N            curves of each, from train.seed on (default 1); from 2 on the noise of\n"
-    "                       seeds is given too\n"
+    "  --seeds N            curves of each, from train.seed on (default 1); from 2 on the noise\n"
+    "                       of seeds is given too\n"
     "  --out FILE           everything, as JSON\n"
     "\n"
-    "  deepwell bench numerics configs/shakespeare_bytes.conf --recipe mxfp8 --steps 200 --seeds 3\n";
+    "  deepwell bench numerics configs/shakespeare_bytes.conf --recipe mxfp8 --seeds 3\n";
 
 struct numerics {
     struct config configs[2]; /* the recipe, and what it is measured against */
@@ -91,25 +91,42 @@ static enum status run_gradients(struct run *run, const struct step_policy *poli
 
 /* ---- quantisation errors ---- */
 
-static enum status report_tensors(struct numerics *n, const struct engine *engine,
+static bool add_tensor(cJSON *list, const char *name, const struct quantise_error *error) {
+    const double count = (double)error->numbers;
+    cJSON *row = cJSON_CreateObject();
+    return cJSON_AddItemToArray(list, row) && cJSON_AddStringToObject(row, "tensor", name) &&
+           cJSON_AddNumberToObject(row, "relative_error", quantise_error_relative(error)) &&
+           cJSON_AddNumberToObject(row, "at_largest", (double)error->saturated / count) &&
+           cJSON_AddNumberToObject(row, "to_zero", (double)error->zeroed / count);
+}
+
+static void print_role(const char *name, const struct quantise_error *error) {
+    const double count = (double)error->numbers;
+    if (error->numbers == 0) return;
+    printf("  %-34s %8.4f  at the largest %.3f%%, to zero %.3f%%\n", name,
+           quantise_error_relative(error), 100.0 * (double)error->saturated / count,
+           100.0 * (double)error->zeroed / count);
+}
+
+/* Each tensor in the report, their sums over the blocks on the screen. */
+static enum status report_tensors(struct numerics *n, const struct gpt *gpt,
                                   const struct quantise_probe *probe) {
+    enum { ROLES = BLOCK_LINEARS * LINEAR_TENSORS };
+    struct quantise_error roles[ROLES] = {0};
     cJSON *list = cJSON_AddArrayToObject(n->json, "tensors");
+    char name[TENSOR_PLACE_BYTES];
     printf("quantisation errors of the first batch, |dequantised - x| / |x|\n");
     for (size_t i = 0; i < probe->count; i++) {
         const struct quantise_error *error = &probe->tensors[i];
-        char name[TENSOR_PLACE_BYTES];
         if (error->numbers == 0) continue;
-        gpt_scale_name(name, &engine->gpt, 2 * i);
-        const double relative = quantise_error_relative(error), count = (double)error->numbers;
-        printf("  %-44s %8.4f  at the largest %.4f%%, to zero %.3f%%\n", name, relative,
-               100.0 * (double)error->saturated / count, 100.0 * (double)error->zeroed / count);
-        cJSON *row = cJSON_CreateObject();
-        if (!cJSON_AddItemToArray(list, row) || !cJSON_AddStringToObject(row, "tensor", name) ||
-            !cJSON_AddNumberToObject(row, "relative_error", relative) ||
-            !cJSON_AddNumberToObject(row, "at_largest", (double)error->saturated / count) ||
-            !cJSON_AddNumberToObject(row, "to_zero", (double)error->zeroed / count)) {
+        if (!add_tensor(list, gpt_scale_name(name, gpt, 2 * i), error)) {
             return status_set(STATUS_MEMORY, "out of memory for the report");
         }
+        if (i < gpt->config.layers * ROLES) quantise_error_add(&roles[i % ROLES], error);
+        else print_role(name, error);
+    }
+    for (size_t i = 0; i < ROLES; i++) {
+        print_role(strchr(gpt_scale_name(name, gpt, 2 * i) + strlen("block."), '.') + 1, &roles[i]);
     }
     return STATUS_OK;
 }
@@ -186,7 +203,7 @@ static enum status measure_recipe(struct numerics *n) {
     if (status == STATUS_OK) status = engine_narrow_weights(&run.engine); /* weights too */
     quantise_probe_detach(&probe, &run.engine);
     if (status == STATUS_OK && precision_narrow(&run.engine.precision)) {
-        status = report_tensors(n, &run.engine, &probe);
+        status = report_tensors(n, &run.engine.gpt, &probe);
     }
     if (status == STATUS_OK) status = read_gradients(&run, &gradients);
     if (status == STATUS_OK) status = report_gradients(n, &run.engine.gpt.table, gradients);

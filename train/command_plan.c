@@ -86,6 +86,7 @@ static enum status record_step(struct engine *engine, const struct config *confi
                                struct op_trace *trace) {
     const struct step_policy policy = step_policy(config, 0);
     const int64_t micro_batches = config->train.batch / config_micro_batch(config);
+    engine->training.scaled = true; /* a step of the run, not its first: delayed scaling */
     TRY(step_begin(engine));
     for (int64_t micro = 0; micro < micro_batches; micro++) {
         TRY(step_micro_batch(engine, &policy, micro == 0));

@@ -102,8 +102,8 @@ const struct config_key config_keys[] = {
     REAL(optimizer.norm_z_max, "0", 0, 1e9, false, false, "the same for the gradient norm; 0: off"),
 
     CHOICE(precision.recipe, "bf16", recipe_choices,
-           "compute type; master weights and optimizer state are FP32 in all; fp8 and after: of the "
-           "linears' operands, the rest in bf16"),
+           "compute type; master weights and optimizer state are FP32 in all; fp8 and after: of "
+           "the linears' operands, the rest in bf16"),
     CHOICE(precision.scaling, "delayed", fp8_scaling_choices,
            "fp8: a tensor's scale from the largest numbers of the last 16 steps, or from its own"),
     CHOICE(precision.gradient_format, "e5m2", gradient_choices,

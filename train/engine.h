@@ -2,7 +2,8 @@
  * Everything a command needs to run a model on a device: the device, the model, and the arenas by
  * lifetime.
  *
- *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute type;
+ *   parameters   master weights (FP32) and, for recipes below FP32, the weights in the compute
+ * type;
  *                for narrow recipes the copies of linears' weights, and the scale states
  *   gradients    FP32
  *   optimizer    both moments, FP32, and the step state
@@ -39,7 +40,8 @@ enum engine_memory {
 
 enum { ENGINE_ARENAS = 5, GENERATION_CHUNK = 64 };
 
-/* A micro-batch's operations: run twice (the second time to be recorded), then replayed (step.c). */
+/* A micro-batch's operations: run twice (the second time to be recorded), then replayed (step.c).
+ * */
 struct engine_recording {
     struct device_recording *recording; /* NULL: none yet */
     uint64_t runs;

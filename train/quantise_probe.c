@@ -109,6 +109,14 @@ void quantise_probe_close(struct quantise_probe *probe) {
     *probe = (struct quantise_probe){0};
 }
 
+void quantise_error_add(struct quantise_error *to, const struct quantise_error *error) {
+    to->difference += error->difference;
+    to->size += error->size;
+    to->numbers += error->numbers;
+    to->saturated += error->saturated;
+    to->zeroed += error->zeroed;
+}
+
 double quantise_error_relative(const struct quantise_error *error) {
     return error->size > 0.0 ? sqrt(error->difference / error->size) : 0.0;
 }

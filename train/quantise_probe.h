@@ -25,6 +25,8 @@ enum status quantise_probe_attach(struct quantise_probe *probe, struct engine *e
 void quantise_probe_detach(struct quantise_probe *probe, struct engine *engine);
 void quantise_probe_close(struct quantise_probe *probe);
 
+void quantise_error_add(struct quantise_error *to, const struct quantise_error *error);
+
 /* |dequantised - x| / |x|. */
 double quantise_error_relative(const struct quantise_error *error);
 

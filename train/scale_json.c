@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { SCALE, SEEN, DRAWS, HISTORY, NUMBERS = HISTORY + AMAX_HISTORY };
+enum { SEEN, DRAWS, HISTORY, NUMBERS = HISTORY + AMAX_HISTORY };
 
 /* A tensor that is quantised, and no weight. */
 static bool is_saved(const struct gpt *gpt, size_t index) {
@@ -13,8 +13,7 @@ static bool is_saved(const struct gpt *gpt, size_t index) {
 }
 
 static cJSON *state_to_json(const struct scale_state *state) {
-    double numbers[NUMBERS] = {[SCALE] = (double)state->scale, [SEEN] = state->seen,
-                               [DRAWS] = state->draws};
+    double numbers[NUMBERS] = {[SEEN] = state->seen, [DRAWS] = state->draws_before};
     for (int i = 0; i < AMAX_HISTORY; i++) numbers[HISTORY + i] = (double)state->history[i];
     return cJSON_CreateDoubleArray(numbers, NUMBERS);
 }
@@ -54,13 +53,12 @@ enum status scales_to_json(struct engine *engine, cJSON *json) {
     return status;
 }
 
-/* Counts are whole numbers below 2^32, amaxes finite and at least 0, a scale above 0. */
+/* Counts are whole numbers below 2^32, amaxes finite FP32 numbers of at least 0. */
 static bool valid(int i, double value) {
     if (i == SEEN || i == DRAWS) {
         return value >= 0.0 && value <= (double)UINT32_MAX && value == floor(value);
     }
-    const bool fits = value >= 0.0 && value <= 3.402823466e38;
-    return i == SCALE ? fits && value > 0.0 && value <= (double)SCALE_FACTOR_MAX : fits;
+    return value >= 0.0 && value <= 3.402823466e38;
 }
 
 static enum status read_state(const cJSON *object, const char *name, struct scale_state *state) {
@@ -78,11 +76,10 @@ static enum status read_state(const cJSON *object, const char *name, struct scal
         }
         numbers[i++] = item->valuedouble;
     }
-    state->scale = (float)numbers[SCALE];
-    state->inverse = 1.0f / state->scale;
     state->seen = (uint32_t)numbers[SEEN];
-    state->draws = (uint32_t)numbers[DRAWS];
+    state->draws = state->draws_before = (uint32_t)numbers[DRAWS];
     for (int h = 0; h < AMAX_HISTORY; h++) state->history[h] = (float)numbers[HISTORY + h];
+    scale_state_from_history(state);
     return STATUS_OK;
 }
 

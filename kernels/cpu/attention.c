@@ -37,8 +37,8 @@ void head_unpack(struct head_view to, const float *from, size_t first, size_t ro
     }
 }
 
-void tile_multiply(float *c, size_t c_stride, struct tile_operand a, struct tile_operand b, size_t m,
-                   size_t n, size_t k, bool accumulate) {
+void tile_multiply(float *c, size_t c_stride, struct tile_operand a, struct tile_operand b,
+                   size_t m, size_t n, size_t k, bool accumulate) {
     cblas_sgemm(CblasRowMajor, a.transposed ? CblasTrans : CblasNoTrans,
                 b.transposed ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1.0f, a.data,
                 (int)a.stride, b.data, (int)b.stride, accumulate ? 1.0f : 0.0f, c, (int)c_stride);

@@ -69,8 +69,8 @@ struct tile_operand {
     size_t stride;
     bool transposed;
 };
-void tile_multiply(float *c, size_t c_stride, struct tile_operand a, struct tile_operand b, size_t m,
-                   size_t n, size_t k, bool accumulate);
+void tile_multiply(float *c, size_t c_stride, struct tile_operand a, struct tile_operand b,
+                   size_t m, size_t n, size_t k, bool accumulate);
 
 void scale_row(float *x, float scale, size_t count);
 

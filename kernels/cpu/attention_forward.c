@@ -77,7 +77,8 @@ static void forward_queries(const struct attention_head *head, const struct forw
     scale_row(s->query, (float)(1.0 / sqrt((double)width)), queries * width);
     for (size_t key = 0; key < keys; key += KEY_TILE) {
         const struct tile tile = tile_at(head->past, head->queries, query, key);
-        const struct tile_operand q = {s->query, width, false}, k = {s->key + key * width, width, true};
+        const struct tile_operand q = {s->query, width, false};
+        const struct tile_operand k = {s->key + key * width, width, true};
         const struct tile_operand p = {s->scores, KEY_TILE, false};
         const struct tile_operand v = {s->value + key * width, width, false};
         tile_multiply(s->scores, KEY_TILE, q, k, queries, tile.keys, width, false);

@@ -84,7 +84,8 @@ static uint32_t gelu_backward_chunk(const struct gelu_backward *op, struct row_c
             gelu_backward_row(gradient, out_gradient, row_read(&op->x, first, count, x_buffer),
                               bias, sums + j, count);
             if (stored) row_commit(&op->x_gradient, first, count, gradient);
-            amax = quantise_output_row(&op->quantise, &op->x_gradient, first, gradient, count, amax);
+            amax = quantise_output_row(&op->quantise, &op->x_gradient, first, gradient, count,
+                                       amax);
         }
     }
     return amax;

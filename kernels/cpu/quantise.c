@@ -1,6 +1,6 @@
 /*
- * Quantisation of matrices: the reference for the CUDA quantisers, bit for bit. A matrix is walked in
- * strips as high as its blocks, so that both copies come out of one pass over it: a strip's rows
+ * Quantisation of matrices: the reference for the CUDA quantisers, bit for bit. A matrix is walked
+ * in strips as high as its blocks, so that both copies come out of one pass over it: a strip's rows
  * are encoded as they lie, and its columns after a transposition in the cache.
  */
 #include <math.h>
@@ -117,7 +117,7 @@ struct strip {
     size_t first, rows;
 };
 
-/* One scale for a square of the matrix: the largest numbers of squares `side` wide along a strip. */
+/* One scale for a square of the matrix, not for a row of it. */
 static bool shares_square(const struct quantise *op) {
     return op->square || op->out.row.mode == SCALE_128X128 ||
            op->out.transposed.mode == SCALE_128X128;
@@ -336,10 +336,7 @@ void quantise_output_finish(const struct device *device, const struct quantise_o
 enum status cpu_scales_begin(struct device *device, struct scale_state *states, size_t count,
                              bool clear_amax) {
     (void)device;
-    for (size_t i = 0; i < count; i++) {
-        states[i].draws++;
-        if (clear_amax) states[i].amax_bits = 0;
-    }
+    for (size_t i = 0; i < count; i++) scale_state_begin(&states[i], clear_amax);
     return STATUS_OK;
 }
 
@@ -350,8 +347,7 @@ enum status cpu_scales_update(struct device *device, struct step_state *state,
     for (size_t i = 0; i < count; i++) finite = finite && states[i].amax_bits < 0x7F800000u;
     if (!finite) state->gradient_sumsq = (double)NAN;
     for (size_t i = 0; i < count; i++) {
-        if (finite && enter) scale_state_enter(&states[i]);
-        else if (finite) states[i].amax_bits = 0;
+        if (finite) scale_state_end(&states[i], enter);
         else scale_state_drop(&states[i]);
     }
     return STATUS_OK;

@@ -1,8 +1,8 @@
 /*
- * The product of two quantised operands: codes are decoded block by block into FP32 panels, with the
- * scales of their blocks; a panel of the result is accumulated over all of K by sgemm. The scales of
- * whole tensors multiply the sum. So every product is of the very numbers that hardware would
- * multiply, and the accumulation is wide.
+ * The product of two quantised operands: codes are decoded block by block into FP32 panels, with
+ * the scales of their blocks; a panel of the result is accumulated over all of K by sgemm. The
+ * scales of whole tensors multiply the sum. So every product is of the very numbers that hardware
+ * would multiply, and the accumulation is wide.
  */
 #include <cblas.h>
 #include <limits.h>
@@ -86,7 +86,8 @@ static enum status check(const struct quantised_gemm *op) {
         return STATUS_OK;
     }
     return status_set(STATUS_INTERNAL,
-                      "quantised_gemm: (%zu, %zu) of %s, %s by (%zu, %zu) of %s, %s into (%zu, %zu)",
+                      "quantised_gemm: (%zu, %zu) of %s, %s by (%zu, %zu) of %s, %s into "
+                      "(%zu, %zu)",
                       a->rows, a->columns, format_name(a->format), scale_mode_name(a->mode),
                       b->rows, b->columns, format_name(b->format), scale_mode_name(b->mode),
                       op->c.rows, op->c.columns);

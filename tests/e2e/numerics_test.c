@@ -32,8 +32,8 @@ static int64_t run_into_the_wall(const char *options) {
 
 static void a_run_that_diverges_stops(void **state) {
     (void)state;
-    static const char *const recipes[] = {"fp32", "bf16", "fp16"};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const recipes[] = {"fp32", "bf16", "fp16", "fp8"};
+    for (size_t i = 0; i < sizeof recipes / sizeof recipes[0]; i++) {
         char before[64], options[64];
         assert_int_equal(folder_remove("run"), STATUS_OK);
         snprintf(options, sizeof options, "--precision.recipe %s", recipes[i]);

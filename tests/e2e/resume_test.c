@@ -7,8 +7,8 @@
  * run saves after every step.
  *
  * A recipe: FP32; BF16; FP16 with a loss scale so large and an interval so short that the scaler
- * backs off, grows and skips steps while the run is disturbed; FP8 with delayed scaling, whose scales
- * come from the steps before.
+ * backs off, grows and skips steps while the run is disturbed; FP8 with delayed scaling, whose
+ * scales come from the steps before.
  */
 #include "tests/e2e/e2e.h"
 

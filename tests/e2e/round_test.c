@@ -265,13 +265,43 @@ static void data_goes_there_and_back(void **state) {
     free(text);
 }
 
+/* The curves are those of training: losses of the metrics, in the bits that FP32 has. The first
+ * differs by rounding alone; a recipe against itself by nothing. */
+static void numerics_are_those_of_training(void **state) {
+    (void)state;
+    enum { STEPS = 4, TENSORS = 2 * 4 * 3 }; /* two blocks, four linears, three operands */
+    const struct outcome *same = e2e_expect(
+        0, "", "bench numerics ../tiny.conf --recipe bf16 --against bf16 --steps 2 --seeds 2");
+    e2e_assert_words("bench numerics", same->out, "all  |0.0000|seed 2|mean gap +0.0000");
+    const struct outcome *out = e2e_expect(
+        0, "", "bench numerics ../tiny.conf --recipe fp8 --steps %d --out n.json", STEPS);
+    e2e_assert_words("bench numerics", out->out,
+                     "(emulated), against fp32|attention.qkv.out_gradient|gradient errors|seed 1");
+    char *text = e2e_read("n.json", &(size_t){0});
+    cJSON *json = cJSON_Parse(text);
+    const cJSON *losses = cJSON_GetArrayItem(cJSON_GetObjectItem(json, "losses"), 0);
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(json, "tensors")), TENSORS);
+    assert_int_equal(cJSON_GetArraySize(losses), STEPS);
+    e2e_expect(0, "", "train ../tiny.conf --precision.recipe fp8");
+    cJSON *metrics = e2e_metrics("run");
+    for (int i = 0; i < STEPS; i++) {
+        const double trained = e2e_number(e2e_record(metrics, "step", (size_t)i), "loss");
+        assert_true((float)cJSON_GetArrayItem(losses, i)->valuedouble == (float)trained);
+    }
+    cJSON_Delete(metrics);
+    cJSON_Delete(json);
+    free(text);
+    e2e_expect(STATUS_CONFIG, "data.train", "bench numerics ../tiny.conf --data.train=");
+    e2e_expect(STATUS_CONFIG, "fp9", "bench numerics ../tiny.conf --recipe fp9");
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(eval_repeats_the_last_validation), E2E_TEST(samples_depend_on_their_seed),
         E2E_TEST(identical_runs_are_identical),     E2E_TEST(recomputation_changes_no_bit),
         E2E_TEST(accumulation_is_the_same_sum),     E2E_TEST(metrics_follow_the_schedule),
         E2E_TEST(plan_counts_what_the_run_counts),  E2E_TEST(plan_tells_the_memory),
-        E2E_TEST(data_goes_there_and_back),
+        E2E_TEST(data_goes_there_and_back),         E2E_TEST(numerics_are_those_of_training),
     };
     return E2E_MAIN(argc, argv, tests);
 }

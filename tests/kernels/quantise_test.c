@@ -1,8 +1,9 @@
 /*
  * Quantisation, products of quantised operands, and scale states. Oracles: the definitions in
  * kernels/quantised.h followed one number at a time on kernels/formats.h (which has its own test),
- * bit for bit; the scale layouts as lists of what lies where in memory; FP64 sums of decoded operands
- * for products; bit equality of copies that an operation wrote with copies of what it stored.
+ * bit for bit; the scale layouts as lists of what lies where in memory; FP64 sums of decoded
+ * operands for products; bit equality of copies that an operation wrote with copies of what it
+ * stored.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/quantise.h"
@@ -144,7 +145,8 @@ static float amax_of(const float *x, const struct operand *o, size_t r0, size_t 
 static uint8_t rounded_at_random(const struct operand *o, bool transposed, float scaled,
                                  size_t element) {
     uint32_t words[4];
-    random_words(7, rounding_stream(3), rounding_index(o->state->draws, transposed, element), words);
+    const uint64_t index = rounding_index(o->state->draws, transposed, element);
+    random_words(7, rounding_stream(3), index, words);
     return format_encode_stochastic(o->format, scaled, words[element % 4]);
 }
 
@@ -255,8 +257,8 @@ static void scales_lie_where_the_library_reads_them(void **state) {
     assert_int_equal(operand_scale_bytes(&tile), 3 * 8 * sizeof(float));
 }
 
-/* Delayed: the scale stays, what is beyond it saturates, the amax is raised. Known amax: not searched
- * again. */
+/* Delayed: the scale stays, what is beyond it saturates, the amax is raised. Known amax: not
+ * searched again. */
 static void tensor_scales_delayed_and_known(void **state) {
     (void)state;
     struct fixture f = fixture_open(&forms[0]);
@@ -322,8 +324,8 @@ static void nothing_hides_what_is_not_finite(void **state) {
     }
 }
 
-/* Products of decoded numbers are exact; K additions in FP32 lose K 2^-24 of the sum of magnitudes at
- * most, three scales another 4 2^-24, and the result is rounded once. */
+/* Products of decoded numbers are exact; K additions in FP32 lose K 2^-24 of the sum of magnitudes
+ * at most, three scales another 4 2^-24, and the result is rounded once. */
 static void check_product(const struct form *a_form, const struct form *b_form, enum dtype type,
                           bool extras) {
     enum { M = 32, N = 64, K = COLUMNS };
@@ -388,8 +390,8 @@ static void pairs_that_hardware_lacks_are_refused(void **state) {
     }
 }
 
-/* Column sums are bias_backward's; rounding at random is the same for the same draw, another for the
- * next. */
+/* Column sums are bias_backward's; rounding at random is the same for the same draw, another for
+ * the next. */
 static void bias_gradient_and_draws(void **state) {
     (void)state;
     const struct form *form = &forms[FORMS - 1];
@@ -429,9 +431,12 @@ static void history_gives_the_scale(void **state) {
         assert_true(f.states[0].amax_bits == 0 && step.gradient_sumsq == 1.0);
     }
     f.states[0].scale = NAN;
+    f.states[0].draws_before = 7;
+    f.states[0].draws = 9;
     step.gradient_sumsq = INFINITY;
     EXPECT_OK(f.device.ops->scales_update(&f.device, &step, f.states, 1, true));
     assert_true(f.states[0].scale == 1.0f && f.states[0].seen == 40);
+    assert_int_equal(f.states[0].draws, 7);
     fixture_close(&f);
 }
 

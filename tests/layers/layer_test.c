@@ -273,7 +273,8 @@ static void test_attention(void **state) {
         doubles_of(out_gradient), doubles_of(qkv), doubles_of(heads), doubles_of(out)};
     const struct bound forward = {6, WIDTH}, backward = {12, 3 * WIDTH};
 
-    EXPECT_OK(attention_layer_forward(&device, &layer, &activations, out, plain(in), BATCH, LENGTH));
+    EXPECT_OK(attention_layer_forward(&device, &layer, &activations, out, plain(in), BATCH,
+                                      LENGTH));
     attention_loss(&p);
     check_out("out", out, p.out, forward);
     for (int times = 1; times <= 2; times++) {

@@ -42,6 +42,27 @@ static struct op_trace record(const struct config *config) {
     return trace;
 }
 
+/* FP8 with delayed scaling multiplies the same products: every linear's three on copies, the head's
+ * three as they are. */
+static void narrow_products_are_those_of_the_formula(void **state) {
+    (void)state;
+    struct config config;
+    small_config(&config, CONFIG_RECIPE_FP8);
+    config.model.width = 48;
+    config.model.context = config.train.sequence_length = 16;
+    const struct op_trace trace = record(&config);
+    small_config(&config, CONFIG_RECIPE_BF16);
+    config.model.width = 48;
+    config.model.context = config.train.sequence_length = 16;
+    const struct op_trace plain = record(&config);
+    assert_true(flops_of(&trace, "gemm") + flops_of(&trace, "quantised_gemm") ==
+                flops_of(&plain, "gemm"));
+    assert_int_equal(calls_of(&trace, "quantised_gemm"), MICRO_BATCHES * LAYERS * 4 * 3);
+    assert_int_equal(calls_of(&trace, "gemm"), MICRO_BATCHES * 3);
+    assert_int_equal(calls_of(&trace, "scales_begin"), MICRO_BATCHES);
+    assert_int_equal(calls_of(&trace, "scales_update"), 1);
+}
+
 static struct flops count_flops(const struct config *config) {
     const struct gpt_config model = engine_model(config);
     struct flops flops;
@@ -227,6 +248,7 @@ static void errors_come_through(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(narrow_products_are_those_of_the_formula),
         cmocka_unit_test(flops_are_those_of_the_formula),
         cmocka_unit_test(calls_by_hand),
         cmocka_unit_test(gemm_shapes),

@@ -1,8 +1,8 @@
 /*
- * Every recipe trains. Oracles: FP32 on the same data and initial weights, with a bound from the noise
- * of FP32's own seeds; the order of gradient errors that the formats' roundoffs give; bit equality
- * between recomputation modes, between a run and its continuation from state.json, and of weights
- * before and after a step that is not finite.
+ * Every recipe trains. Oracles: FP32 on the same data and initial weights, with a bound from the
+ * noise of FP32's own seeds; the order of gradient errors that the formats' roundoffs give; bit
+ * equality between recomputation modes, between a run and its continuation from state.json, and of
+ * weights before and after a step that is not finite.
  */
 #include "tests/train/small_run.h"
 #include "train/scale_json.h"
@@ -52,7 +52,8 @@ static struct config variant_config(const struct variant *v) {
     return config;
 }
 
-/* Each token follows from the one before but for one of three offsets: ln 3 = 1.0986 nats remain. */
+/* Each token follows from the one before but for one of three offsets: ln 3 = 1.0986 nats remain.
+ * */
 static void draw_batch(struct gpt_training *t, int64_t step, size_t micro) {
     const size_t tokens = t->shape.batch * TOKENS;
     int32_t now = 0;
@@ -94,10 +95,10 @@ static double train(struct config config) {
     return sum;
 }
 
-/* FP32 from SEEDS initial weights: mean and standard deviation s of the loss at the end. Rounding is
- * another disturbance of the same kind: a recipe from the same weights as seed 1 may differ from it
- * as seeds do, so by 4 sqrt(2) s at most; four-bit numbers lose more in earnest, four times that.
- * And all of them must have learned: the start is ln 37 = 3.61. */
+/* FP32 from SEEDS initial weights: mean and standard deviation s of the loss at the end. Rounding
+ * is another disturbance of the same kind: a recipe from the same weights as seed 1 may differ
+ * from it as seeds do, so by 4 sqrt(2) s at most; four-bit numbers lose more in earnest, four
+ * times that. And all of them must have learned: the start is ln 37 = 3.61. */
 static void every_recipe_learns_as_fp32_does(void **state) {
     (void)state;
     double losses[SEEDS], mean = 0.0, variance = 0.0;
@@ -214,7 +215,7 @@ static void scales_come_back_through_json(void **state) {
 static void damaged_scales_are_refused(void **state) {
     (void)state;
     static const char name[] = "block.1.mlp.fc.input";
-    static const double bad[] = {-1.0, 0.5, 1e39}; /* scale, seen, history */
+    static const double bad[] = {-1.0, 0.5, 1e39}; /* seen, draws, history */
     static const int places[] = {0, 1, 5};
     struct small_run run = {.config = variant_config(&variants[FP8_DELAYED])};
     small_run_open(&run, ENGINE_TRAIN);
