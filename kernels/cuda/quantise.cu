@@ -129,9 +129,7 @@ enum status fill_job(struct device *device, const struct quantise *op, struct ti
 
 __global__ void scales_begin_kernel(struct scale_state *states, size_t count, bool clear_amax) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    states[i].draws++;
-    if (clear_amax) states[i].amax_bits = 0;
+    if (i < count) scale_state_begin(&states[i], clear_amax);
 }
 
 /* One block: all look at all before any is changed. */
@@ -144,8 +142,8 @@ __global__ void __launch_bounds__(STATE_THREADS)
     finite = __syncthreads_and(finite);
     if (!finite && threadIdx.x == 0) state->gradient_sumsq = (double)NAN;
     for (size_t i = threadIdx.x; i < count; i += STATE_THREADS) {
-        if (finite && enter) scale_state_enter(&states[i]);
-        states[i].amax_bits = 0;
+        if (finite) scale_state_end(&states[i], enter);
+        else scale_state_drop(&states[i]);
     }
 }
 
