@@ -496,7 +496,7 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
     const enum dtype dtype = op->out.dtype;
     const int threads = norm_threads(columns);
     if (threads == 0) return refuse_width(name, columns);
-    TRY(quantise_output_check(name, &op->quantise, op->out.data == NULL, dtype, rows, columns));
+    TRY(cuda_output_check(name, &op->quantise, op->out.data == NULL, dtype, rows, columns));
     TRY(cuda_shape(name, "residual_in", op->residual_in, dtype, rows, columns));
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
@@ -522,7 +522,7 @@ extern "C" enum status cuda_norm_backward(struct device *device, const struct no
     const enum dtype dtype = op->residual.dtype;
     const int threads = norm_threads(columns);
     if (threads == 0) return refuse_width(name, columns);
-    TRY(quantise_output_check(name, &op->quantise, false, dtype, rows, columns));
+    TRY(cuda_output_check(name, &op->quantise, false, dtype, rows, columns));
     TRY(cuda_shape(name, "residual_gradient", op->residual_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));

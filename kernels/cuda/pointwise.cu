@@ -274,7 +274,7 @@ extern "C" enum status cuda_gelu_forward(struct device *device, const struct gel
     const bool only = op->out.data == NULL;
     TRY(cuda_shape(name, "x", op->x, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
-    TRY(quantise_output_check(name, &op->quantise, only, dtype, rows, columns));
+    TRY(cuda_output_check(name, &op->quantise, only, dtype, rows, columns));
     if (quantise_output_set(&op->quantise)) return gelu_forward_tiles(device, op);
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
                   const dim3 grid = column_grid(device, rows, columns, W, RESIDENT_FORWARD);
@@ -295,7 +295,7 @@ extern "C" enum status cuda_gelu_backward(struct device *device, const struct ge
     if (!only) TRY(cuda_shape(name, "x_gradient", op->x_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
-    TRY(quantise_output_check(name, &op->quantise, only, dtype, rows, columns));
+    TRY(cuda_output_check(name, &op->quantise, only, dtype, rows, columns));
     if (quantise_output_set(&op->quantise)) return gelu_backward_tiles(device, op);
     FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W, RESIDENT); })
     TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));

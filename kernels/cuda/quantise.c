@@ -76,7 +76,7 @@ enum status cuda_quantise(struct device *device, const struct quantise *ops, siz
     return STATUS_OK;
 }
 
-enum status quantise_output_check(const char *operation, const struct quantise_output *output,
+enum status cuda_output_check(const char *operation, const struct quantise_output *output,
                                   bool only, enum dtype dtype, size_t rows, size_t columns) {
     const struct quantised *copies = output->copies;
     if (copies == NULL && only) {
