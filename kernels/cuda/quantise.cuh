@@ -125,6 +125,12 @@ __host__ __device__ inline size_t strip_bytes(int height, int columns) {
     return (size_t)height * (size_t)columns + (size_t)(height / TILE_UNIT) * 4 * strip_pad(height);
 }
 
+/* The highest strip that takes at most `bytes`; 0: none does. */
+static inline int strip_height(int most, int columns, size_t bytes) {
+    while (most >= TILE_UNIT && strip_bytes(most, columns) > bytes) most /= 2;
+    return most >= TILE_UNIT ? most : 0;
+}
+
 /* Where the word of (row, 4 * word_column) lies. `columns` is a multiple of TILE_UNIT. */
 __device__ inline int strip_at(int height, int columns, int row, int word_column) {
     return row * (columns / 4) + row / TILE_UNIT * strip_pad(height) + word_column;
