@@ -233,6 +233,8 @@ struct cross_entropy {
     bool write_gradient;
     float gradient_scale;    /* 1 / tokens of the whole step */
     const float *loss_scale; /* device memory; read only with write_gradient */
+    struct quantise_output quantise; /* of the gradient; with copies it is written there alone, and
+                                      * what the logits then hold means nothing */
 };
 
 /* One AdamW step (Loshchilov and Hutter, 2019) over every parameter, t = state.updates:

@@ -41,7 +41,8 @@ extern "C" {
  * SCALE_NV       [VEC16_UE4M3] a byte (E4M3) for 16 numbers of a row, tiles as above, all under
  *                state->inverse. Two codes a byte, the even column in the low half.
  * The last block of a row or column may be short in the two 128 forms; MX and NV need multiples of
- * 32 and 16. Padding of `scales` is zero from the allocation on and never written.
+ * 32 and 16. Every quantisation writes the padding of `scales` as zero: the
+ * memory serves many shapes, and a stray NaN scale would reach the product.
  */
 enum scale_mode { SCALE_TENSOR, SCALE_1X128, SCALE_128X128, SCALE_MX, SCALE_NV };
 

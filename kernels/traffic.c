@@ -115,7 +115,9 @@ size_t cross_entropy_bytes(const struct cross_entropy *op) {
     const size_t tokens = op->logits.rows;
     return tokens * op->vocabulary * dtype_bytes(op->logits.dtype) +
            tokens * (sizeof *op->targets + sizeof *op->losses) +
-           (op->write_gradient ? tensor_bytes(op->logits) : 0);
+           (!op->write_gradient            ? 0
+            : op->quantise.copies != NULL ? output_copies_bytes(&op->quantise)
+                                          : tensor_bytes(op->logits));
 }
 
 size_t convert_bytes(struct tensor out, struct tensor in) {

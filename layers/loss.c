@@ -22,12 +22,13 @@ enum status loss_layer_run(struct device *device, const struct loss_layer *layer
             .write_gradient = backward,
             .gradient_scale = request->gradient_scale,
             .loss_scale = request->loss_scale,
+            .quantise = backward ? narrow_output(&narrow_gradient) : (struct quantise_output){0},
         };
         TRY(narrow_make(device, &narrow_in, in, false));
         TRY(linear_forward(device, &layer->head, logits, operand));
         TRY(device->ops->cross_entropy(device, &op));
         if (!backward) continue;
-        TRY(narrow_make(device, &narrow_gradient, logits, false));
+        TRY(narrow_make(device, &narrow_gradient, logits, true));
         TRY(linear_backward(device, &layer->head, tensor_rows(request->in_gradient, first, rows),
                             (struct linear_operand){logits, &narrow_gradient}, operand,
                             request->accumulate || first > 0));

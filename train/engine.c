@@ -26,26 +26,8 @@ struct gpt_config engine_model(const struct config *config) {
     };
 }
 
-_Static_assert((int)CONFIG_RECIPE_NVFP4 == (int)RECIPE_NVFP4 &&
-                   (int)CONFIG_RECIPE_FP16 == (int)RECIPE_FP16,
-               "enum config_recipe follows enum recipe_kind");
-
 enum dtype engine_dtype(const struct config *config) {
     return recipe_row((enum recipe_kind)config->precision.recipe)->dtype;
-}
-
-struct precision engine_precision(const struct config *config) {
-    const struct config_precision *p = &config->precision;
-    return (struct precision){
-        .recipe = (enum recipe_kind)p->recipe,
-        .lm_head = (enum recipe_kind)p->lm_head,
-        .first_layers = (size_t)p->first_layers,
-        .last_layers = (size_t)p->last_layers,
-        .end_layers = (enum recipe_kind)p->end_layers,
-        .scaling = p->scaling == CONFIG_FP8_CURRENT ? SCALING_CURRENT : SCALING_DELAYED,
-        .gradient_format = p->gradient_format == CONFIG_GRADIENT_E4M3 ? FORMAT_E4M3 : FORMAT_E5M2,
-        .seed = (uint64_t)config->train.seed,
-    };
 }
 
 void engine_model_from_checkpoint(struct config *config, const struct hf_config *model) {
@@ -97,40 +79,6 @@ enum status engine_open_device(struct device *device, const struct config *confi
     TRY(device_open_cpu(device, (int)config->threads));
     snprintf(device->note, sizeof device->note, "%s", why);
     return STATUS_OK;
-}
-
-enum support engine_support(const struct engine *engine) {
-    const struct precision *p = &engine->precision;
-    const enum recipe_kind ends = p->first_layers + p->last_layers > 0 ? p->end_layers : p->recipe;
-    const enum recipe_kind used[] = {p->recipe, p->lm_head, ends};
-    enum support least = recipe_support(&engine->device, used[0]);
-    for (size_t i = 1; i < sizeof used / sizeof used[0]; i++) {
-        if (!recipe_row(used[i])->narrow) continue;
-        const enum support support = recipe_support(&engine->device, used[i]);
-        if (support < least) least = support;
-    }
-    return least;
-}
-
-const char *engine_precision_text(char text[PRECISION_TEXT_BYTES], const struct engine *engine) {
-    const struct precision *p = &engine->precision;
-    const size_t ends = p->first_layers + p->last_layers;
-    char fp8[64] = "", end_layers[64] = "", head[32] = "";
-    if (p->recipe == RECIPE_FP8) {
-        snprintf(fp8, sizeof fp8, ", %s scaling, gradients %s",
-                 p->scaling == SCALING_DELAYED ? "delayed" : "current",
-                 format_name(p->gradient_format));
-    }
-    if (precision_narrow(p)) {
-        snprintf(head, sizeof head, ", head %s", recipe_row(p->lm_head)->name);
-    }
-    if (precision_narrow(p) && ends > 0) {
-        snprintf(end_layers, sizeof end_layers, ", %zu first and %zu last layers %s",
-                 p->first_layers, p->last_layers, recipe_row(p->end_layers)->name);
-    }
-    snprintf(text, PRECISION_TEXT_BYTES, "%s%s%s%s%s", recipe_row(p->recipe)->name, fp8, head,
-             end_layers, engine_support(engine) == SUPPORT_EMULATED ? " (emulated)" : "");
-    return text;
 }
 
 double engine_peak_tflops(const struct engine *engine, const struct config *config) {
@@ -288,33 +236,12 @@ static enum status measure(struct engine *engine, const struct config *config,
     return STATUS_OK;
 }
 
-/* What this model and device make of the recipes, before any memory is taken. */
-static enum status check_precision(const struct engine *engine, const struct config *config) {
-    const struct precision p = engine_precision(config);
-    const size_t length = (size_t)config_sequence_length(config);
-    const bool ends = p.first_layers + p.last_layers > 0;
-    const enum recipe_kind used[] = {p.recipe, p.lm_head, ends ? p.end_layers : p.recipe};
-    if (!(engine->parts & (ENGINE_TRAIN | ENGINE_EVALUATE))) return STATUS_OK;
-    if (engine->parts & ENGINE_TRAIN) {
-        TRY(precision_check(&p, engine->gpt.config.width,
-                            (size_t)config_micro_batch(config) * length));
-    }
-    for (size_t i = 0; i < sizeof used / sizeof used[0]; i++) {
-        const struct recipe *recipe = recipe_row(used[i]);
-        if (!recipe->narrow || recipe_support(&engine->device, used[i]) != SUPPORT_NONE) continue;
-        return status_set(STATUS_CONFIG,
-                          "recipe %s can run neither natively nor emulated on %s: choose another, or "
-                          "--device cpu, which emulates it", recipe->name, engine->device.name);
-    }
-    return STATUS_OK;
-}
-
 enum status engine_plan(const struct config *config, unsigned parts, const struct device *device,
                         struct engine_memory_plan *plan) {
     const struct gpt_config model = engine_model(config);
     struct engine engine = {.device = *device, .dtype = engine_dtype(config), .parts = parts};
     TRY(gpt_open(&engine.gpt, &model, (unsigned)config->optimizer.decay_roles));
-    enum status status = check_precision(&engine, config);
+    enum status status = engine_check_precision(&engine, config);
     if (status == STATUS_OK) status = measure(&engine, config, device, plan);
     close_activations(&engine);
     gpt_close(&engine.gpt);
@@ -404,7 +331,7 @@ enum status engine_open(struct engine *engine, const struct config *config, unsi
     };
     TRY(engine_open_device(&engine->device, config));
     enum status status = gpt_open(&engine->gpt, &model, (unsigned)config->optimizer.decay_roles);
-    if (status == STATUS_OK) status = check_precision(engine, config);
+    if (status == STATUS_OK) status = engine_check_precision(engine, config);
     if (status == STATUS_OK) status = lay_out(engine, config);
     if (status != STATUS_OK) engine_close(engine);
     return status;

@@ -104,6 +104,10 @@ struct gpt_config engine_model(const struct config *config);
 enum dtype engine_dtype(const struct config *config);
 struct precision engine_precision(const struct config *config);
 
+/* Refuses a recipe whose blocks do not divide the model, and one that the device cannot run either
+ * way, before any memory is taken. */
+enum status engine_check_precision(const struct engine *engine, const struct config *config);
+
 /* How this engine's device runs the configured recipes: the least of them. */
 enum support engine_support(const struct engine *engine);
 

@@ -248,6 +248,10 @@ static enum status check_copy(const struct quantise *op, const struct operand *o
                       o->columns, format_name(o->format), scale_mode_name(o->mode));
 }
 
+static void clear_padding(const struct operand *o) {
+    if (o->codes != NULL && o->scales != NULL) memset(o->scales, 0, operand_scale_bytes(o));
+}
+
 static enum status quantise_one(struct device *device, const struct quantise *op) {
     const struct operand *row = &op->out.row, *transposed = &op->out.transposed;
     if (row->codes != NULL) TRY(check_copy(op, row, false));
@@ -257,6 +261,8 @@ static enum status quantise_one(struct device *device, const struct quantise *op
     const size_t height = mode == SCALE_TENSOR ? TENSOR_STRIP : scale_block(mode);
     const size_t width = mode == SCALE_TENSOR ? ROW_TILE : scale_block(mode);
     const bool square = shares_square(op);
+    clear_padding(row);
+    clear_padding(transposed);
     const struct block_writer rows = {op, row, false, writer_factor(row)};
     const struct block_writer columns = {op, transposed, true, writer_factor(transposed)};
 #pragma omp parallel for schedule(static) num_threads(device->threads)

@@ -28,8 +28,8 @@ enum { KILLS = E2E_SANITIZED ? 3 : 12, LONG_STEPS = 60 };
 static const char *const recipes[] = {
     "--precision.recipe fp32",
     "--precision.recipe bf16",
-    "--precision.recipe fp16 --precision.loss_scale 4e6 --precision.loss_scale_interval 3",
     "--precision.recipe fp8",
+    "--precision.recipe fp16 --precision.loss_scale 4e6 --precision.loss_scale_interval 3",
 };
 enum { RECIPES = sizeof recipes / sizeof recipes[0] };
 

@@ -52,8 +52,10 @@ static void check(enum dtype type, double std, bool write_gradient) {
     const double scale = (double)GRADIENT_SCALE * (double)LOSS_SCALE;
     targets_make(targets);
     for (size_t n = 0; n < TOKENS; n++) losses[n] = NAN;
-    const struct cross_entropy op = {logits, targets, losses, VOCABULARY, write_gradient,
-                                     GRADIENT_SCALE, write_gradient ? &LOSS_SCALE : NULL};
+    const struct cross_entropy op = {
+        .logits = logits, .targets = targets, .losses = losses, .vocabulary = VOCABULARY,
+        .write_gradient = write_gradient, .gradient_scale = GRADIENT_SCALE,
+        .loss_scale = write_gradient ? &LOSS_SCALE : NULL};
     EXPECT_OK(device.ops->cross_entropy(&device, &op));
     double *values = doubles_of(before);
     struct comparison loss = {.what = "losses"}, gradient = {.what = "gradient"};
@@ -101,7 +103,8 @@ static void test_nonfinite_carries_through(void **state) {
         struct device device = any_device();
         struct tensor logits = logits_make(DTYPE_F32, 1.0);
         value_set(logits, 3 * PADDED + 1050, bad[i]);
-        const struct cross_entropy op = {logits, targets, losses, VOCABULARY, false, 1.0f, NULL};
+        const struct cross_entropy op = {
+            .logits = logits, .targets = targets, .losses = losses, .vocabulary = VOCABULARY};
         EXPECT_OK(device.ops->cross_entropy(&device, &op));
         for (size_t n = 0; n < TOKENS; n++) assert_true(isfinite(losses[n]) ? n != 3 : n == 3);
         FREE_TENSORS(&logits);
@@ -115,7 +118,8 @@ static void test_refusals(void **state) {
     float losses[TOKENS];
     struct device device = any_device();
     struct tensor logits = logits_make(DTYPE_F32, 1.0);
-    struct cross_entropy op = {logits, targets, losses, VOCABULARY, false, 1.0f, NULL};
+    struct cross_entropy op = {
+        .logits = logits, .targets = targets, .losses = losses, .vocabulary = VOCABULARY};
     targets[5] = VOCABULARY;
     expect_status(STATUS_INTERNAL, device.ops->cross_entropy(&device, &op));
     targets[5] = -2;

@@ -101,7 +101,9 @@ static void ends(struct device *device, enum dtype type, struct tensor outputs) 
     for (size_t n = 0; n < TOKENS; n++) tokens[n] = (int32_t)(n * n % 50);
     const struct embedding_forward forward = {tensor_rows(outputs, TOKENS, TOKENS), tokens, weight,
                                               weight, LENGTH, 3};
-    const struct cross_entropy loss = {logits, tokens, losses.data, WIDTH - 5, true, 1.0f, &scale};
+    const struct cross_entropy loss = {
+        .logits = logits, .targets = tokens, .losses = losses.data, .vocabulary = WIDTH - 5,
+        .write_gradient = true, .gradient_scale = 1.0f, .loss_scale = &scale};
     const struct embedding_backward backward = {tensor_rows(gradients, 0, 50),
                                                 tensor_rows(gradients, 50, 50), logits, tokens,
                                                 LENGTH, true};
