@@ -166,9 +166,9 @@ static enum status make_entry(struct gemm_entry *entry) {
 
 static bool same_key(const struct gemm_key *a, const struct gemm_key *b) {
     return a->m == b->m && a->n == b->n && a->k == b->k && a->transpose_a == b->transpose_a &&
-           a->transpose_b == b->transpose_b && a->accumulate == b->accumulate &&
-           a->a == b->a && a->b == b->b && a->result == b->result && a->bias == b->bias &&
-           a->fast == b->fast && a->scaled == b->scaled && a->alignment == b->alignment;
+           a->transpose_b == b->transpose_b && a->accumulate == b->accumulate && a->a == b->a &&
+           a->b == b->b && a->result == b->result && a->bias == b->bias && a->fast == b->fast &&
+           a->scaled == b->scaled && a->alignment == b->alignment;
 }
 
 enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *key,
@@ -260,11 +260,6 @@ enum status gemm_call_run(struct device *device, const struct gemm_call *op) {
     return gemm_search(device, op, entry);
 }
 
-static struct gemm_operand plain_operand(struct tensor t) {
-    return (struct gemm_operand){
-        .data = t.data, .rows = t.rows, .columns = t.columns, .kind = (int)t.dtype};
-}
-
 static enum status check_gemm(const struct gemm *op) {
     const size_t m = op->c.rows, n = op->c.columns;
     const size_t k = op->transpose_a ? op->a.rows : op->a.columns;
@@ -285,14 +280,6 @@ static enum status check_gemm(const struct gemm *op) {
 
 enum status cuda_gemm(struct device *device, const struct gemm *op) {
     TRY(check_gemm(op));
-    const struct gemm_call call = {
-        .c = op->c,
-        .a = plain_operand(op->a),
-        .b = plain_operand(op->b),
-        .transpose_a = op->transpose_a,
-        .transpose_b = op->transpose_b,
-        .accumulate = op->accumulate,
-        .bias = op->bias,
-    };
+    const struct gemm_call call = gemm_call_of(op);
     return gemm_call_run(device, &call);
 }

@@ -1,9 +1,8 @@
 /*
- * What gemm.c (running), quantised_gemm.c (the same of quantised operands), gemm_search.c (choosing),
- * gemm_check.cu (checking) and gemm_cache.c (remembering) share. A GEMM
- * is described once by struct gemm_key; the fastest algorithm for it is searched when it is
- * first asked for, checked against sums made one product at a time, and kept in memory and in a
- * file.
+ * What gemm.c (running), quantised_gemm.c (the same of quantised operands), gemm_search.c
+ * (choosing), gemm_check.cu (checking) and gemm_cache.c (remembering) share. A GEMM is described
+ * once by struct gemm_key; the fastest algorithm for it is searched when it is first asked for,
+ * checked against sums made one product at a time, and kept in memory and in a file.
  *
  * Tensors are row-major, cuBLASLt's matrices column-major: c (M, N) in rows is c^T (N, M) in
  * columns, so cuBLASLt computes c^T = op(b)^T op(a)^T, its A being our b. BF16 goes in its
@@ -53,8 +52,8 @@ struct gemm_service {
     cublasLtHandle_t handle;
     struct gemm_entry entries[GEMM_ENTRIES];
     size_t count;
-    char cache_path[PATH_BYTES]; /* "": nowhere to keep it */
-    char cache_header[256];      /* the file's first line: format, GPU, library */
+    char cache_path[PATH_BYTES];        /* "": nowhere to keep it */
+    char cache_header[256];             /* the file's first line: format, GPU, library */
     struct gemm_room rooms[GEMM_ROOMS]; /* the last is the largest */
     size_t room_count;
 };
@@ -79,7 +78,8 @@ enum status gemm_run(struct device *device, const struct gemm_call *op, struct g
 /* Does the call, the first of its kind: times the candidates on random operands, sets
  * entry->algorithm to the fastest that computes the right thing, and runs it. An algorithm from
  * the file is only checked. */
-enum status gemm_search(struct device *device, const struct gemm_call *op, struct gemm_entry *entry);
+enum status gemm_search(struct device *device, const struct gemm_call *op,
+                        struct gemm_entry *entry);
 
 /* Reads entries from the file, if there is one. STATUS_DEVICE, naming the line, if it is not as
  * written. */

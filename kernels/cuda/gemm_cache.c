@@ -2,8 +2,8 @@
  * The file of chosen algorithms: one for each GPU and cuBLASLt, a header and then a line a GEMM:
  *   m n k transpose_a transpose_b accumulate a b result bias fast scaled alignment us
  *   w0 ... w7
- * on one line, the w in hexadecimal, cuBLASLt's opaque words. What it says is checked again when it is first
- * used.
+ * on one line, the w in hexadecimal, cuBLASLt's opaque words. What it says is checked again when it
+ * is first used.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,11 +21,11 @@ static void write_line(char line[LINE_BYTES], const struct gemm_entry *entry) {
     const struct gemm_key *k = &entry->key;
     const uint64_t *w = entry->algorithm.data;
     snprintf(line, LINE_BYTES,
-             "%zu %zu %zu %d %d %d %d %d %d %d %d %d %d %.3f %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64
-             " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64,
+             "%zu %zu %zu %d %d %d %d %d %d %d %d %d %d %.3f %" PRIx64 " %" PRIx64 " %" PRIx64
+             " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64,
              k->m, k->n, k->k, k->transpose_a, k->transpose_b, k->accumulate, k->a, k->b, k->result,
-             k->bias, k->fast, k->scaled, k->alignment, (double)entry->us, w[0], w[1], w[2], w[3], w[4], w[5], w[6],
-             w[7]);
+             k->bias, k->fast, k->scaled, k->alignment, (double)entry->us, w[0], w[1], w[2], w[3],
+             w[4], w[5], w[6], w[7]);
 }
 
 static bool is_kind(int kind) {
@@ -39,15 +39,14 @@ static bool read_line(const char *line, struct gemm_entry *entry) {
     uint64_t *w = entry->algorithm.data;
     char again[LINE_BYTES];
     const int got = sscanf(line,
-                           "%zu %zu %zu %d %d %d %d %d %d %d %d %d %d %f %" SCNx64 " %" SCNx64 " %" SCNx64
-                           " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64,
+                           "%zu %zu %zu %d %d %d %d %d %d %d %d %d %d %f %" SCNx64 " %" SCNx64
+                           " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64,
                            &k->m, &k->n, &k->k, &k->transpose_a, &k->transpose_b, &k->accumulate,
-                           &k->a, &k->b, &k->result, &k->bias, &k->fast, &k->scaled,
-                           &k->alignment, &entry->us, &w[0],
-                           &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
+                           &k->a, &k->b, &k->result, &k->bias, &k->fast, &k->scaled, &k->alignment,
+                           &entry->us, &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
     if (got != 14 + WORDS || !is_kind(k->a) || !is_kind(k->b) ||
-        gemm_kind_narrow(k->a) != gemm_kind_narrow(k->b) ||
-        k->result < DTYPE_F32 || k->result > DTYPE_F16 || k->bias < -1 || k->bias > DTYPE_F16) {
+        gemm_kind_narrow(k->a) != gemm_kind_narrow(k->b) || k->result < DTYPE_F32 ||
+        k->result > DTYPE_F16 || k->bias < -1 || k->bias > DTYPE_F16) {
         return false;
     }
     write_line(again, entry);

@@ -1,6 +1,6 @@
 /*
- * One GEMM as the service of kernels/cuda/gemm.h sees it, of plain tensors or of quantised operands:
- * what C and the CUDA files that check it share.
+ * One GEMM as the service of kernels/cuda/gemm.h sees it, of plain tensors or of quantised
+ * operands: what C and the CUDA files that check it share.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_GEMM_CALL_H_
 #define DEEPWELL_KERNELS_CUDA_GEMM_CALL_H_
@@ -48,6 +48,26 @@ struct gemm_call {
     const struct tensor *bias;
     const float *alpha_beta; /* device memory: alpha, then 1 if accumulate, else 0; NULL: alpha 1 */
 };
+
+static inline struct gemm_operand gemm_plain_operand(struct tensor t) {
+    const struct gemm_operand operand = {t.data, t.rows, t.columns, (int)t.dtype, NULL};
+    return operand;
+}
+
+static inline struct gemm_call gemm_call_of(const struct gemm *op) {
+    const struct gemm_call call = {
+        op->c,
+        gemm_plain_operand(op->a),
+        gemm_plain_operand(op->b),
+        op->transpose_a,
+        op->transpose_b,
+        op->accumulate,
+        false,
+        op->bias,
+        NULL,
+    };
+    return call;
+}
 
 /* gemm_check.cu. Before the GEMM runs, _begin keeps what c holds at the places that are looked at;
  * behind it, gemm_verify compares c there with sums made one product at a time: *worst receives the

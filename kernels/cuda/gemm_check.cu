@@ -9,13 +9,14 @@
  * times 2^-22. A wrong element is off by about that sum over sqrt(K): four times what is allowed
  * at K = 65536, more below.
  *
- * FP8 products are exact, but Hopper's tensor cores add 32 of them to a sum and cut it 13 bits below
- * its largest term: each time up to 2^-13 of the sum so far. That is at most the final sum, or, where
- * the signs differ, some four times the root of the sum of squared products (`spread`), as a random
- * walk goes. `fast`: K / 32 cuts; twice as many are allowed. Otherwise they end after 128 products,
- * four cuts, in a sum in FP32; the parts add up to four 2^-13 of the final sum, and of spreads that
- * are sqrt(K / 128) times smaller each: 4 4 2^-13 sqrt(K / 128) in all. A wrong element is off by the
- * spread: a few times what is allowed for K up to 10000 if fast, 50 times if not at K = 65536.
+ * FP8 products are exact, but Hopper's tensor cores add 32 of them to a sum and cut it 13 bits
+ * below its largest term: each time up to 2^-13 of the sum so far. That is at most the final sum,
+ * or, where the signs differ, some four times the root of the sum of squared products (`spread`),
+ * as a random walk goes. `fast`: K / 32 cuts; twice as many are allowed. Otherwise they end after
+ * 128 products, four cuts, in a sum in FP32; the parts add up to four 2^-13 of the final sum, and
+ * of spreads that are sqrt(K / 128) times smaller each: 4 4 2^-13 sqrt(K / 128) in all. A wrong
+ * element is off by the spread: a few times what is allowed for K up to 10000 if fast, 50 times if
+ * not at K = 65536.
  */
 #include <cstring>
 
@@ -141,8 +142,8 @@ __global__ void check_kernel(const args g, unsigned *worst) {
                                                       : 0x1p-10;
     const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
     const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;
-    const double allowed =
-        rounding * size + products * absolute + cuts(g, fabs(products_sum), spread) + least;
+    const double allowed = rounding * size + products * absolute +
+                           cuts(g, fabs(products_sum), spread) + least;
     const double error = fabs(value(g.c.data, g.c.dtype, at) - sum) / allowed;
     const bool finite = isfinite(sum) && !(g.c.dtype == DTYPE_F16 && fabs(sum) > 65504.0);
     /* Operands that are not finite say nothing of the algorithm; a result that is not, says it
@@ -178,9 +179,8 @@ extern "C" enum status gemm_fill(struct device *device, const struct gemm_operan
         fill_codes_kernel<<<blocks, THREADS, 0, stream>>>((uint8_t *)o->data, bytes,
                                                           gemm_kind_format(o->kind), key);
     } else {
-        FOR_DTYPE((enum dtype)o->kind, {
-            fill_kernel<<<blocks, THREADS, 0, stream>>>((T *)o->data, count, key);
-        })
+        FOR_DTYPE((enum dtype)o->kind,
+                  { fill_kernel<<<blocks, THREADS, 0, stream>>>((T *)o->data, count, key); })
     }
     return cuda_launched("gemm fill");
 }
@@ -194,7 +194,8 @@ extern "C" enum status gemm_verify_begin(struct device *device, const struct gem
     return cuda_launched("gemm check");
 }
 
-extern "C" enum status gemm_verify(struct device *device, const struct gemm_call *op, double *worst) {
+extern "C" enum status gemm_verify(struct device *device, const struct gemm_call *op,
+                                   double *worst) {
     struct check_scratch *scratch = check_scratch(device);
     unsigned bits = 0;
     args g = {};

@@ -73,13 +73,6 @@ static enum status ask_heuristic(struct device *device, struct gemm_entry *entry
     return STATUS_OK;
 }
 
-static struct gemm_operand result_of(const struct gemm_call *op) {
-    return (struct gemm_operand){.data = op->c.data,
-                                 .rows = op->c.rows,
-                                 .columns = op->c.columns,
-                                 .kind = (int)op->c.dtype};
-}
-
 /* Adds an operand to the set if `room` allows; -1 if not. */
 static ptrdiff_t add_operand(struct search *search, struct gemm_operand o, size_t room) {
     const size_t at = search->set_bytes, bytes = align_up(gemm_operand_bytes(&o), SET_ALIGNMENT);
@@ -88,10 +81,11 @@ static ptrdiff_t add_operand(struct search *search, struct gemm_operand o, size_
     return (ptrdiff_t)at;
 }
 
-static enum status fill_sets(struct device *device, const struct gemm_call *op, struct search *search) {
+static enum status fill_sets(struct device *device, const struct gemm_call *op,
+                             struct search *search) {
     for (size_t i = 0; i < search->sets; i++) {
         const ptrdiff_t at[] = {search->a, search->b, search->c};
-        struct gemm_operand operands[] = {op->a, op->b, result_of(op)};
+        struct gemm_operand operands[] = {op->a, op->b, gemm_plain_operand(op->c)};
         for (size_t k = 0; k < 3; k++) {
             if (at[k] < 0) continue;
             operands[k].data = search->memory + i * search->set_bytes + at[k];
@@ -108,10 +102,10 @@ static enum status place_operands(struct device *device, const struct gemm_call 
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
     const size_t room = free_bytes - size_min(free_bytes, cuda_reserved_bytes);
-    search->c = op->accumulate ? add_operand(search, result_of(op), room) : -1;
+    search->c = op->accumulate ? add_operand(search, gemm_plain_operand(op->c), room) : -1;
     search->a = add_operand(search, op->a, room);
     search->b = add_operand(search, op->b, room);
-    if (!op->accumulate) search->c = add_operand(search, result_of(op), room);
+    if (!op->accumulate) search->c = add_operand(search, gemm_plain_operand(op->c), room);
     if (search->set_bytes == 0) return STATUS_OK;
     const size_t wanted = 2 * backend_of(device)->l2_bytes / search->set_bytes + 1;
     search->sets = size_min(size_min(wanted, SETS_MAX), room / search->set_bytes);
@@ -125,7 +119,8 @@ static enum status place_operands(struct device *device, const struct gemm_call 
 }
 
 /* The call on the i-th set of operands. */
-static struct gemm_call trial_of(const struct gemm_call *op, const struct search *search, size_t i) {
+static struct gemm_call trial_of(const struct gemm_call *op, const struct search *search,
+                                 size_t i) {
     struct gemm_call trial = *op;
     char *set = search->memory + (search->sets == 0 ? 0 : i % search->sets * search->set_bytes);
     if (search->a >= 0) trial.a.data = set + search->a;
@@ -165,8 +160,8 @@ static int by_time(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static enum status time_all(struct device *device, const struct gemm_call *op, struct gemm_entry *entry,
-                            struct search *search) {
+static enum status time_all(struct device *device, const struct gemm_call *op,
+                            struct gemm_entry *entry, struct search *search) {
     for (size_t i = 0; i < search->count; i++) {
         TRY(time_calls(device, op, entry, search, &search->candidates[i], 1));
         if (search->candidates[i].us < 0.0f) continue;
@@ -190,8 +185,9 @@ static enum status time_all(struct device *device, const struct gemm_call *op, s
 
 /* Runs the algorithm once on op's operands; *share: its largest error in units of what is allowed,
  * beyond 1 if it computed something else or was refused. */
-static enum status verify(struct device *device, const struct gemm_call *op, struct gemm_entry *entry,
-                          const cublasLtMatmulAlgo_t *algorithm, double *share) {
+static enum status verify(struct device *device, const struct gemm_call *op,
+                          struct gemm_entry *entry, const cublasLtMatmulAlgo_t *algorithm,
+                          double *share) {
     *share = 1e30;
     TRY(gemm_verify_begin(device, op));
     if (gemm_run(device, op, entry, algorithm) != STATUS_OK) return STATUS_OK;
@@ -208,8 +204,8 @@ static enum status refuse(const struct device *device, const struct gemm_entry *
                       gemm_text(text, &entry->key), device->name, search->count, share);
 }
 
-static enum status choose(struct device *device, const struct gemm_call *op, struct gemm_entry *entry,
-                          struct search *search) {
+static enum status choose(struct device *device, const struct gemm_call *op,
+                          struct gemm_entry *entry, struct search *search) {
     const bool trials = may_try(op, search);
     double share = 0.0;
     TRY(ask_heuristic(device, entry, search));
@@ -248,7 +244,8 @@ static enum status check_kept(struct device *device, const struct gemm_call *op,
                       backend_of(device)->gemm->cache_path, gemm_text(text, &entry->key), share);
 }
 
-enum status gemm_search(struct device *device, const struct gemm_call *op, struct gemm_entry *entry) {
+enum status gemm_search(struct device *device, const struct gemm_call *op,
+                        struct gemm_entry *entry) {
     struct search search = {0};
     enum status status = STATUS_OK;
     if (entry->chosen) return check_kept(device, op, entry);

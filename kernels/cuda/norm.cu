@@ -160,7 +160,10 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
 /* The same with copies: `height` rows a block. Its strip leaves room for as many blocks as the
  * registers of V groups do. */
 template <int V>
-__global__ void __launch_bounds__(STRIP_THREADS, V <= 3 ? 4 : V <= 4 ? 3 : V <= 8 ? 2 : 1)
+__global__ void __launch_bounds__(STRIP_THREADS, V <= 3   ? 4
+                                                 : V <= 4 ? 3
+                                                 : V <= 8 ? 2
+                                                          : 1)
     norm_forward_strip_kernel(const forward_args<bf16> a, const copies_args to, const int height) {
     extern __shared__ uint4 strip_memory[];
     uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory);
@@ -199,8 +202,9 @@ enum status run_strips(struct device *device, const forward_args<bf16> &a, const
     if (height == 0) return refuse_width("norm_forward with copies", (size_t)a.columns);
     CUDA_TRY(cudaFuncSetAttribute(norm_forward_strip_kernel<V>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    norm_forward_strip_kernel<V><<<blocks_for(a.rows, (size_t)height), STRIP_THREADS, bytes,
-                                   backend_of(device)->stream>>>(a, to, height);
+    norm_forward_strip_kernel<V>
+        <<<blocks_for(a.rows, (size_t)height), STRIP_THREADS, bytes, backend_of(device)->stream>>>(
+            a, to, height);
     return cuda_launched("norm_forward");
 }
 
@@ -214,8 +218,10 @@ enum status launch_strips(struct device *device, const forward_args<bf16> &a,
     if (groups <= 7) return run_strips<7>(device, a, to);
     if (groups == 8) return run_strips<8>(device, a, to);
     if (groups <= STRIP_WIDTH_MAX / 256) return run_strips<STRIP_WIDTH_MAX / 256>(device, a, to);
-    return status_set(STATUS_INTERNAL, "norm_forward: expected a width of at most %d for quantised "
-                      "copies, found %d", STRIP_WIDTH_MAX, a.columns);
+    return status_set(STATUS_INTERNAL,
+                      "norm_forward: expected a width of at most %d for quantised "
+                      "copies, found %d",
+                      STRIP_WIDTH_MAX, a.columns);
 }
 
 template <typename T>
@@ -301,8 +307,7 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
         return launch_strips(device, forward_args_of<bf16>(op),
                              copies_args_of(&op->quantise, rows));
     }
-    FOR_DTYPE(dtype, {
-        launch_forward(forward_args_of<T>(op), threads, backend_of(device)->stream);
-    })
+    FOR_DTYPE(dtype,
+              { launch_forward(forward_args_of<T>(op), threads, backend_of(device)->stream); })
     return cuda_launched(name);
 }

@@ -1,8 +1,8 @@
 /*
  * Backward of the layer norm: a block works on BACK_ROWS rows at a time, and each thread owns W
  * columns of them, so that column sums stay in the thread that owns the column until all rows are
- * done. Where quantised copies are wanted, a block takes rows that follow each other, collects their
- * codes in strips in shared memory, and writes both copies from there when a strip is full
+ * done. Where quantised copies are wanted, a block takes rows that follow each other, collects
+ * their codes in strips in shared memory, and writes both copies from there when a strip is full
  * (quantise.cuh).
  */
 #include "kernels/cuda/norm.cuh"
@@ -35,10 +35,13 @@ template <typename T> struct backward_args {
     size_t range;
 };
 
-/* Blocks of that many threads at once on a multiprocessor, by the registers that are left to each. */
+/* Blocks of that many threads at once on a multiprocessor, by the registers that are left to each.
+ * */
 constexpr int resident_blocks(int block, bool copies) {
-    return block == NARROW ? (copies ? 4 : 5) : block == COPIES_MIDDLE ? 3
-                                              : block == MIDDLE ? (copies ? 2 : 3) : 1;
+    return block == NARROW          ? (copies ? 4 : 5)
+           : block == COPIES_MIDDLE ? 3
+           : block == MIDDLE        ? (copies ? 2 : 3)
+                                    : 1;
 }
 
 /* BLOCK: the most threads a block may have; narrow rows leave registers for several such blocks. */
@@ -112,9 +115,9 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
             if constexpr (COPIES) {
                 const int strip_row = ((int)first + r - (int)begin) & (a.height - 1);
                 amax = larger_size8(amax, out);
-                *reinterpret_cast<uint2 *>(
-                    strip + strip_at(a.height, a.columns, strip_row, column / 4)) =
-                    encode8(a.to.e5m2, out, scale);
+                *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
+                                                            column / 4)) = encode8(a.to.e5m2, out,
+                                                                                   scale);
             }
         }
         if constexpr (COPIES) {
@@ -158,15 +161,16 @@ enum status run_backward(struct device *device, backward_args<T> a, int threads,
     int resident = 0;
     if (COPIES) {
         a.to = copies_args_of(&op->quantise, a.rows);
-        a.height = strip_height(STRIP_ROWS, a.columns,
-                                backend_of(device)->shared_bytes * 2 / 3);
+        a.height = strip_height(STRIP_ROWS, a.columns, backend_of(device)->shared_bytes * 2 / 3);
         strip = strip_bytes(a.height, a.columns);
         CUDA_TRY(cudaFuncSetAttribute(norm_backward_kernel<T, W, BLOCK, COPIES>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)strip));
         if (a.height == 0) return refuse_width("norm_backward with copies", columns);
     }
-    CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &resident, norm_backward_kernel<T, W, BLOCK, COPIES>, threads, strip));
+    CUDA_TRY(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident,
+                                                      norm_backward_kernel<T, W, BLOCK, COPIES>,
+                                                      threads, strip));
     float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
     const size_t blocks = plan_backward(device, &a, resident);
     TRY(cuda_scratch(device, name, blocks * SUMS * columns * sizeof(float)));

@@ -140,7 +140,7 @@ struct gelu_source {
     const bf16 *x, *bias;
     Numbers<bf16, 8> b;
     __device__ void column(size_t c) { b = load<bf16, 8>(bias + c); }
-    __device__ raw fetch(size_t at) const { return {load_once<bf16, 8>(x + at)}; }
+    __device__ raw fetch(size_t at, size_t) const { return {load_once<bf16, 8>(x + at)}; }
     __device__ void compute(float (&out)[8], const raw &r) const {
         float u[8], shift[8];
         unpack(u, r.x);
@@ -158,7 +158,7 @@ struct gelu_gradient_source {
     const bf16 *out_gradient, *x, *bias;
     Numbers<bf16, 8> b;
     __device__ void column(size_t c) { b = load<bf16, 8>(bias + c); }
-    __device__ raw fetch(size_t at) const {
+    __device__ raw fetch(size_t at, size_t) const {
         return {load_once<bf16, 8>(x + at), load_once<bf16, 8>(out_gradient + at)};
     }
     __device__ void compute(float (&out)[8], const raw &r) const {
@@ -210,7 +210,9 @@ enum status gelu_backward_tiles(struct device *device, const struct gelu_backwar
     job.partials = (float *)device->scratch;
     TRY(cuda_scratch(device, name, job.down * job.columns * sizeof(float)));
     const gelu_gradient_source source = {(const bf16 *)op->out_gradient.data,
-                                         (const bf16 *)op->x.data, (const bf16 *)op->bias.data, {}};
+                                         (const bf16 *)op->x.data,
+                                         (const bf16 *)op->bias.data,
+                                         {}};
     gelu_backward_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0,
                                  backend_of(device)->stream>>>(source, job);
     TRY(cuda_launched(name));

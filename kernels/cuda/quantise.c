@@ -34,9 +34,9 @@ static enum status check_op(const struct quantise *op) {
     if (row->codes != NULL) TRY(check_copy(op, row, false));
     if (transposed->codes != NULL) TRY(check_copy(op, transposed, true));
     const bool both = row->codes != NULL && transposed->codes != NULL;
-    const bool alike = !both || (row->mode == transposed->mode &&
-                                 row->format == transposed->format &&
-                                 (row->mode != SCALE_TENSOR || row->state == transposed->state));
+    const bool alike = !both ||
+                       (row->mode == transposed->mode && row->format == transposed->format &&
+                        (row->mode != SCALE_TENSOR || row->state == transposed->state));
     if (op->in.data != NULL && alike && (row->codes != NULL || transposed->codes != NULL)) {
         return STATUS_OK;
     }
@@ -61,7 +61,9 @@ static enum status quantise_one_in_blocks(struct device *device, const struct qu
     TRY(quantise_blocks(device, op));
     if (op->bias_gradient == NULL) return STATUS_OK;
     const struct bias_backward bias = {
-        .bias_gradient = op->bias_gradient, .out_gradient = op->in, .accumulate = op->accumulate,
+        .bias_gradient = op->bias_gradient,
+        .out_gradient = op->in,
+        .accumulate = op->accumulate,
     };
     return cuda_bias_backward(device, &bias);
 }
@@ -77,7 +79,7 @@ enum status cuda_quantise(struct device *device, const struct quantise *ops, siz
 }
 
 enum status cuda_output_check(const char *operation, const struct quantise_output *output,
-                                  bool only, enum dtype dtype, size_t rows, size_t columns) {
+                              bool only, enum dtype dtype, size_t rows, size_t columns) {
     const struct quantised *copies = output->copies;
     if (copies == NULL && only) {
         return status_set(STATUS_INTERNAL, "%s: no result is wanted", operation);
@@ -86,8 +88,10 @@ enum status cuda_output_check(const char *operation, const struct quantise_outpu
     const bool fits = dtype == DTYPE_BF16 && rows % UNIT == 0 && columns % UNIT == 0;
     if (copies == NULL) {
         if (fits) return STATUS_OK;
-        return status_set(STATUS_INTERNAL, "%s: amax of (%zu, %zu) in %s: expected bf16, multiples "
-                          "of %d", operation, rows, columns, dtype_name(dtype), UNIT);
+        return status_set(STATUS_INTERNAL,
+                          "%s: amax of (%zu, %zu) in %s: expected bf16, multiples "
+                          "of %d",
+                          operation, rows, columns, dtype_name(dtype), UNIT);
     }
     const struct operand *row = &copies->row, *transposed = &copies->transposed;
     const bool first = row->codes != NULL && row->rows == rows && row->columns == columns &&

@@ -1,6 +1,6 @@
 /*
- * Quantisation under one scale a tensor (SCALE_TENSOR), one pass for both copies, of many tensors in
- * one launch; and the scale states of a step. The other scale modes are in quantise_blocks.cu.
+ * Quantisation under one scale a tensor (SCALE_TENSOR), one pass for both copies, of many tensors
+ * in one launch; and the scale states of a step. The other scale modes are in quantise_blocks.cu.
  */
 #include "base/checked.h"
 #include "kernels/cuda/quantise.cuh"
@@ -17,7 +17,7 @@ template <typename T> struct numbers_source {
     };
     const T *in;
     __device__ void column(size_t) {}
-    __device__ raw fetch(size_t at) const { return {load_once<T, 8>(in + at)}; }
+    __device__ raw fetch(size_t at, size_t) const { return {load_once<T, 8>(in + at)}; }
     __device__ void compute(float (&x)[8], const raw &r) const { unpack(x, r.x); }
 };
 
@@ -35,8 +35,10 @@ __device__ inline int find_job(const job_list &list, unsigned *first) {
     int low = 0, high = list.count - 1;
     while (low < high) {
         const int middle = (low + high) / 2;
-        if (blockIdx.x < list.end[middle]) high = middle;
-        else low = middle + 1;
+        if (blockIdx.x < list.end[middle])
+            high = middle;
+        else
+            low = middle + 1;
     }
     *first = low == 0 ? 0 : list.end[low - 1];
     return low;
@@ -52,8 +54,7 @@ __global__ void __launch_bounds__(TILE_THREADS, SUMS ? 3 : 4)
 
 /* A thread looks at SEARCH_GROUPS times 8 numbers. */
 template <typename T>
-__global__ void __launch_bounds__(TILE_THREADS)
-    amax_kernel(const __grid_constant__ job_list list) {
+__global__ void __launch_bounds__(TILE_THREADS) amax_kernel(const __grid_constant__ job_list list) {
     unsigned first;
     const int i = find_job(list, &first);
     const size_t groups = list.jobs[i].rows * list.jobs[i].columns / 8;
@@ -103,8 +104,8 @@ enum status search(struct device *device, const struct quantise *ops, const job_
     }
     if (list.count == 0) return STATUS_OK;
     FOR_DTYPE(ops[0].in.dtype, {
-        amax_kernel<T><<<list.end[list.count - 1], TILE_THREADS, 0, backend_of(device)->stream>>>(
-            list);
+        amax_kernel<T>
+            <<<list.end[list.count - 1], TILE_THREADS, 0, backend_of(device)->stream>>>(list);
     })
     return cuda_launched("amax");
 }
@@ -142,8 +143,10 @@ __global__ void __launch_bounds__(STATE_THREADS)
     finite = __syncthreads_and(finite);
     if (!finite && threadIdx.x == 0) state->gradient_sumsq = (double)NAN;
     for (size_t i = threadIdx.x; i < count; i += STATE_THREADS) {
-        if (finite) scale_state_end(&states[i], enter);
-        else scale_state_drop(&states[i]);
+        if (finite)
+            scale_state_end(&states[i], enter);
+        else
+            scale_state_drop(&states[i]);
     }
 }
 
@@ -165,8 +168,10 @@ extern "C" enum status quantise_tensors(struct device *device, const struct quan
     const unsigned blocks = list.end[count - 1];
     cudaStream_t stream = backend_of(device)->stream;
     FOR_DTYPE(ops[0].in.dtype, {
-        if (sums) quantise_kernel<T, true><<<blocks, TILE_THREADS, 0, stream>>>(list);
-        else quantise_kernel<T, false><<<blocks, TILE_THREADS, 0, stream>>>(list);
+        if (sums)
+            quantise_kernel<T, true><<<blocks, TILE_THREADS, 0, stream>>>(list);
+        else
+            quantise_kernel<T, false><<<blocks, TILE_THREADS, 0, stream>>>(list);
     })
     TRY(cuda_launched("quantise"));
     if (!sums) return STATUS_OK;

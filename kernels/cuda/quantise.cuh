@@ -1,8 +1,8 @@
 /*
  * What kernels share that write FP8 copies of a matrix (kernels/quantised.h, SCALE_TENSOR): codes
  * eight at a time, transposition of bytes in registers and through shared memory, the largest
- * magnitude, and tile_run(), which walks a matrix in tiles and makes both copies from numbers that a
- * source hands it. quantise.cu, pointwise.cu and norm.cu include it.
+ * magnitude, and tile_run(), which walks a matrix in tiles and makes both copies from numbers that
+ * a source hands it. quantise.cu, pointwise.cu and norm.cu include it.
  *
  * Bytes of the transposed copy leave as runs of 16 along a row of it, side by side in neighbouring
  * threads. So all copies have rows and columns in multiples of TILE_UNIT, as the tensor cores want
@@ -86,8 +86,8 @@ __device__ inline float larger_size8(float top, const float (&x)[8]) {
     return top;
 }
 
-/* state->amax_bits raised to the largest `amax` of a warp; all its lanes call it. Most warps find it
- * there already, and do not queue for it. */
+/* state->amax_bits raised to the largest `amax` of a warp; all its lanes call it. Most warps find
+ * it there already, and do not queue for it. */
 __device__ inline void raise_amax(struct scale_state *state, float amax) {
     const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(amax));
     volatile uint32_t *known = &state->amax_bits;
@@ -101,7 +101,8 @@ template <typename T> __device__ inline float as_stored(float amax) {
 
 /* ---- transposition ---- */
 
-/* Words of four codes: w[r] holds row r's columns 0 to 3, then w[c] holds column c's rows 0 to 3. */
+/* Words of four codes: w[r] holds row r's columns 0 to 3, then w[c] holds column c's rows 0 to 3.
+ * */
 __device__ inline void transpose4(uint32_t (&w)[4]) {
     const uint32_t low01 = __byte_perm(w[0], w[1], 0x5140);
     const uint32_t high01 = __byte_perm(w[0], w[1], 0x7362);
@@ -181,8 +182,9 @@ __device__ inline void strip_store_rows(const uint32_t *strip, int height, int c
 /*
  * A block of TILE_THREADS makes tiles of TILE_ROWS by TILE_COLUMNS, one below the other: a thread
  * four rows of eight columns. The transposed codes pass through shared memory as words of four
- * rows: column c's are row c of `tile`, its groups of four words exchanged by c / 8, so that neither
- * writing (eight columns by four words in a warp) nor reading (16 bytes a thread) meets a bank twice.
+ * rows: column c's are row c of `tile`, its groups of four words exchanged by c / 8, so that
+ * neither writing (eight columns by four words in a warp) nor reading (16 bytes a thread) meets a
+ * bank twice.
  */
 enum { TILE_ROWS = 128, TILE_COLUMNS = 64, TILE_THREADS = 256, TILE_LANES = TILE_COLUMNS / 8 };
 
@@ -216,16 +218,16 @@ __device__ inline void tile_put(uint32_t *tile, const uint2 (&codes)[4], int lan
     }
 }
 
-__device__ inline void tile_store(const uint32_t *tile, const struct tile_job &job, size_t first_row,
-                                  size_t first_column) {
+__device__ inline void tile_store(const uint32_t *tile, const struct tile_job &job,
+                                  size_t first_row, size_t first_column) {
     enum { QUADS = TILE_ROWS / 16, PIECES = TILE_COLUMNS * QUADS };
 #pragma unroll
     for (int piece = (int)threadIdx.x; piece < PIECES; piece += TILE_THREADS) {
         const int c = piece / QUADS, quad = piece % QUADS;
         const size_t column = first_column + c, row = first_row + quad * 16;
         if (column >= job.columns || row >= job.rows) continue;
-        const uint4 codes = *reinterpret_cast<const uint4 *>(
-            tile + c * (TILE_ROWS / 4) + ((quad ^ c / 8) * 4));
+        const uint4 codes = *reinterpret_cast<const uint4 *>(tile + c * (TILE_ROWS / 4) +
+                                                             ((quad ^ c / 8) * 4));
         *reinterpret_cast<uint4 *>(job.copies.transposed + column * job.rows + row) = codes;
     }
 }
@@ -247,7 +249,8 @@ __device__ inline void tile_sums(float *partials, float (&sums)[8], uint32_t *ti
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         float total = 0.0f;
-        for (int w = 0; w < TILE_THREADS / WARP; w++) total += shared[w * TILE_COLUMNS + lane * 8 + i];
+        for (int w = 0; w < TILE_THREADS / WARP; w++)
+            total += shared[w * TILE_COLUMNS + lane * 8 + i];
         partials[i] = total;
     }
 }
@@ -265,8 +268,8 @@ __device__ inline float tile_scale(const struct tile_job &job, unsigned block) {
 }
 
 /*
- * Block `block` of across * down. Source: struct raw; column(c) once, then raw fetch(at) and
- * compute(x, raw), x the eight numbers from element `at` = row * columns + column on; `type` is what
+ * Block `block` of across * down. Source: struct raw; column(c) once, then raw fetch(at, row)
+ * and compute(x, raw), x the eight numbers from element `at` = row * columns + c on; `type` is what
  * `values` holds. SUMS: whether partials may be wanted.
  */
 template <class Source, bool SUMS>
@@ -289,7 +292,7 @@ __device__ inline void tile_run(Source source, const struct tile_job &job, unsig
         uint2 codes[4] = {};
         if (here) {
 #pragma unroll
-            for (int r = 0; r < 4; r++) raw[r] = source.fetch(at + r * job.columns);
+            for (int r = 0; r < 4; r++) raw[r] = source.fetch(at + r * job.columns, row + r);
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 float x[8];
@@ -314,8 +317,8 @@ __device__ inline void tile_run(Source source, const struct tile_job &job, unsig
     }
     if (!job.current) raise_amax(job.copies.state, job.copies.stored ? as_stored<T>(amax) : amax);
     if (SUMS && job.partials != nullptr) {
-        tile_sums(job.partials + (size_t)(block / job.across) * job.columns + column, sums, tile, lane,
-                  mine);
+        tile_sums(job.partials + (size_t)(block / job.across) * job.columns + column, sums, tile,
+                  lane, mine);
     }
 }
 

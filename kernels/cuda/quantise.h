@@ -30,7 +30,7 @@ enum status operand_alpha(struct device *device, const struct operand *a, const 
 /* STATUS_INTERNAL unless the output's copies are of a matrix (rows, columns) of this dtype that
  * these kernels can make; or if there are none where they are the only result. */
 enum status cuda_output_check(const char *operation, const struct quantise_output *output,
-                                  bool only, enum dtype dtype, size_t rows, size_t columns);
+                              bool only, enum dtype dtype, size_t rows, size_t columns);
 
 static inline bool quantise_output_set(const struct quantise_output *output) {
     return output->copies != NULL || output->amax != NULL;

@@ -1,12 +1,12 @@
 /*
- * Quantisation with scales of blocks (1X128, 128X128, MX, NV), one pass for both copies, bit for bit
- * as kernels/cpu/quantise.c; and the way back, for devices that multiply such operands in BF16 or
- * FP32. Rows and columns are multiples of 16.
+ * Quantisation with scales of blocks (1X128, 128X128, MX, NV), one pass for both copies, bit for
+ * bit as kernels/cpu/quantise.c; and the way back, for devices that multiply such operands in BF16
+ * or FP32. Rows and columns are multiples of 16.
  *
- * A block of threads takes SIDE by SIDE numbers, whole blocks of every mode. The row copy is encoded
- * from the registers that the numbers were read into; they also go to shared memory as FP32, from
- * where each thread takes SLICE numbers of a column for the transposed copy. Its codes pass through
- * shared memory once more, to leave in whole runs.
+ * A block of threads takes SIDE by SIDE numbers, whole blocks of every mode. The row copy is
+ * encoded from the registers that the numbers were read into; they also go to shared memory as
+ * FP32, from where each thread takes SLICE numbers of a column for the transposed copy. Its codes
+ * pass through shared memory once more, to leave in whole runs.
  */
 #include "base/checked.h"
 #include "kernels/cuda/quantise.cuh"
@@ -17,8 +17,8 @@ namespace {
 enum {
     SIDE = 128,
     THREADS = 512,
-    LANES = SIDE / 8,           /* threads of a row, eight numbers each */
-    STEP = THREADS / LANES,     /* rows at a time */
+    LANES = SIDE / 8,       /* threads of a row, eight numbers each */
+    STEP = THREADS / LANES, /* rows at a time */
     PASSES = SIDE / STEP,
     SLICE = SIDE / (THREADS / SIDE),
     SQUARE = 16,
@@ -77,8 +77,8 @@ struct writer {
           draws(0) {
         if (copy.mode != SCALE_NV || copy.codes == nullptr) return;
         draws = copy.state->draws;
-        tensor_factor =
-            scale_from_amax(__uint_as_float(copy.state->amax_bits), copy.state->largest);
+        tensor_factor = scale_from_amax(__uint_as_float(copy.state->amax_bits),
+                                        copy.state->largest);
         if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
             copy.state->scale = tensor_factor; /* the other blocks read neither */
             copy.state->inverse = 1.0f / tensor_factor;
@@ -172,8 +172,8 @@ __device__ inline void write_rows(const block_args &a, const float (&x)[PASSES][
     }
 }
 
-/* Codes of the slice into their places in `out`: a column's 16-byte words side by side, exchanged by
- * the column so that neighbours meet no bank twice. */
+/* Codes of the slice into their places in `out`: a column's 16-byte words side by side, exchanged
+ * by the column so that neighbours meet no bank twice. */
 __device__ inline void encode_slice(const writer &w, const float (&x)[SLICE], size_t row,
                                     size_t column, const uint32_t (&bits)[2], bool here,
                                     uint4 *out) {
@@ -186,15 +186,14 @@ __device__ inline void encode_slice(const writer &w, const float (&x)[SLICE], si
     for (int half = 0; half < 2; half++) {
         const size_t at = column + (size_t)half * SQUARE;
         if (!here || at >= w.copy.columns) continue;
-        const bool first =
-            at % block == 0 && (w.copy.mode != SCALE_128X128 || row % SIDE == 0);
+        const bool first = at % block == 0 && (w.copy.mode != SCALE_128X128 || row % SIDE == 0);
         const float factor = w.block_factor(row, at, __uint_as_float(bits[half]), first);
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             const float(&some)[8] = *(const float(*)[8])(x + half * SQUARE + k * 8);
             if (nv) {
-                words[half * 2 + k] =
-                    w.encode_e2m1(some, factor, element + (size_t)(half * SQUARE + k * 8));
+                words[half * 2 + k] = w.encode_e2m1(some, factor,
+                                                    element + (size_t)(half * SQUARE + k * 8));
             } else {
                 const uint2 codes = encode8(e5m2, some, factor);
                 words[half * 4 + k * 2] = codes.x;
@@ -207,8 +206,8 @@ __device__ inline void encode_slice(const writer &w, const float (&x)[SLICE], si
         out[c * 4 + (slice ^ (c & 3))] = low;
     } else {
         out[c * 8 + (2 * slice ^ (c & 7))] = low;
-        out[c * 8 + ((2 * slice + 1) ^ (c & 7))] =
-            make_uint4(words[4], words[5], words[6], words[7]);
+        out[c * 8 + ((2 * slice + 1) ^ (c & 7))] = make_uint4(words[4], words[5], words[6],
+                                                              words[7]);
     }
 }
 
@@ -283,8 +282,7 @@ __global__ void __launch_bounds__(THREADS, 2) blocks_kernel(const __grid_constan
 }
 
 /* NV: amax of the row copy and of the transposed one, a thread sixteen numbers of a column. */
-template <typename T>
-__global__ void copies_amax_kernel(const __grid_constant__ block_args a) {
+template <typename T> __global__ void copies_amax_kernel(const __grid_constant__ block_args a) {
     const size_t groups = a.rows / SQUARE * a.columns;
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     float x[SQUARE] = {};
@@ -292,8 +290,7 @@ __global__ void copies_amax_kernel(const __grid_constant__ block_args a) {
         const size_t row = i / a.columns * SQUARE + (size_t)r;
         x[r] = widen(((const T *)a.in)[row * a.columns + i % a.columns]);
     }
-    if (a.row.codes != nullptr)
-        raise_amax(a.row.state, __uint_as_float(amax_bits<SQUARE>(x)));
+    if (a.row.codes != nullptr) raise_amax(a.row.state, __uint_as_float(amax_bits<SQUARE>(x)));
     if (a.transposed.codes == nullptr) return;
     if (a.hadamard) hadamard_transform(x);
     raise_amax(a.transposed.state, __uint_as_float(amax_bits<SQUARE>(x)));
@@ -304,7 +301,8 @@ enum status find_amaxes(struct device *device, const block_args &a, enum dtype d
     const operand *const copies[] = {&a.row, &a.transposed};
     for (const operand *copy : copies) {
         if (copy->codes == nullptr) continue;
-        CUDA_TRY(cudaMemsetAsync(&copy->state->amax_bits, 0, sizeof copy->state->amax_bits, stream));
+        CUDA_TRY(
+            cudaMemsetAsync(&copy->state->amax_bits, 0, sizeof copy->state->amax_bits, stream));
     }
     const unsigned blocks = blocks_for(a.rows / SQUARE * a.columns, THREADS);
     FOR_DTYPE(dtype, { copies_amax_kernel<T><<<blocks, THREADS, 0, stream>>>(a); })
@@ -321,9 +319,12 @@ __global__ void expand_kernel(const operand o, size_t first, size_t rows, T *to)
     const size_t at = scale_index(o.mode, o.rows, o.columns, row, column);
     const uint8_t *codes = (const uint8_t *)o.codes;
     float scale = 1.0f, x[8];
-    if (o.mode == SCALE_MX) scale = float_from_ue8m0(((const uint8_t *)o.scales)[at]);
-    else if (o.mode == SCALE_NV) scale = float_from_e4m3(((const uint8_t *)o.scales)[at]);
-    else if (o.mode != SCALE_TENSOR) scale = ((const float *)o.scales)[at];
+    if (o.mode == SCALE_MX)
+        scale = float_from_ue8m0(((const uint8_t *)o.scales)[at]);
+    else if (o.mode == SCALE_NV)
+        scale = float_from_e4m3(((const uint8_t *)o.scales)[at]);
+    else if (o.mode != SCALE_TENSOR)
+        scale = ((const float *)o.scales)[at];
 #pragma unroll
     for (int k = 0; k < 8; k++) {
         const size_t e = element + (size_t)k;

@@ -52,19 +52,19 @@ static enum status check(const struct quantised_gemm *op) {
                         op->c.columns == b->rows && a->columns > 0 && a->rows > 0 && b->rows > 0 &&
                         size_max(size_max(a->rows, b->rows), a->columns) <= INT_MAX;
     const bool result = op->c.dtype == DTYPE_BF16 || op->c.dtype == DTYPE_F32;
-    const bool bias = op->bias == NULL || (tensor_count(*op->bias) == b->rows &&
-                                           op->bias->dtype == op->c.dtype);
-    if (formats && shapes && result && bias && scales_match(a->mode, b->mode) &&
-        a->codes != NULL && b->codes != NULL && scales_there(a) && scales_there(b)) {
+    const bool bias = op->bias == NULL ||
+                      (tensor_count(*op->bias) == b->rows && op->bias->dtype == op->c.dtype);
+    if (formats && shapes && result && bias && scales_match(a->mode, b->mode) && a->codes != NULL &&
+        b->codes != NULL && scales_there(a) && scales_there(b)) {
         return STATUS_OK;
     }
-    return status_set(STATUS_INTERNAL,
-                      "quantised_gemm: (%zu, %zu) of %s, %s by (%zu, %zu) of %s, %s into (%zu, %zu) "
-                      "of %s, bias %s",
-                      a->rows, a->columns, format_name(a->format), scale_mode_name(a->mode),
-                      b->rows, b->columns, format_name(b->format), scale_mode_name(b->mode),
-                      op->c.rows, op->c.columns, dtype_name(op->c.dtype),
-                      op->bias == NULL ? "none" : dtype_name(op->bias->dtype));
+    return status_set(
+        STATUS_INTERNAL,
+        "quantised_gemm: (%zu, %zu) of %s, %s by (%zu, %zu) of %s, %s into (%zu, %zu) "
+        "of %s, bias %s",
+        a->rows, a->columns, format_name(a->format), scale_mode_name(a->mode), b->rows, b->columns,
+        format_name(b->format), scale_mode_name(b->mode), op->c.rows, op->c.columns,
+        dtype_name(op->c.dtype), op->bias == NULL ? "none" : dtype_name(op->bias->dtype));
 }
 
 static struct gemm_operand narrow_operand(const struct operand *o) {
@@ -135,11 +135,6 @@ static enum status take_room(struct device *device, size_t bytes, char **out) {
     return STATUS_OK;
 }
 
-static struct gemm_operand expanded_operand(struct tensor t) {
-    return (struct gemm_operand){
-        .data = t.data, .rows = t.rows, .columns = t.columns, .kind = (int)t.dtype};
-}
-
 static enum status run_emulated(struct device *device, const struct quantised_gemm *op) {
     const enum dtype dtype = DTYPE_BF16;
     const size_t k = op->a.columns, row_bytes = k * dtype_bytes(dtype);
@@ -150,7 +145,7 @@ static enum status run_emulated(struct device *device, const struct quantised_ge
     TRY(take_room(device, b_bytes + part * row_bytes, &room));
     const struct tensor b = tensor_make(room, dtype, op->b.rows, k);
     struct gemm_call call = {
-        .b = expanded_operand(b),
+        .b = gemm_plain_operand(b),
         .transpose_b = true,
         .accumulate = op->accumulate,
         .bias = op->bias,
@@ -162,7 +157,7 @@ static enum status run_emulated(struct device *device, const struct quantised_ge
         const struct tensor a = tensor_make(room + b_bytes, dtype, rows, k);
         char *c = (char *)op->c.data + first * op->c.columns * dtype_bytes(op->c.dtype);
         TRY(operand_expand(device, &op->a, first, rows, a));
-        call.a = expanded_operand(a);
+        call.a = gemm_plain_operand(a);
         call.c = tensor_make(c, op->c.dtype, rows, op->c.columns);
         TRY(gemm_call_run(device, &call));
     }
@@ -179,7 +174,8 @@ enum status cuda_quantised_gemm(struct device *device, const struct quantised_ge
     case SUPPORT_NONE:
         break;
     }
-    return status_set(STATUS_DEVICE, "%s does not multiply operands of scale mode %s: choose "
+    return status_set(STATUS_DEVICE,
+                      "%s does not multiply operands of scale mode %s: choose "
                       "another precision.recipe",
                       device->name, scale_mode_name(op->a.mode));
 }
