@@ -1,5 +1,5 @@
 /*
- * What the GPU's tests of quantised tensors share: the forms a tensor can take, a tensor's copies on
+ * What the GPU tests of quantised tensors share: the forms that a tensor takes, its copies on
  * both sides, and their comparison bit by bit.
  */
 #ifndef DEEPWELL_TESTS_GPU_QUANTISE_TESTING_H_
