@@ -55,8 +55,8 @@ static void add_errors(const struct copied *c, const struct quantise *op,
         for (size_t column = 0; column < o->columns; column++) {
             const size_t i = row * o->columns + column;
             const uint8_t *codes = c->codes;
-            const uint8_t code = o->format == FORMAT_E2M1
-                                     ? (uint8_t)(codes[i / 2] >> (i % 2 * 4) & 0xF) : codes[i];
+            const uint8_t code = (uint8_t)(o->format == FORMAT_E2M1
+                                               ? codes[i / 2] >> (i % 2 * 4) & 0xF : codes[i]);
             const float decoded = format_decode(o->format, code), x = value_at(c, op->in.dtype, i);
             const double d = (double)decoded * (double)scale_at(c, o, row, column) - (double)x;
             error->difference += d * d;
