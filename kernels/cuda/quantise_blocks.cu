@@ -309,6 +309,14 @@ enum status find_amaxes(struct device *device, const block_args &a, enum dtype d
     return cuda_launched("amax of blocks");
 }
 
+/* All of the scales: a few bytes in a hundred of the codes'. */
+enum status clear_padding(struct device *device, const operand *copy) {
+    if (copy->codes == nullptr || copy->mode == SCALE_1X128) return STATUS_OK; /* it has none */
+    CUDA_TRY(
+        cudaMemsetAsync(copy->scales, 0, operand_scale_bytes(copy), backend_of(device)->stream));
+    return STATUS_OK;
+}
+
 /* Eight numbers a thread. */
 template <typename T>
 __global__ void expand_kernel(const operand o, size_t first, size_t rows, T *to) {
@@ -361,6 +369,8 @@ extern "C" enum status quantise_blocks(struct device *device, const struct quant
         return status_set(STATUS_INTERNAL, "quantise: %zu rows, expected at most %d", a.rows,
                           65535 * SIDE);
     }
+    TRY(clear_padding(device, &a.row));
+    TRY(clear_padding(device, &a.transposed));
     if (mode == SCALE_NV) TRY(find_amaxes(device, a, op->in.dtype));
     FOR_DTYPE(op->in.dtype, {
         CUDA_TRY(cudaFuncSetAttribute(blocks_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -78,7 +78,7 @@ static inline void place(struct copies *c, int i, struct operand *host, struct o
     const bool scaled = host->mode == SCALE_TENSOR || host->mode == SCALE_NV;
     const size_t second = host->mode == SCALE_NV && i == 1 ? sizeof(struct scale_state) : 0;
     c->codes[i] = bytes_of(operand_code_bytes(host), 0xEE);
-    c->scales[i] = bytes_of(operand_scale_bytes(host), 0);
+    c->scales[i] = bytes_of(operand_scale_bytes(host), 0xEE);
     *there = *host;
     host->codes = c->codes[i].host;
     there->codes = c->codes[i].there;
