@@ -3,10 +3,16 @@
  * from memory once: on the way to its largest logit and sum of exponentials (Milakov and
  * Gimelshein, 2018) it is kept in shared memory, and becomes its gradient from there. What does
  * not fit is read again.
+ *
+ * Quantised copies of the gradient need many rows at once, more than shared memory holds: a first
+ * kernel leaves each row's sum, a second one reads the logits again and writes the copies by tiles
+ * (quantise.cuh): 6 bytes a logit in all, where a stored gradient and `quantise` move 8.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/quantise.h"
 
 namespace {
 
@@ -21,6 +27,8 @@ template <typename T> struct args {
     size_t columns, vocabulary;
     size_t cached; /* groups of W numbers that shared memory holds */
     bool write_gradient;
+    struct scale_state *amax; /* of the gradient as it is stored, or NULL */
+    float *shifts;            /* the gradient is left to softmax_source; NULL: it is not */
 };
 
 /* Exponentials are taken to base 2, with what would be added or multiplied folded into the
@@ -73,6 +81,7 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
     const int32_t target = a.targets[blockIdx.x];
     if (target < 0) { /* the whole block: nothing to learn here */
         if (threadIdx.x == 0) a.losses[blockIdx.x] = 0.0f;
+        if (a.shifts != nullptr) return;
         Numbers<T, W> zero;
         for (int i = 0; i < W; i++) zero.at[i] = narrow<T>(0.0f);
         for (size_t g = threadIdx.x; a.write_gradient && g < groups; g += THREADS)
@@ -108,7 +117,12 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
     }
     if (!a.write_gradient) return;
     const float scale = a.gradient_scale * *a.loss_scale, shift = log2f(scale / sum) - top;
+    if (a.shifts != nullptr) {
+        if (threadIdx.x == 0) a.shifts[blockIdx.x] = shift;
+        return;
+    }
     const size_t target_group = (size_t)target / W;
+    float amax = 0.0f;
 #pragma unroll 4
     for (size_t g = threadIdx.x; g < groups; g += THREADS) {
         float x[W];
@@ -120,8 +134,76 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
 #pragma unroll
             for (int i = 0; i < W; i++) x[i] -= i == target % W ? scale : 0.0f;
         }
+        if (a.amax != nullptr) {
+#pragma unroll
+            for (int i = 0; i < W; i++) amax = larger_size(amax, x[i]);
+        }
         store(row + g * W, pack<T, W>(x));
     }
+    if (a.amax != nullptr) raise_amax(a.amax, as_stored<T>(amax));
+}
+
+/* What the kernel above leaves in `shifts`, made the gradient. */
+struct softmax_source {
+    using type = __nv_bfloat16;
+    struct raw {
+        Numbers<type, 8> x;
+        float shift;
+        int32_t target;
+    };
+    const type *logits;
+    const int32_t *targets;
+    const float *shifts, *loss_scale;
+    float gradient_scale;
+    int vocabulary;
+    int first; /* of the thread's columns */
+    float scale;
+    __device__ void column(size_t c) {
+        first = (int)c;
+        scale = gradient_scale * *loss_scale;
+    }
+    __device__ raw fetch(size_t at, size_t row) const {
+        return {load_once<type, 8>(logits + at), shifts[row], targets[row]};
+    }
+    __device__ void compute(float (&out)[8], const raw &r) const {
+        const int target = r.target - first;
+        unpack(out, r.x);
+        if (first + 8 > vocabulary) cut_padding(out, (size_t)first, (size_t)vocabulary);
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = fast_exp2(fmaf(out[i], LOG2_E, r.shift));
+        if (target >= 0 && target < 8) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) out[i] -= i == target ? scale : 0.0f;
+        }
+        if (r.target >= 0) return;
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = 0.0f; /* shift was not set */
+    }
+};
+
+__global__ void __launch_bounds__(TILE_THREADS, 4)
+    softmax_tiles_kernel(const softmax_source source, const __grid_constant__ tile_job job) {
+    tile_run<softmax_source, false>(source, job, blockIdx.x);
+}
+
+enum status write_copies(struct device *device, const struct cross_entropy *op,
+                         const float *shifts) {
+    softmax_source source = {};
+    tile_job job = {};
+    source.logits = (const __nv_bfloat16 *)op->logits.data;
+    source.targets = op->targets;
+    source.shifts = shifts;
+    source.loss_scale = op->loss_scale;
+    source.gradient_scale = op->gradient_scale;
+    source.vocabulary = (int)op->vocabulary;
+    job.copies = copies_args_of(&op->quantise, op->logits.rows);
+    job.rows = op->logits.rows;
+    job.columns = op->logits.columns;
+    job.across = blocks_for(job.columns, TILE_COLUMNS);
+    job.down = tile_count(job.rows);
+    softmax_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0, backend_of(device)->stream>>>(
+        source, job);
+    return cuda_launched("cross_entropy");
 }
 
 } /* namespace */
@@ -134,6 +216,10 @@ extern "C" enum status cuda_cross_entropy(struct device *device, const struct cr
         return status_set(STATUS_INTERNAL, "%s: vocabulary of %zu in rows of %zu logits", name,
                           op->vocabulary, columns);
     }
+    TRY(cuda_output_check(name, &op->quantise, false, op->logits.dtype, rows, columns));
+    const bool copies = op->write_gradient && op->quantise.copies != NULL;
+    float *shifts = copies ? (float *)device->scratch : NULL;
+    if (copies) TRY(cuda_scratch(device, name, rows * sizeof *shifts));
     FOR_DTYPE(op->logits.dtype, FOR_WIDTH(columns, {
                   const size_t group = sizeof(Numbers<T, W>), room = backend->shared_bytes - 1024;
                   args<T> a = {};
@@ -144,12 +230,16 @@ extern "C" enum status cuda_cross_entropy(struct device *device, const struct cr
                   a.gradient_scale = op->gradient_scale;
                   a.columns = columns;
                   a.vocabulary = op->vocabulary;
-                  a.cached = op->write_gradient ? size_min(columns / W, room / group) : 0;
+                  a.amax = op->quantise.amax;
+                  a.shifts = shifts;
+                  a.cached = op->write_gradient && !copies ? size_min(columns / W, room / group)
+                                                           : 0;
                   a.write_gradient = op->write_gradient;
                   CUDA_TRY(cudaFuncSetAttribute(kernel<T, W>,
                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                 (int)room));
                   kernel<T, W><<<(unsigned)rows, THREADS, a.cached * group, backend->stream>>>(a);
               }))
-    return cuda_launched(name);
+    TRY(cuda_launched(name));
+    return copies ? write_copies(device, op, shifts) : STATUS_OK;
 }

@@ -43,6 +43,7 @@ struct read_slot {
 struct cuda_backend {
     cudaStream_t stream, copy_stream;
     int multiprocessors;
+    int capability;      /* compute capability times 10 */
     size_t shared_bytes; /* the most shared memory of one block */
     struct upload_slot slots[UPLOAD_SLOTS];
     size_t next_slot;
@@ -87,6 +88,7 @@ enum status cuda_column_sums(struct device *device, float *const *outs, size_t o
 /* The first bytes of scratch memory are cuBLASLt's workspace; gemm_check.cu has the others. */
 static const size_t cuda_gemm_workspace_bytes = (size_t)64 << 20;
 size_t cuda_gemm_scratch_bytes(void);
+size_t cuda_quantised_gemm_scratch_bytes(void);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);
 size_t cuda_reduce_scratch_bytes(void);
 size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits);
@@ -106,14 +108,6 @@ void gemm_service_close(struct gemm_service *service);
 enum status attention_service_open(struct device *device);
 void attention_service_close(struct attention_service *service);
 
-/* gemm_check.cu. Before the GEMM runs, _begin keeps what c holds at the places that are looked at;
- * behind it, gemm_verify compares c there with sums made one product at a time: *worst receives the
- * largest error in units of what is allowed. Waits for the result. */
-enum status gemm_verify_begin(struct device *device, const struct gemm *op);
-enum status gemm_verify(struct device *device, const struct gemm *op, double *worst);
-/* Normal pseudo-random numbers all over t; `key` keeps tensors apart. */
-enum status gemm_fill(struct device *device, struct tensor t, size_t key);
-
 /* attention_simple.cu: own kernels, any dtype and any head width up to ATTENTION_WIDTH_MAX. */
 enum { ATTENTION_WIDTH_MAX = 256, ATTENTION_HEADS_MAX = 65535 /* of all sequences */ };
 enum status simple_attention_forward(struct device *device, const struct attention_forward *op);
@@ -123,6 +117,13 @@ extern const struct ops cuda_ops;
 
 /* Each takes what ops.h says. */
 enum status cuda_gemm(struct device *device, const struct gemm *op);
+enum support cuda_scale_support(const struct device *device, enum scale_mode mode);
+enum status cuda_quantised_gemm(struct device *device, const struct quantised_gemm *op);
+enum status cuda_quantise(struct device *device, const struct quantise *ops, size_t count);
+enum status cuda_scales_begin(struct device *device, struct scale_state *states, size_t count,
+                              bool clear_amax);
+enum status cuda_scales_update(struct device *device, struct step_state *state,
+                               struct scale_state *states, size_t count, bool enter);
 enum status cuda_embedding_forward(struct device *device, const struct embedding_forward *op);
 enum status cuda_embedding_backward(struct device *device, const struct embedding_backward *op);
 enum status cuda_norm_forward(struct device *device, const struct norm_forward *op);

@@ -305,6 +305,7 @@ static enum status open_backend(struct device *device) {
     CUDA_TRY(cudaSetDevice(0));
     TRY(check_code(&properties));
     backend->multiprocessors = properties.multiProcessorCount;
+    backend->capability = 10 * properties.major + properties.minor;
     backend->shared_bytes = properties.sharedMemPerBlockOptin;
     backend->l2_bytes = (size_t)properties.l2CacheSize;
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->stream, cudaStreamNonBlocking));

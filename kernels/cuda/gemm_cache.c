@@ -1,8 +1,9 @@
 /*
  * The file of chosen algorithms: one for each GPU and cuBLASLt, a header and then a line a GEMM:
- *   m n k transpose_a transpose_b accumulate operand result bias alignment us w0 ... w7
- * the w in hexadecimal, cuBLASLt's opaque words. What it says is checked again when it is first
- * used.
+ *   m n k transpose_a transpose_b accumulate a b result bias fast scaled alignment us
+ *   w0 ... w7
+ * on one line, the w in hexadecimal, cuBLASLt's opaque words. What it says is checked again when it
+ * is first used.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -20,11 +21,16 @@ static void write_line(char line[LINE_BYTES], const struct gemm_entry *entry) {
     const struct gemm_key *k = &entry->key;
     const uint64_t *w = entry->algorithm.data;
     snprintf(line, LINE_BYTES,
-             "%zu %zu %zu %d %d %d %d %d %d %d %.3f %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64
-             " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64,
-             k->m, k->n, k->k, k->transpose_a, k->transpose_b, k->accumulate, k->operand, k->result,
-             k->bias, k->alignment, (double)entry->us, w[0], w[1], w[2], w[3], w[4], w[5], w[6],
-             w[7]);
+             "%zu %zu %zu %d %d %d %d %d %d %d %d %d %d %.3f %" PRIx64 " %" PRIx64 " %" PRIx64
+             " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx64,
+             k->m, k->n, k->k, k->transpose_a, k->transpose_b, k->accumulate, k->a, k->b, k->result,
+             k->bias, k->fast, k->scaled, k->alignment, (double)entry->us, w[0], w[1], w[2], w[3],
+             w[4], w[5], w[6], w[7]);
+}
+
+static bool is_kind(int kind) {
+    if (!gemm_kind_narrow(kind)) return kind >= DTYPE_F32 && kind <= DTYPE_F16;
+    return kind < GEMM_NARROW + GEMM_MODES * (FORMAT_E2M1 + 1) && gemm_kind_mode(kind) <= SCALE_NV;
 }
 
 /* Whether the line is one that write_line() writes. */
@@ -33,13 +39,14 @@ static bool read_line(const char *line, struct gemm_entry *entry) {
     uint64_t *w = entry->algorithm.data;
     char again[LINE_BYTES];
     const int got = sscanf(line,
-                           "%zu %zu %zu %d %d %d %d %d %d %d %f %" SCNx64 " %" SCNx64 " %" SCNx64
-                           " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64,
+                           "%zu %zu %zu %d %d %d %d %d %d %d %d %d %d %f %" SCNx64 " %" SCNx64
+                           " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64,
                            &k->m, &k->n, &k->k, &k->transpose_a, &k->transpose_b, &k->accumulate,
-                           &k->operand, &k->result, &k->bias, &k->alignment, &entry->us, &w[0],
-                           &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
-    if (got != 11 + WORDS || k->operand < DTYPE_F32 || k->operand > DTYPE_F16 ||
-        k->result < DTYPE_F32 || k->result > DTYPE_F16 || k->bias < -1 || k->bias > DTYPE_F16) {
+                           &k->a, &k->b, &k->result, &k->bias, &k->fast, &k->scaled, &k->alignment,
+                           &entry->us, &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
+    if (got != 14 + WORDS || !is_kind(k->a) || !is_kind(k->b) ||
+        gemm_kind_narrow(k->a) != gemm_kind_narrow(k->b) || k->result < DTYPE_F32 ||
+        k->result > DTYPE_F16 || k->bias < -1 || k->bias > DTYPE_F16) {
         return false;
     }
     write_line(again, entry);

@@ -8,11 +8,21 @@
  * a factor of 16; tensor cores truncate instead, once for 16 products, which adds up: K / 16
  * times 2^-22. A wrong element is off by about that sum over sqrt(K): four times what is allowed
  * at K = 65536, more below.
+ *
+ * FP8 products are exact, but Hopper's tensor cores add 32 of them to a sum and cut it 13 bits
+ * below its largest term: each time up to 2^-13 of the sum so far. That is at most the final sum,
+ * or, where the signs differ, some four times the root of the sum of squared products (`spread`),
+ * as a random walk goes. `fast`: K / 32 cuts; twice as many are allowed. Otherwise they end after
+ * 128 products, four cuts, in a sum in FP32; the parts add up to four 2^-13 of the final sum, and
+ * of spreads that are sqrt(K / 128) times smaller each: 4 4 2^-13 sqrt(K / 128) in all. A wrong
+ * element is off by the spread: a few times what is allowed for K up to 10000 if fast, 50 times if
+ * not at K = 65536.
  */
 #include <cstring>
 
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/gemm_call.h"
 #include "kernels/cuda/numbers.cuh"
 
 namespace {
@@ -25,10 +35,28 @@ __device__ inline double value(const void *data, enum dtype dtype, size_t at) {
     return (double)((const float *)data)[at];
 }
 
+/* A number of an operand, its blocks' scale counted. */
+__device__ inline double operand_value(const gemm_operand &o, size_t row, size_t column) {
+    const size_t at = row * o.columns + column;
+    if (!gemm_kind_narrow(o.kind)) return value(o.data, (enum dtype)o.kind, at);
+    const enum number_format format = gemm_kind_format(o.kind);
+    const enum scale_mode mode = gemm_kind_mode(o.kind);
+    const size_t scale = scale_index(mode, o.rows, o.columns, row, column);
+    const uint8_t *codes = (const uint8_t *)o.data;
+    const uint8_t code = format == FORMAT_E2M1 ? (uint8_t)(codes[at / 2] >> at % 2 * 4 & 0xF)
+                                               : codes[at];
+    const double x = (double)format_decode(format, code);
+    if (mode == SCALE_MX) return x * (double)float_from_ue8m0(((const uint8_t *)o.scales)[scale]);
+    if (mode == SCALE_NV) return x * (double)float_from_e4m3(((const uint8_t *)o.scales)[scale]);
+    return x * (double)((const float *)o.scales)[scale];
+}
+
 struct args {
-    struct tensor c, a, b, bias;
+    struct tensor c, bias;
+    gemm_operand a, b;
     const double *before; /* (samples) what c held, or NULL */
-    bool transpose_a, transpose_b;
+    const float *alpha;   /* or NULL */
+    bool transpose_a, transpose_b, fast;
     size_t k, samples;
 };
 
@@ -51,14 +79,38 @@ __global__ void before_kernel(const struct tensor c, size_t samples, double *bef
 }
 
 /* Two uniform numbers to a normal one (Box and Muller, 1958). */
+__device__ inline float normal_number(size_t bits) {
+    const float u = ((float)(uint32_t)(bits >> 32) + 1.0f) * 0x1p-32f;
+    const float v = (float)(uint32_t)bits * 0x1p-32f;
+    return sqrtf(-2.0f * logf(u)) * cospif(2.0f * v);
+}
+
 template <typename T> __global__ void fill_kernel(T *out, size_t count, size_t key) {
     for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < count;
          i += (size_t)gridDim.x * THREADS) {
-        const size_t bits = hash(hash(key) + i);
-        const float u = ((float)(uint32_t)(bits >> 32) + 1.0f) * 0x1p-32f;
-        const float v = (float)(uint32_t)bits * 0x1p-32f;
-        out[i] = narrow<T>(sqrtf(-2.0f * logf(u)) * cospif(2.0f * v));
+        out[i] = narrow<T>(normal_number(hash(hash(key) + i)));
     }
+}
+
+/* Codes as of a normal tensor whose largest number, some five deviations out, has the largest code;
+ * E2M1: any two of them. */
+__global__ void fill_codes_kernel(uint8_t *out, size_t bytes, enum number_format format,
+                                  size_t key) {
+    const float deviation = format_max(format) * 0.2f;
+    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < bytes;
+         i += (size_t)gridDim.x * THREADS) {
+        const size_t bits = hash(hash(key) + i);
+        out[i] = format == FORMAT_E2M1 ? (uint8_t)bits
+                                       : format_encode(format, normal_number(bits) * deviation);
+    }
+}
+
+/* What narrow sums of narrow operands may lose: see above. */
+__device__ inline double cuts(const args &g, double sum, double spread) {
+    const double steps = (double)g.k / 16.0, parts = fmax(1.0, (double)g.k / 128.0);
+    if (!gemm_kind_narrow(g.a.kind)) return 0.0;
+    if (g.fast) return 0x1p-13 * steps * (sum + 4.0 * spread);
+    return 0x1p-11 * sum + 0x1p-9 * sqrt(parts) * spread;
 }
 
 __global__ void check_kernel(const args g, unsigned *worst) {
@@ -67,28 +119,31 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     if (sample >= g.samples) return;
     const size_t at = place_of(sample, g.c.rows * g.c.columns);
     const size_t i = at / g.c.columns, j = at % g.c.columns;
-    double sum = 0.0, absolute = 0.0;
+    double sum = 0.0, absolute = 0.0, squares = 0.0;
     for (size_t k = lane; k < g.k; k += WARP) {
-        const double a = value(g.a.data, g.a.dtype,
-                               g.transpose_a ? k * g.a.columns + i : i * g.a.columns + k);
-        const double b = value(g.b.data, g.b.dtype,
-                               g.transpose_b ? j * g.b.columns + k : k * g.b.columns + j);
+        const double a = operand_value(g.a, g.transpose_a ? k : i, g.transpose_a ? i : k);
+        const double b = operand_value(g.b, g.transpose_b ? j : k, g.transpose_b ? k : j);
         sum += a * b;
         absolute += fabs(a * b);
+        squares += a * b * a * b;
     }
-    sum = warp_sum(sum);
-    absolute = warp_sum(absolute);
+    const double alpha = g.alpha != nullptr ? (double)*g.alpha : 1.0;
+    sum = warp_sum(sum) * alpha;
+    absolute = warp_sum(absolute) * fabs(alpha);
+    const double spread = sqrt(warp_sum(squares)) * fabs(alpha);
     if (lane != 0) return;
     const double bias = g.bias.data != nullptr ? value(g.bias.data, g.bias.dtype, j) : 0.0;
     const double before = g.before != nullptr ? g.before[sample] : 0.0;
     const double size = fabs(sum) + fabs(bias) + fabs(before) + fabs(sum + bias + before);
+    const double products_sum = sum;
     sum += bias + before;
     const double rounding = g.c.dtype == DTYPE_F32    ? 0x1p-22
                             : g.c.dtype == DTYPE_BF16 ? 0x1p-8
                                                       : 0x1p-10;
     const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
     const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;
-    const double allowed = rounding * size + products * absolute + least;
+    const double allowed = rounding * size + products * absolute +
+                           cuts(g, fabs(products_sum), spread) + least;
     const double error = fabs(value(g.c.data, g.c.dtype, at) - sum) / allowed;
     const bool finite = isfinite(sum) && !(g.c.dtype == DTYPE_F16 && fabs(sum) > 65504.0);
     /* Operands that are not finite say nothing of the algorithm; a result that is not, says it
@@ -107,7 +162,7 @@ struct check_scratch *check_scratch(const struct device *device) {
     return (struct check_scratch *)((char *)device->scratch + cuda_gemm_workspace_bytes);
 }
 
-size_t samples_of(const struct gemm *op) { return size_min(SAMPLES, tensor_count(op->c)); }
+size_t samples_of(const struct gemm_call *op) { return size_min(SAMPLES, tensor_count(op->c)); }
 
 } /* namespace */
 
@@ -115,16 +170,22 @@ extern "C" size_t cuda_gemm_scratch_bytes(void) {
     return cuda_gemm_workspace_bytes + sizeof(struct check_scratch);
 }
 
-extern "C" enum status gemm_fill(struct device *device, struct tensor t, size_t key) {
-    const size_t count = tensor_count(t), most = (size_t)backend_of(device)->multiprocessors * 32;
+extern "C" enum status gemm_fill(struct device *device, const struct gemm_operand *o, size_t key) {
+    const size_t count = o->rows * o->columns, bytes = gemm_operand_bytes(o);
+    const size_t most = (size_t)backend_of(device)->multiprocessors * 32;
     const unsigned blocks = (unsigned)size_min(most, size_max(1, count / THREADS));
-    FOR_DTYPE(t.dtype, {
-        fill_kernel<<<blocks, THREADS, 0, backend_of(device)->stream>>>((T *)t.data, count, key);
-    })
+    cudaStream_t stream = backend_of(device)->stream;
+    if (gemm_kind_narrow(o->kind)) {
+        fill_codes_kernel<<<blocks, THREADS, 0, stream>>>((uint8_t *)o->data, bytes,
+                                                          gemm_kind_format(o->kind), key);
+    } else {
+        FOR_DTYPE((enum dtype)o->kind,
+                  { fill_kernel<<<blocks, THREADS, 0, stream>>>((T *)o->data, count, key); })
+    }
     return cuda_launched("gemm fill");
 }
 
-extern "C" enum status gemm_verify_begin(struct device *device, const struct gemm *op) {
+extern "C" enum status gemm_verify_begin(struct device *device, const struct gemm_call *op) {
     const size_t samples = samples_of(op);
     TRY(cuda_scratch(device, "gemm check", cuda_gemm_scratch_bytes()));
     if (!op->accumulate) return STATUS_OK;
@@ -133,7 +194,8 @@ extern "C" enum status gemm_verify_begin(struct device *device, const struct gem
     return cuda_launched("gemm check");
 }
 
-extern "C" enum status gemm_verify(struct device *device, const struct gemm *op, double *worst) {
+extern "C" enum status gemm_verify(struct device *device, const struct gemm_call *op,
+                                   double *worst) {
     struct check_scratch *scratch = check_scratch(device);
     unsigned bits = 0;
     args g = {};
@@ -142,8 +204,10 @@ extern "C" enum status gemm_verify(struct device *device, const struct gemm *op,
     g.b = op->b;
     if (op->bias != NULL) g.bias = *op->bias;
     g.before = op->accumulate ? scratch->before : NULL;
+    g.alpha = op->alpha_beta;
     g.transpose_a = op->transpose_a;
     g.transpose_b = op->transpose_b;
+    g.fast = op->fast;
     g.k = op->transpose_a ? op->a.rows : op->a.columns;
     g.samples = samples_of(op);
     CUDA_TRY(cudaMemsetAsync(&scratch->worst, 0, sizeof bits, backend_of(device)->stream));

@@ -74,21 +74,22 @@ static enum status ask_heuristic(struct device *device, struct gemm_entry *entry
 }
 
 /* Adds an operand to the set if `room` allows; -1 if not. */
-static ptrdiff_t add_operand(struct search *search, struct tensor t, size_t room) {
-    const size_t at = search->set_bytes, bytes = align_up(tensor_bytes(t), SET_ALIGNMENT);
+static ptrdiff_t add_operand(struct search *search, struct gemm_operand o, size_t room) {
+    const size_t at = search->set_bytes, bytes = align_up(gemm_operand_bytes(&o), SET_ALIGNMENT);
     if (bytes > room - at) return -1;
     search->set_bytes += bytes;
     return (ptrdiff_t)at;
 }
 
-static enum status fill_sets(struct device *device, const struct gemm *op, struct search *search) {
+static enum status fill_sets(struct device *device, const struct gemm_call *op,
+                             struct search *search) {
     for (size_t i = 0; i < search->sets; i++) {
         const ptrdiff_t at[] = {search->a, search->b, search->c};
-        struct tensor operands[] = {op->a, op->b, op->c};
+        struct gemm_operand operands[] = {op->a, op->b, gemm_plain_operand(op->c)};
         for (size_t k = 0; k < 3; k++) {
             if (at[k] < 0) continue;
             operands[k].data = search->memory + i * search->set_bytes + at[k];
-            TRY(gemm_fill(device, operands[k], 3 * i + k));
+            TRY(gemm_fill(device, &operands[k], 3 * i + k));
         }
     }
     return STATUS_OK;
@@ -96,15 +97,15 @@ static enum status fill_sets(struct device *device, const struct gemm *op, struc
 
 /* Memory for the operands, c first where it must be spared, and random numbers in them. None to be
  * had is no error. */
-static enum status place_operands(struct device *device, const struct gemm *op,
+static enum status place_operands(struct device *device, const struct gemm_call *op,
                                   struct search *search) {
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
     const size_t room = free_bytes - size_min(free_bytes, cuda_reserved_bytes);
-    search->c = op->accumulate ? add_operand(search, op->c, room) : -1;
+    search->c = op->accumulate ? add_operand(search, gemm_plain_operand(op->c), room) : -1;
     search->a = add_operand(search, op->a, room);
     search->b = add_operand(search, op->b, room);
-    if (!op->accumulate) search->c = add_operand(search, op->c, room);
+    if (!op->accumulate) search->c = add_operand(search, gemm_plain_operand(op->c), room);
     if (search->set_bytes == 0) return STATUS_OK;
     const size_t wanted = 2 * backend_of(device)->l2_bytes / search->set_bytes + 1;
     search->sets = size_min(size_min(wanted, SETS_MAX), room / search->set_bytes);
@@ -118,8 +119,9 @@ static enum status place_operands(struct device *device, const struct gemm *op,
 }
 
 /* The call on the i-th set of operands. */
-static struct gemm trial_of(const struct gemm *op, const struct search *search, size_t i) {
-    struct gemm trial = *op;
+static struct gemm_call trial_of(const struct gemm_call *op, const struct search *search,
+                                 size_t i) {
+    struct gemm_call trial = *op;
     char *set = search->memory + (search->sets == 0 ? 0 : i % search->sets * search->set_bytes);
     if (search->a >= 0) trial.a.data = set + search->a;
     if (search->b >= 0) trial.b.data = set + search->b;
@@ -128,12 +130,12 @@ static struct gemm trial_of(const struct gemm *op, const struct search *search, 
 }
 
 /* Whether a trial leaves an accumulating call's c alone. */
-static bool may_try(const struct gemm *op, const struct search *search) {
+static bool may_try(const struct gemm_call *op, const struct search *search) {
     return !op->accumulate || search->c >= 0;
 }
 
 /* Microseconds a call, over `calls`; a candidate that is refused when run gets a negative time. */
-static enum status time_calls(struct device *device, const struct gemm *op,
+static enum status time_calls(struct device *device, const struct gemm_call *op,
                               struct gemm_entry *entry, const struct search *search,
                               struct candidate *candidate, size_t calls) {
     cudaStream_t stream = backend_of(device)->stream;
@@ -141,7 +143,7 @@ static enum status time_calls(struct device *device, const struct gemm *op,
     candidate->us = -1.0f;
     CUDA_TRY(cudaEventRecord(search->begin, stream));
     for (size_t i = 0; i < calls; i++) {
-        const struct gemm trial = trial_of(op, search, i);
+        const struct gemm_call trial = trial_of(op, search, i);
         if (gemm_run(device, &trial, entry, &candidate->algorithm) != STATUS_OK) return STATUS_OK;
     }
     CUDA_TRY(cudaEventRecord(search->end, stream));
@@ -158,8 +160,8 @@ static int by_time(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static enum status time_all(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                            struct search *search) {
+static enum status time_all(struct device *device, const struct gemm_call *op,
+                            struct gemm_entry *entry, struct search *search) {
     for (size_t i = 0; i < search->count; i++) {
         TRY(time_calls(device, op, entry, search, &search->candidates[i], 1));
         if (search->candidates[i].us < 0.0f) continue;
@@ -183,8 +185,9 @@ static enum status time_all(struct device *device, const struct gemm *op, struct
 
 /* Runs the algorithm once on op's operands; *share: its largest error in units of what is allowed,
  * beyond 1 if it computed something else or was refused. */
-static enum status verify(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                          const cublasLtMatmulAlgo_t *algorithm, double *share) {
+static enum status verify(struct device *device, const struct gemm_call *op,
+                          struct gemm_entry *entry, const cublasLtMatmulAlgo_t *algorithm,
+                          double *share) {
     *share = 1e30;
     TRY(gemm_verify_begin(device, op));
     if (gemm_run(device, op, entry, algorithm) != STATUS_OK) return STATUS_OK;
@@ -201,8 +204,8 @@ static enum status refuse(const struct device *device, const struct gemm_entry *
                       gemm_text(text, &entry->key), device->name, search->count, share);
 }
 
-static enum status choose(struct device *device, const struct gemm *op, struct gemm_entry *entry,
-                          struct search *search) {
+static enum status choose(struct device *device, const struct gemm_call *op,
+                          struct gemm_entry *entry, struct search *search) {
     const bool trials = may_try(op, search);
     double share = 0.0;
     TRY(ask_heuristic(device, entry, search));
@@ -212,7 +215,7 @@ static enum status choose(struct device *device, const struct gemm *op, struct g
     for (size_t i = 0; i < search->count && search->candidates[i].us >= 0.0f; i++) {
         const struct candidate *candidate = &search->candidates[i];
         if (trials) {
-            const struct gemm trial = trial_of(op, search, 0);
+            const struct gemm_call trial = trial_of(op, search, 0);
             TRY(verify(device, &trial, entry, &candidate->algorithm, &share));
             if (share > 1.0) continue;
         }
@@ -228,7 +231,7 @@ static enum status choose(struct device *device, const struct gemm *op, struct g
     return refuse(device, entry, search, share);
 }
 
-static enum status check_kept(struct device *device, const struct gemm *op,
+static enum status check_kept(struct device *device, const struct gemm_call *op,
                               struct gemm_entry *entry) {
     double share = 0.0;
     TRY(verify(device, op, entry, &entry->algorithm, &share));
@@ -241,7 +244,8 @@ static enum status check_kept(struct device *device, const struct gemm *op,
                       backend_of(device)->gemm->cache_path, gemm_text(text, &entry->key), share);
 }
 
-enum status gemm_search(struct device *device, const struct gemm *op, struct gemm_entry *entry) {
+enum status gemm_search(struct device *device, const struct gemm_call *op,
+                        struct gemm_entry *entry) {
     struct search search = {0};
     enum status status = STATUS_OK;
     if (entry->chosen) return check_kept(device, op, entry);

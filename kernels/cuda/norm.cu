@@ -1,40 +1,28 @@
 /*
  * Layer norm fused with the residual addition before it (Ba et al., 2016). A row is read once,
- * kept in registers, and written once. Forward gives rows of up to 2048 to a warp each.
- * Otherwise, and in backward, a block works on ROWS rows at a time and each thread owns W
- * columns of them, so that backward's column sums stay in the thread that owns the column until
- * all rows are done.
+ * kept in registers, and written once. Forward: rows of up to 2048 belong to a warp each;
+ * otherwise a block works on ROWS rows at a time and each thread owns W columns of them. Backward
+ * is in norm_backward.cu.
+ *
+ * Where quantised copies are wanted, a block collects the codes of a strip of rows in shared memory
+ * and writes them transposed when the strip is full (quantise.cuh).
  */
-#include "base/checked.h"
-#include "kernels/cuda/cuda.h"
-#include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/norm.cuh"
+#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/quantise.h"
 
 namespace {
 
+using bf16 = __nv_bfloat16;
+
 enum {
     ROWS = 4,
-    BACK_ROWS = 2,
-    NARROW = 128,
-    MIDDLE = 256,
-    THREADS_MAX = 1024,
-    SUMS = 3,
-    WARP_THREADS = 128
+    WARP_THREADS = 128,
+    STRIP_THREADS = 256,
+    STRIP_WIDTH_MAX = 4096 /* a row in a warp's registers */
 };
 
 constexpr float EPSILON = 1e-5f;
-
-/* Threads of a block: one for each W columns, in whole warps; 0: the row is too wide. */
-int norm_threads(size_t columns) {
-    const size_t owners = columns % 8 == 0 ? columns / 8 : columns;
-    return owners > THREADS_MAX ? 0 : (int)align_up(owners, WARP);
-}
-
-enum status refuse_width(const char *operation, size_t columns) {
-    return status_set(STATUS_INTERNAL,
-                      "%s: expected a width that is a multiple of 8 up to 8192, or any up "
-                      "to 1024; found %zu",
-                      operation, columns);
-}
 
 template <typename T> struct forward_args {
     T *out, *residual;
@@ -61,7 +49,7 @@ __device__ inline void residual_sum(float (&x)[W], const forward_args<T> &a, siz
 }
 
 template <typename T, int W> __global__ void norm_forward_kernel(const forward_args<T> a) {
-    __shared__ float shared[2][THREADS_MAX / WARP * ROWS];
+    __shared__ float shared[2][NORM_THREADS_MAX / WARP * ROWS];
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;
     const float share = 1.0f / (float)a.columns;
@@ -109,15 +97,12 @@ template <typename T, int W> __global__ void norm_forward_kernel(const forward_a
     }
 }
 
-/* A warp a row, the row in its registers: no barrier. V groups of 8 numbers a lane, rows of up
- * to V * 256. */
+/* A warp makes a row in its registers, V groups of 8 numbers a lane, rows of up to V * 256: no
+ * barrier. x becomes the norm's result; everything else is stored. */
 template <typename T, int V>
-__global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const forward_args<T> a) {
-    const size_t row = (size_t)blockIdx.x * (WARP_THREADS / WARP) + threadIdx.x / WARP;
-    const int lane = (int)threadIdx.x % WARP;
+__device__ inline void norm_row(float (&x)[V][8], const forward_args<T> &a, size_t row, int lane) {
     const float share = 1.0f / (float)a.columns;
-    if (row >= a.rows) return;
-    float x[V][8] = {}, mean = 0.0f, variance = 0.0f;
+    float mean = 0.0f, variance = 0.0f;
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int column = (k * WARP + lane) * 8;
@@ -154,8 +139,89 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
         unpack(bias, load<T, 8>(a.bias + column));
 #pragma unroll
         for (int i = 0; i < 8; i++) x[k][i] = x[k][i] * rstd * weight[i] + bias[i];
+    }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const forward_args<T> a) {
+    const size_t row = (size_t)blockIdx.x * (WARP_THREADS / WARP) + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP;
+    if (row >= a.rows) return;
+    float x[V][8] = {};
+    norm_row<T, V>(x, a, row, lane);
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        const int column = (k * WARP + lane) * 8;
+        if (column >= a.columns) break;
         store(a.out + row * (size_t)a.columns + (size_t)column, pack<T, 8>(x[k]));
     }
+}
+
+/* The same with copies: `height` rows a block. Its strip leaves room for as many blocks as the
+ * registers of V groups do. */
+template <int V>
+__global__ void __launch_bounds__(STRIP_THREADS, V <= 3   ? 4
+                                                 : V <= 4 ? 3
+                                                 : V <= 8 ? 2
+                                                          : 1)
+    norm_forward_strip_kernel(const forward_args<bf16> a, const copies_args to, const int height) {
+    extern __shared__ uint4 strip_memory[];
+    uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory);
+    const int lane = (int)threadIdx.x % WARP;
+    const size_t first = (size_t)blockIdx.x * (size_t)height;
+    const float scale = to.stored ? 1.0f : to.state->scale;
+    float amax = 0.0f;
+    for (int r = (int)threadIdx.x / WARP; r < height && first + r < a.rows;
+         r += STRIP_THREADS / WARP) {
+        const size_t at = (first + r) * (size_t)a.columns;
+        float x[V][8] = {};
+        norm_row<bf16, V>(x, a, first + r, lane);
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            const int column = (k * WARP + lane) * 8;
+            if (column >= a.columns) break;
+            amax = larger_size8(amax, x[k]);
+            if (a.out != nullptr) store(a.out + at + (size_t)column, pack<bf16, 8>(x[k]));
+            if (to.row == nullptr) continue;
+            const uint2 codes = encode8(to.e5m2, x[k], scale);
+            *reinterpret_cast<uint2 *>(to.row + at + (size_t)column) = codes;
+            *reinterpret_cast<uint2 *>(strip + strip_at(height, a.columns, r, column / 4)) = codes;
+        }
+    }
+    raise_amax(to.state, to.stored ? as_stored<bf16>(amax) : amax);
+    if (to.transposed == nullptr) return;
+    __syncthreads();
+    strip_store(strip, height, a.columns, to, first);
+}
+
+template <int V>
+enum status run_strips(struct device *device, const forward_args<bf16> &a, const copies_args &to) {
+    const size_t shared_bytes = backend_of(device)->shared_bytes;
+    const int height = strip_height(64, a.columns, shared_bytes / 2);
+    const size_t bytes = strip_bytes(height, a.columns);
+    if (height == 0) return refuse_width("norm_forward with copies", (size_t)a.columns);
+    CUDA_TRY(cudaFuncSetAttribute(norm_forward_strip_kernel<V>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    norm_forward_strip_kernel<V>
+        <<<blocks_for(a.rows, (size_t)height), STRIP_THREADS, bytes, backend_of(device)->stream>>>(
+            a, to, height);
+    return cuda_launched("norm_forward");
+}
+
+enum status launch_strips(struct device *device, const forward_args<bf16> &a,
+                          const copies_args &to) {
+    const int groups = (a.columns + 255) / 256;
+    if (groups <= 2) return run_strips<2>(device, a, to);
+    if (groups == 3) return run_strips<3>(device, a, to);
+    if (groups == 4) return run_strips<4>(device, a, to);
+    if (groups == 5) return run_strips<5>(device, a, to);
+    if (groups <= 7) return run_strips<7>(device, a, to);
+    if (groups == 8) return run_strips<8>(device, a, to);
+    if (groups <= STRIP_WIDTH_MAX / 256) return run_strips<STRIP_WIDTH_MAX / 256>(device, a, to);
+    return status_set(STATUS_INTERNAL,
+                      "norm_forward: expected a width of at most %d for quantised "
+                      "copies, found %d",
+                      STRIP_WIDTH_MAX, a.columns);
 }
 
 template <typename T>
@@ -195,108 +261,20 @@ void launch_forward(const forward_args<T> &a, int threads, cudaStream_t stream) 
     }
 }
 
-template <typename T> struct backward_args {
-    T *residual_gradient;
-    const T *out_gradient, *residual, *weight;
-    const float *mean, *rstd;
-    float *partials; /* (blocks, SUMS, columns) */
-    size_t rows;
-    int columns;
-    bool overwrite, delta_bias;
-};
-
-/* BLOCK: the most threads a block may have; narrow rows leave registers for several such blocks. */
-template <typename T, int W, int BLOCK>
-__global__ void __launch_bounds__(BLOCK, BLOCK == NARROW   ? 5
-                                         : BLOCK == MIDDLE ? 3
-                                                           : 1)
-    norm_backward_kernel(const backward_args<T> a) {
-    __shared__ float shared[2][BLOCK / WARP * 2 * BACK_ROWS];
-    const int column = (int)threadIdx.x * W;
-    const bool mine = column < a.columns;
-    const float share = 1.0f / (float)a.columns;
-    Numbers<T, W> weight = {}; /* as it lies in memory: registers are short here */
-    float weight_sum[W] = {}, bias_sum[W] = {}, delta_sum[W] = {};
-    int turn = 0;
-    if (mine) weight = load<T, W>(a.weight + column);
-    for (size_t first = (size_t)blockIdx.x * BACK_ROWS; first < a.rows;
-         first += (size_t)gridDim.x * BACK_ROWS) {
-        Numbers<T, W> residual[BACK_ROWS], gradient[BACK_ROWS], past[BACK_ROWS];
-        float rstd[BACK_ROWS], mean[BACK_ROWS], sums[2 * BACK_ROWS] = {};
-#pragma unroll
-        for (int r = 0; r < BACK_ROWS; r++) {
-            const bool here = mine && first + r < a.rows;
-            const size_t at = (first + r) * (size_t)a.columns + (size_t)column;
-            if (here) {
-                residual[r] = load_once<T, W>(a.residual + at);
-                gradient[r] = load_once<T, W>(a.out_gradient + at);
-                if (!a.overwrite) past[r] = load_once<T, W>(a.residual_gradient + at);
-            }
-            mean[r] = here ? a.mean[first + r] : 0.0f;
-            rstd[r] = here ? a.rstd[first + r] : 0.0f;
-        }
-#pragma unroll
-        for (int r = 0; r < BACK_ROWS; r++) {
-            if (!mine || first + r >= a.rows) continue;
-            float x[W], g[W];
-            unpack(x, residual[r]);
-            unpack(g, gradient[r]);
-#pragma unroll
-            for (int i = 0; i < W; i++) {
-                const float xhat = (x[i] - mean[r]) * rstd[r];
-                weight_sum[i] += g[i] * xhat;
-                bias_sum[i] += g[i];
-                g[i] *= widen(weight.at[i]);
-                sums[2 * r] += g[i];
-                sums[2 * r + 1] += g[i] * xhat;
-            }
-        }
-        block_sums(sums, shared[turn]);
-        turn ^= 1;
-#pragma unroll
-        for (int r = 0; r < BACK_ROWS; r++) {
-            if (!mine || first + r >= a.rows) continue;
-            float x[W], g[W], out[W] = {};
-            unpack(x, residual[r]);
-            unpack(g, gradient[r]);
-            if (!a.overwrite) unpack(out, past[r]);
-#pragma unroll
-            for (int i = 0; i < W; i++) {
-                const float xhat = (x[i] - mean[r]) * rstd[r];
-                out[i] += rstd[r] * (g[i] * widen(weight.at[i]) - sums[2 * r] * share -
-                                     xhat * (sums[2 * r + 1] * share));
-                delta_sum[i] += out[i];
-            }
-            store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
-                  pack<T, W>(out));
-        }
-    }
-    if (!mine) return;
-    float *partials = a.partials + (size_t)blockIdx.x * SUMS * (size_t)a.columns + (size_t)column;
-    store(partials, pack<float, W>(weight_sum));
-    store(partials + a.columns, pack<float, W>(bias_sum));
-    if (a.delta_bias) store(partials + 2 * a.columns, pack<float, W>(delta_sum));
-}
-
-template <typename T, int W, int BLOCK>
-enum status run_backward(struct device *device, backward_args<T> a, int threads,
-                         const struct norm_backward *op) {
-    const char *const name = "norm_backward";
-    const size_t columns = (size_t)a.columns;
-    int resident = 0;
-    CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident,
-                                                           norm_backward_kernel<T, W, BLOCK>,
-                                                           threads, 0));
-    /* as many as the multiprocessors hold at once: one wave, and the fewest partial sums */
-    const size_t most = (size_t)backend_of(device)->multiprocessors * size_max(1, (size_t)resident);
-    const size_t blocks = size_min(size_min(ceil_div(a.rows, BACK_ROWS), most), COLUMN_PARTS_MAX);
-    float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
-    TRY(cuda_scratch(device, name, blocks * SUMS * columns * sizeof(float)));
-    a.partials = (float *)device->scratch;
-    norm_backward_kernel<T, W, BLOCK>
-        <<<(unsigned)blocks, threads, 0, backend_of(device)->stream>>>(a);
-    TRY(cuda_launched(name));
-    return cuda_column_sums(device, outs, SUMS, a.partials, blocks, columns, op->accumulate);
+template <typename T> forward_args<T> forward_args_of(const struct norm_forward *op) {
+    forward_args<T> a = {};
+    a.out = (T *)op->out.data;
+    a.residual = (T *)op->residual.data;
+    a.residual_in = (const T *)op->residual_in.data;
+    a.delta = op->delta == NULL ? nullptr : (const T *)op->delta->data;
+    a.delta_bias = op->delta_bias == NULL ? nullptr : (const T *)op->delta_bias->data;
+    a.weight = (const T *)op->weight.data;
+    a.bias = (const T *)op->bias.data;
+    a.mean = op->mean;
+    a.rstd = op->rstd;
+    a.rows = op->out.rows;
+    a.columns = (int)op->out.columns;
+    return a;
 }
 
 } /* namespace */
@@ -315,6 +293,7 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
     const enum dtype dtype = op->out.dtype;
     const int threads = norm_threads(columns);
     if (threads == 0) return refuse_width(name, columns);
+    TRY(cuda_output_check(name, &op->quantise, op->out.data == NULL, dtype, rows, columns));
     TRY(cuda_shape(name, "residual_in", op->residual_in, dtype, rows, columns));
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
@@ -324,50 +303,11 @@ extern "C" enum status cuda_norm_forward(struct device *device, const struct nor
     }
     if (op->delta_bias != NULL)
         TRY(cuda_shape(name, "delta_bias", *op->delta_bias, dtype, 1, columns));
-    FOR_DTYPE(dtype, {
-        forward_args<T> a = {};
-        a.out = (T *)op->out.data;
-        a.residual = (T *)op->residual.data;
-        a.residual_in = (const T *)op->residual_in.data;
-        a.delta = op->delta == NULL ? nullptr : (const T *)op->delta->data;
-        a.delta_bias = op->delta_bias == NULL ? nullptr : (const T *)op->delta_bias->data;
-        a.weight = (const T *)op->weight.data;
-        a.bias = (const T *)op->bias.data;
-        a.mean = op->mean;
-        a.rstd = op->rstd;
-        a.rows = rows;
-        a.columns = (int)columns;
-        launch_forward(a, threads, backend_of(device)->stream);
-    })
+    if (quantise_output_set(&op->quantise)) {
+        return launch_strips(device, forward_args_of<bf16>(op),
+                             copies_args_of(&op->quantise, rows));
+    }
+    FOR_DTYPE(dtype,
+              { launch_forward(forward_args_of<T>(op), threads, backend_of(device)->stream); })
     return cuda_launched(name);
-}
-
-extern "C" enum status cuda_norm_backward(struct device *device, const struct norm_backward *op) {
-    const char *const name = "norm_backward";
-    const size_t rows = op->residual.rows, columns = op->residual.columns;
-    const enum dtype dtype = op->residual.dtype;
-    const int threads = norm_threads(columns);
-    if (threads == 0) return refuse_width(name, columns);
-    TRY(cuda_shape(name, "residual_gradient", op->residual_gradient, dtype, rows, columns));
-    TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
-    TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
-    enum status status = STATUS_OK;
-    FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-                  backward_args<T> a = {};
-                  a.residual_gradient = (T *)op->residual_gradient.data;
-                  a.out_gradient = (const T *)op->out_gradient.data;
-                  a.residual = (const T *)op->residual.data;
-                  a.weight = (const T *)op->weight.data;
-                  a.mean = op->mean;
-                  a.rstd = op->rstd;
-                  a.rows = rows;
-                  a.columns = (int)columns;
-                  a.overwrite = op->overwrite_residual_gradient;
-                  a.delta_bias = op->delta_bias_gradient != NULL;
-                  status = threads <= NARROW ? run_backward<T, W, NARROW>(device, a, threads, op)
-                           : threads <= MIDDLE
-                               ? run_backward<T, W, MIDDLE>(device, a, threads, op)
-                               : run_backward<T, W, THREADS_MAX>(device, a, threads, op);
-              }))
-    return status;
 }

@@ -20,18 +20,11 @@ static enum status cuda_check_limits(const struct device *device, const struct o
 }
 
 static size_t cuda_scratch_bytes(const struct device *device, const struct op_limits *limits) {
-    size_t bytes = cuda_gemm_scratch_bytes();
+    size_t bytes = cuda_quantised_gemm_scratch_bytes(); /* the plain ones' too */
     bytes = size_max(bytes, cuda_column_scratch_bytes(limits));
     bytes = size_max(bytes, cuda_embedding_scratch_bytes(limits));
     bytes = size_max(bytes, cuda_reduce_scratch_bytes());
     return size_max(bytes, cuda_attention_scratch_bytes(device, limits));
-}
-
-/* The narrow recipes are refused until their operations are here. */
-static enum support cuda_scale_support(const struct device *device, enum scale_mode mode) {
-    (void)device;
-    (void)mode;
-    return SUPPORT_NONE;
 }
 
 const struct ops cuda_ops = {
@@ -39,6 +32,8 @@ const struct ops cuda_ops = {
     .scale_support = cuda_scale_support,
     .scratch_bytes = cuda_scratch_bytes,
     .gemm = cuda_gemm,
+    .quantised_gemm = cuda_quantised_gemm,
+    .quantise = cuda_quantise,
     .embedding_forward = cuda_embedding_forward,
     .embedding_backward = cuda_embedding_backward,
     .norm_forward = cuda_norm_forward,
@@ -54,6 +49,8 @@ const struct ops cuda_ops = {
     .loss_sum = cuda_loss_sum,
     .gradient_sumsq = cuda_gradient_sumsq,
     .step_begin = cuda_step_begin,
+    .scales_begin = cuda_scales_begin,
+    .scales_update = cuda_scales_update,
     .step_decide = cuda_step_decide,
     .adamw = cuda_adamw,
     .stream = cuda_stream,

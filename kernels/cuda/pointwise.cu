@@ -1,10 +1,13 @@
 /*
  * GELU with the bias before it, and gradients of biases. A warp covers WARP * W columns of a
- * row; each thread keeps its columns' bias and sums while the block walks down its rows.
+ * row; each thread keeps its columns' bias and sums while the block walks down its rows. Where
+ * quantised copies or the largest magnitude are wanted, the tiles of quantise.cuh do the same.
  */
 #include "base/checked.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/quantise.h"
 
 namespace {
 
@@ -127,6 +130,96 @@ __global__ void __launch_bounds__(WARP *LANES, RESIDENT)
     store_partials<W>(partials, sums, column, columns);
 }
 
+using bf16 = __nv_bfloat16;
+
+struct gelu_source {
+    using type = bf16;
+    struct raw {
+        Numbers<bf16, 8> x;
+    };
+    const bf16 *x, *bias;
+    Numbers<bf16, 8> b;
+    __device__ void column(size_t c) { b = load<bf16, 8>(bias + c); }
+    __device__ raw fetch(size_t at, size_t) const { return {load_once<bf16, 8>(x + at)}; }
+    __device__ void compute(float (&out)[8], const raw &r) const {
+        float u[8], shift[8];
+        unpack(u, r.x);
+        unpack(shift, b);
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = gelu(u[i] + shift[i]);
+    }
+};
+
+struct gelu_gradient_source {
+    using type = bf16;
+    struct raw {
+        Numbers<bf16, 8> x, gradient;
+    };
+    const bf16 *out_gradient, *x, *bias;
+    Numbers<bf16, 8> b;
+    __device__ void column(size_t c) { b = load<bf16, 8>(bias + c); }
+    __device__ raw fetch(size_t at, size_t) const {
+        return {load_once<bf16, 8>(x + at), load_once<bf16, 8>(out_gradient + at)};
+    }
+    __device__ void compute(float (&out)[8], const raw &r) const {
+        float u[8], shift[8];
+        unpack(out, r.gradient);
+        unpack(u, r.x);
+        unpack(shift, b);
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] *= gelu_slope(u[i] + shift[i]);
+    }
+};
+
+__global__ void __launch_bounds__(TILE_THREADS, 4)
+    gelu_forward_tiles_kernel(const gelu_source source, const __grid_constant__ tile_job job) {
+    tile_run<gelu_source, false>(source, job, blockIdx.x);
+}
+
+__global__ void __launch_bounds__(TILE_THREADS, 3)
+    gelu_backward_tiles_kernel(const gelu_gradient_source source,
+                               const __grid_constant__ tile_job job) {
+    tile_run<gelu_gradient_source, true>(source, job, blockIdx.x);
+}
+
+tile_job tile_job_of(const struct quantise_output *output, const struct tensor &values) {
+    tile_job job = {};
+    job.copies = copies_args_of(output, values.rows);
+    job.rows = values.rows;
+    job.columns = values.columns;
+    job.across = blocks_for(values.columns, TILE_COLUMNS);
+    job.down = tile_count(values.rows);
+    job.values = values.data;
+    return job;
+}
+
+enum status gelu_forward_tiles(struct device *device, const struct gelu_forward *op) {
+    const tile_job job = tile_job_of(&op->quantise, op->out);
+    const gelu_source source = {(const bf16 *)op->x.data, (const bf16 *)op->bias.data, {}};
+    gelu_forward_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0,
+                                backend_of(device)->stream>>>(source, job);
+    return cuda_launched("gelu_forward");
+}
+
+enum status gelu_backward_tiles(struct device *device, const struct gelu_backward *op) {
+    const char *const name = "gelu_backward";
+    struct tensor values = op->x;
+    values.data = op->x_gradient.data;
+    tile_job job = tile_job_of(&op->quantise, values);
+    job.down = (unsigned)size_min(job.down, COLUMN_PARTS_MAX);
+    job.partials = (float *)device->scratch;
+    TRY(cuda_scratch(device, name, job.down * job.columns * sizeof(float)));
+    const gelu_gradient_source source = {(const bf16 *)op->out_gradient.data,
+                                         (const bf16 *)op->x.data,
+                                         (const bf16 *)op->bias.data,
+                                         {}};
+    gelu_backward_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0,
+                                 backend_of(device)->stream>>>(source, job);
+    TRY(cuda_launched(name));
+    return cuda_column_sums(device, &op->bias_gradient, 1, job.partials, job.down, job.columns,
+                            op->accumulate);
+}
+
 struct outputs {
     float *at[COLUMN_SUMS_MAX];
 };
@@ -180,8 +273,11 @@ extern "C" enum status cuda_gelu_forward(struct device *device, const struct gel
     const char *const name = "gelu_forward";
     const size_t rows = op->out.rows, columns = op->out.columns;
     const enum dtype dtype = op->out.dtype;
+    const bool only = op->out.data == NULL;
     TRY(cuda_shape(name, "x", op->x, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
+    TRY(cuda_output_check(name, &op->quantise, only, dtype, rows, columns));
+    if (quantise_output_set(&op->quantise)) return gelu_forward_tiles(device, op);
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
                   const dim3 grid = column_grid(device, rows, columns, W, RESIDENT_FORWARD);
                   gelu_forward_kernel<T, W>
@@ -196,10 +292,13 @@ extern "C" enum status cuda_gelu_backward(struct device *device, const struct ge
     const char *const name = "gelu_backward";
     const size_t rows = op->x.rows, columns = op->x.columns;
     const enum dtype dtype = op->x.dtype;
+    const bool only = op->x_gradient.data == NULL;
     dim3 grid;
-    TRY(cuda_shape(name, "x_gradient", op->x_gradient, dtype, rows, columns));
+    if (!only) TRY(cuda_shape(name, "x_gradient", op->x_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "bias", op->bias, dtype, 1, columns));
+    TRY(cuda_output_check(name, &op->quantise, only, dtype, rows, columns));
+    if (quantise_output_set(&op->quantise)) return gelu_backward_tiles(device, op);
     FOR_WIDTH(columns, { grid = column_grid(device, rows, columns, W, RESIDENT); })
     TRY(cuda_scratch(device, name, grid.y * columns * sizeof(float)));
     float *partials = (float *)device->scratch;

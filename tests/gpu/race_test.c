@@ -10,6 +10,7 @@
 #ifdef HAVE_CUDART
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/gemm_call.h"
 
 static void test_rows(void **state) {
     (void)state;
@@ -72,15 +73,16 @@ static void test_gemm_check(void **state) {
                                   .b = b.host,
                                   .transpose_b = true,
                                   .accumulate = true};
+        const struct gemm_call call = gemm_call_of(&there);
         double worst = 0.0;
-        EXPECT_OK(gemm_verify_begin(&gpu, &there));
+        EXPECT_OK(gemm_verify_begin(&gpu, &call));
         EXPECT_OK(cpu.ops->gemm(&cpu, &host));
         EXPECT_OK(device_upload(&gpu, c.there.data, c.host.data, tensor_bytes(c.host)));
-        EXPECT_OK(gemm_verify(&gpu, &there, &worst));
+        EXPECT_OK(gemm_verify(&gpu, &call, &worst));
         assert_true(worst > 0.0 && worst <= 1.0);
         value_set(c.host, 799, value_at(c.host, 799) + 0.01);
         EXPECT_OK(device_upload(&gpu, c.there.data, c.host.data, tensor_bytes(c.host)));
-        EXPECT_OK(gemm_verify(&gpu, &there, &worst));
+        EXPECT_OK(gemm_verify(&gpu, &call, &worst));
         assert_true(worst > 1.0);
         FREE_PAIRS(&a, &b, &c);
     }
@@ -93,8 +95,9 @@ static void test_gemm_fill(void **state) {
     (void)state;
     for (size_t t = 0; t < TEST_DTYPES; t++) {
         struct pair x = pair_poison(test_dtypes[t], 1, 4099);
+        const struct gemm_operand operand = gemm_plain_operand(x.there);
         double sum = 0.0, squares = 0.0;
-        EXPECT_OK(gemm_fill(&gpu, x.there, 7));
+        EXPECT_OK(gemm_fill(&gpu, &operand, 7));
         EXPECT_OK(device_download(&gpu, x.host.data, x.there.data, tensor_bytes(x.host)));
         for (size_t i = 0; i < tensor_count(x.host); i++) {
             const double value = value_at(x.host, i);

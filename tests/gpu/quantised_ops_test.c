@@ -1,0 +1,367 @@
+/*
+ * The GPU's operations that quantise what they make, and products of quantised operands, against
+ * kernels/cpu (whose own oracles are in tests/kernels).
+ *
+ * Operations that compute first agree in FP32 up to rounding, so a code may differ by one step, and
+ * few do; their transposed copy must be the row copy transposed, byte for byte. Tolerances of
+ * products are those of kernels/cuda/gemm_check.cu for operands of unit variance, whose products
+ * have a root of squares of sqrt(K). One line a case.
+ */
+#include "tests/gpu/quantise_testing.h"
+
+/* Codes as numbers in order: neighbours in the format differ by one. */
+static int code_rank(uint8_t code) { return code & 0x80 ? -(code & 0x7F) : code; }
+
+/* The copies of an operation on both sides: codes at most a step apart, one in a hundred of them;
+ * the amax within rounding; the transposed copy exactly the other one. */
+static void expect_near(const char *name, const struct copies *c, double amax_tolerance) {
+    const size_t rows = c->host.row.rows, columns = c->host.row.columns, count = rows * columns;
+    uint8_t *row = test_memory(count), *transposed = test_memory(count);
+    struct scale_state got;
+    const struct scale_state *expected = c->host.row.state;
+    size_t different = 0;
+    EXPECT_OK(device_download(&gpu, row, c->codes[0].there, count));
+    EXPECT_OK(device_download(&gpu, transposed, c->codes[1].there, count));
+    EXPECT_OK(device_download(&gpu, &got, c->states.there, sizeof got));
+    for (size_t i = 0; i < count; i++) {
+        const int apart = abs(code_rank(row[i]) - code_rank(c->codes[0].host[i]));
+        if (apart > 1) {
+            fail_msg("%s: code %zu is 0x%02x, expected 0x%02x", name, i, row[i],
+                     c->codes[0].host[i]);
+        }
+        different += apart != 0;
+        if (transposed[i % columns * rows + i / columns] != row[i]) {
+            fail_msg("%s: the copies differ at (%zu, %zu)", name, i / columns, i % columns);
+        }
+    }
+    const double amax = (double)float_of_bits(got.amax_bits);
+    const double right = (double)float_of_bits(expected->amax_bits);
+    if (different > count / 100 + 2 || fabs(amax - right) > amax_tolerance * right) {
+        fail_msg("%s: %zu of %zu codes differ, amax %.9g for %.9g", name, different, count, amax,
+                 right);
+    }
+    printf("%s: %zu of %zu codes a step apart, amax %.9g for %.9g\n", name, different, count, amax,
+           right);
+    free(row);
+    free(transposed);
+}
+
+/* `result` NULL: only the copies were wanted. Under current scaling only the amax is: of what is
+ * stored, exactly. */
+static void expect_result(const char *name, const struct copies *c, bool current,
+                          const struct pair *result) {
+    struct scale_state got;
+    if (result != NULL) expect_same(name, result, 1e-5);
+    if (!current) {
+        expect_near(name, c, 1e-5);
+        return;
+    }
+    struct tensor stored = copied_tensor(result->host);
+    double most = 0.0;
+    EXPECT_OK(device_download(&gpu, stored.data, result->there.data, tensor_bytes(stored)));
+    EXPECT_OK(device_download(&gpu, &got, c->states.there, sizeof got));
+    for (size_t i = 0; i < tensor_count(stored); i++) most = fmax(most, fabs(value_at(stored, i)));
+    if ((double)float_of_bits(got.amax_bits) != most) {
+        fail_msg("%s: amax %.9g, the numbers' %.9g", name, (double)float_of_bits(got.amax_bits),
+                 most);
+    }
+    printf("%s: amax %.9g is that of what is stored\n", name, most);
+    free(stored.data);
+}
+
+static const struct shape producer_shapes[] = {{16, 16},    {48, 208},   {144, 1600}, {320, 768},
+                                               {208, 1280}, {1040, 768}, {80, 2048},  {32, 4096}};
+enum { PRODUCER_SHAPES = sizeof producer_shapes / sizeof producer_shapes[0] };
+
+struct producer {
+    const struct shape *s;
+    struct copies c;
+    struct quantise_output host, there;
+    bool current, stored;
+    char name[128];
+};
+
+static struct producer *producer_open(const char *what, const struct form *f, const struct shape *s,
+                                      bool current, bool stored) {
+    struct producer *p = test_memory(sizeof *p);
+    *p = (struct producer){.s = s, .current = current, .stored = stored};
+    p->c = copies_open(f, s->rows, s->columns, 55.5f);
+    p->host.copies = current ? NULL : &p->c.host;
+    p->there.copies = current ? NULL : &p->c.there;
+    p->host.amax = current ? p->c.host.row.state : NULL;
+    p->there.amax = current ? p->c.there.row.state : NULL;
+    snprintf(p->name, sizeof p->name, "%s, %s, %zu x %zu%s", what, current ? "amax" : f->name,
+             s->rows, s->columns, stored ? ", stored too" : "");
+    return p;
+}
+
+static void producer_close(struct producer *p) {
+    copies_close(&p->c);
+    free(p);
+}
+
+static struct tensor unless(struct tensor t, bool wanted) {
+    if (!wanted) t.data = NULL;
+    return t;
+}
+
+static void norm_forward_case(struct producer *p) {
+    const size_t rows = p->s->rows, columns = p->s->columns;
+    struct pair in = pair_random(DTYPE_BF16, rows, columns, 1, 0.3, 1.0);
+    struct pair d = pair_random(DTYPE_BF16, rows, columns, 2, 0.0, 1.0);
+    struct pair w = pair_random(DTYPE_BF16, 1, columns, 4, 1.0, 0.2);
+    struct pair b = pair_random(DTYPE_BF16, 1, columns, 5, 0.0, 0.2);
+    struct pair out = pair_poison(DTYPE_BF16, rows, columns);
+    struct pair residual = pair_poison(DTYPE_BF16, rows, columns);
+    struct pair statistics = pair_poison(DTYPE_F32, 2, rows);
+    for (int i = 0; i < 2; i++) {
+        const struct pair *const pairs[] = {&in, &d, &w, &b, &out, &residual, &statistics};
+        struct tensor t[7];
+        for (int k = 0; k < 7; k++) t[k] = i == 0 ? pairs[k]->host : pairs[k]->there;
+        const struct norm_forward op = {
+            .out = unless(t[4], p->stored),
+            .residual = t[5],
+            .residual_in = t[0],
+            .delta = &t[1],
+            .delta_bias = &t[3],
+            .weight = t[2],
+            .bias = t[3],
+            .mean = t[6].data,
+            .rstd = (float *)t[6].data + rows,
+            .quantise = i == 0 ? p->host : p->there,
+        };
+        struct device *device = i == 0 ? &cpu : &gpu;
+        EXPECT_OK(device->ops->norm_forward(device, &op));
+    }
+    expect_same("residual", &residual, 1e-6);
+    expect_result(p->name, &p->c, p->current, p->stored ? &out : NULL);
+    FREE_PAIRS(&in, &d, &w, &b, &out, &residual, &statistics);
+}
+
+static void norm_backward_case(struct producer *p) {
+    const size_t rows = p->s->rows, columns = p->s->columns;
+    struct pair gradient = pair_random(DTYPE_BF16, rows, columns, 1, 0.0, 1.0);
+    struct pair out_gradient = pair_random(DTYPE_BF16, rows, columns, 2, 0.0, 1.0);
+    struct pair residual = pair_random(DTYPE_BF16, rows, columns, 3, 0.0, 1.0);
+    struct pair w = pair_random(DTYPE_BF16, 1, columns, 4, 1.0, 0.2);
+    struct pair statistics = pair_of(filled_tensor(DTYPE_F32, 2, rows, 1.0));
+    struct pair sums = pair_poison(DTYPE_F32, 3, columns);
+    for (int i = 0; i < 2; i++) {
+        const struct pair *const pairs[] = {&gradient, &out_gradient, &residual,
+                                            &w,        &statistics,   &sums};
+        struct tensor t[6];
+        for (int k = 0; k < 6; k++) t[k] = i == 0 ? pairs[k]->host : pairs[k]->there;
+        const struct norm_backward op = {
+            .residual_gradient = t[0],
+            .out_gradient = t[1],
+            .residual = t[2],
+            .weight = t[3],
+            .mean = t[4].data,
+            .rstd = (float *)t[4].data + rows,
+            .weight_gradient = t[5].data,
+            .bias_gradient = (float *)t[5].data + columns,
+            .delta_bias_gradient = (float *)t[5].data + 2 * columns,
+            .quantise = i == 0 ? p->host : p->there,
+        };
+        struct device *device = i == 0 ? &cpu : &gpu;
+        EXPECT_OK(device->ops->norm_backward(device, &op));
+    }
+    expect_same("column sums", &sums, 1e-5 * sqrt((double)(rows * columns)));
+    expect_result(p->name, &p->c, p->current, &gradient);
+    FREE_PAIRS(&gradient, &out_gradient, &residual, &w, &statistics, &sums);
+}
+
+static void gelu_forward_case(struct producer *p) {
+    const size_t rows = p->s->rows, columns = p->s->columns;
+    struct pair x = pair_random(DTYPE_BF16, rows, columns, 1, 0.0, 2.0);
+    struct pair b = pair_random(DTYPE_BF16, 1, columns, 2, 0.0, 1.0);
+    struct pair out = pair_poison(DTYPE_BF16, rows, columns);
+    const struct gelu_forward host = {.out = unless(out.host, p->stored),
+                                      .x = x.host,
+                                      .bias = b.host,
+                                      .quantise = p->host};
+    const struct gelu_forward there = {.out = unless(out.there, p->stored),
+                                       .x = x.there,
+                                       .bias = b.there,
+                                       .quantise = p->there};
+    EXPECT_OK(cpu.ops->gelu_forward(&cpu, &host));
+    EXPECT_OK(gpu.ops->gelu_forward(&gpu, &there));
+    expect_result(p->name, &p->c, p->current, p->stored ? &out : NULL);
+    FREE_PAIRS(&x, &b, &out);
+}
+
+static void gelu_backward_case(struct producer *p) {
+    const size_t rows = p->s->rows, columns = p->s->columns;
+    struct pair x = pair_random(DTYPE_BF16, rows, columns, 1, 0.0, 2.0);
+    struct pair b = pair_random(DTYPE_BF16, 1, columns, 2, 0.0, 1.0);
+    struct pair g = pair_random(DTYPE_BF16, rows, columns, 3, 0.0, 1.0);
+    struct pair out = pair_poison(DTYPE_BF16, rows, columns);
+    struct pair sums = pair_random(DTYPE_F32, 1, columns, 4, 0.0, 1.0);
+    for (int i = 0; i < 2; i++) {
+        const struct gelu_backward op = {
+            .x_gradient = unless(i == 0 ? out.host : out.there, p->stored),
+            .out_gradient = i == 0 ? g.host : g.there,
+            .x = i == 0 ? x.host : x.there,
+            .bias = i == 0 ? b.host : b.there,
+            .bias_gradient = i == 0 ? sums.host.data : sums.there.data,
+            .accumulate = true,
+            .quantise = i == 0 ? p->host : p->there,
+        };
+        struct device *device = i == 0 ? &cpu : &gpu;
+        EXPECT_OK(device->ops->gelu_backward(device, &op));
+    }
+    expect_same("bias gradient", &sums, 1e-6 * sqrt((double)rows) * 16);
+    expect_result(p->name, &p->c, p->current, p->stored ? &out : NULL);
+    FREE_PAIRS(&x, &b, &g, &out, &sums);
+}
+
+/* The last seven columns are padding; every fifth token has no target. */
+static void cross_entropy_case(struct producer *p) {
+    const size_t rows = p->s->rows, columns = p->s->columns, vocabulary = columns - 7;
+    struct pair logits = pair_random(DTYPE_BF16, rows, columns, 1, 0.0, 3.0);
+    struct pair losses = pair_poison(DTYPE_F32, 1, rows);
+    struct pair scale = pair_of(filled_tensor(DTYPE_F32, 1, 1, 2.0));
+    struct bytes targets = bytes_of(rows * sizeof(int32_t), 0);
+    for (size_t n = 0; n < rows; n++) {
+        const int32_t target = n % 5 == 4 ? -1 : (int32_t)(n * 37 % vocabulary);
+        memcpy(targets.host + n * sizeof target, &target, sizeof target);
+    }
+    EXPECT_OK(device_upload(&gpu, targets.there, targets.host, targets.count));
+    for (int i = 0; i < 2; i++) {
+        const struct cross_entropy op = {
+            .logits = i == 0 ? logits.host : logits.there,
+            .targets = (const void *)(i == 0 ? targets.host : targets.there),
+            .losses = i == 0 ? losses.host.data : losses.there.data,
+            .vocabulary = vocabulary,
+            .write_gradient = true,
+            .gradient_scale = 16.0f,
+            .loss_scale = i == 0 ? scale.host.data : scale.there.data,
+            .quantise = i == 0 ? p->host : p->there,
+        };
+        struct device *device = i == 0 ? &cpu : &gpu;
+        EXPECT_OK(device->ops->cross_entropy(device, &op));
+    }
+    expect_same("losses", &losses, 2e-5);
+    expect_result(p->name, &p->c, p->current, p->current ? &logits : NULL);
+    bytes_free(&targets);
+    FREE_PAIRS(&logits, &losses, &scale);
+}
+
+static void test_producers(void **state) {
+    static const struct {
+        const char *name;
+        void (*run)(struct producer *);
+        bool always_stored;
+    } producers[] = {{"norm_forward", norm_forward_case, false},
+                     {"norm_backward", norm_backward_case, true},
+                     {"gelu_forward", gelu_forward_case, false},
+                     {"gelu_backward", gelu_backward_case, false},
+                     {"cross_entropy", cross_entropy_case, false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof producers / sizeof producers[0]; i++) {
+        for (size_t k = 0; k < PRODUCER_SHAPES; k++) {
+            for (int mode = 0; mode < 4; mode++) { /* e4m3, e5m2, stored too, amax */
+                const bool stored = mode >= 2 || producers[i].always_stored;
+                struct producer *p = producer_open(producers[i].name, &forms[mode == 1],
+                                                   &producer_shapes[k], mode == 3, stored);
+                producers[i].run(p);
+                producer_close(p);
+            }
+        }
+    }
+}
+
+/* ---- products ---- */
+
+static const struct product {
+    const struct form *a, *b;
+} products[] = {
+    {&forms[0], &forms[0]}, {&forms[0], &forms[1]}, {&forms[1], &forms[0]}, {&forms[4], &forms[4]},
+    {&forms[4], &forms[6]}, {&forms[6], &forms[4]}, {&forms[7], &forms[7]}, {&forms[8], &forms[9]},
+};
+enum { PRODUCTS = sizeof products / sizeof products[0] };
+
+static double product_tolerance(const struct product *p, size_t k, bool fast, bool native) {
+    const double spread = sqrt((double)k), sum = 5.0 * spread;
+    const double plain = 0x1p-20 * (double)k; /* of k products around 1 in size */
+    if (!native) return plain;
+    if (fast && p->a->mode == SCALE_TENSOR) {
+        return plain + 0x1p-13 * (double)k / 16.0 * (sum + 4.0 * spread);
+    }
+    return plain + 0x1p-11 * sum + 0x1p-9 * sqrt(fmax(1.0, (double)k / 128.0)) * spread;
+}
+
+static void quantise_both(const struct form *f, struct copies *c, const struct pair *in) {
+    struct form current = *f;
+    current.scaling = SCALING_CURRENT;
+    current.amax_known = false;
+    const struct quantise host = quantise_of(&current, c->host, in->host, NULL);
+    const struct quantise there = quantise_of(&current, c->there, in->there, NULL);
+    EXPECT_OK(cpu.ops->quantise(&cpu, &host, 1));
+    EXPECT_OK(gpu.ops->quantise(&gpu, &there, 1));
+}
+
+static void product_case(const struct product *p, const size_t shape[3], enum dtype result,
+                         bool with_bias, bool accumulate, bool fast) {
+    const size_t m = shape[0], n = shape[1], k = shape[2];
+    const enum support support = gpu.ops->scale_support(&gpu, p->a->mode);
+    char name[160];
+    struct pair a = pair_random(DTYPE_BF16, m, k, 1, 0.0, 1.0);
+    struct pair b = pair_random(DTYPE_BF16, n, k, 2, 0.0, 1.0);
+    struct pair bias = pair_random(result, 1, n, 3, 0.0, 1.0);
+    struct pair c = accumulate ? pair_random(result, m, n, 4, 0.0, 1.0) : pair_poison(result, m, n);
+    struct copies qa = copies_open(p->a, m, k, 1.0f), qb = copies_open(p->b, n, k, 1.0f);
+    snprintf(name, sizeof name, "%zu x %zu x %zu, %s by %s -> %s%s%s%s", m, n, k, p->a->name,
+             p->b->name, dtype_name(result), with_bias ? ", bias" : "",
+             accumulate ? ", accumulate" : "", fast ? ", fast" : "");
+    quantise_both(p->a, &qa, &a);
+    quantise_both(p->b, &qb, &b);
+    for (int i = 0; i < 2; i++) {
+        struct device *device = i == 0 ? &cpu : &gpu;
+        const struct tensor *bias_at = i == 0 ? &bias.host : &bias.there;
+        const struct quantised_gemm op = {
+            .c = i == 0 ? c.host : c.there,
+            .a = i == 0 ? qa.host.row : qa.there.row,
+            .b = i == 0 ? qb.host.row : qb.there.row,
+            .accumulate = accumulate,
+            .fast = fast,
+            .bias = with_bias ? bias_at : NULL,
+        };
+        if (i == 1 && support == SUPPORT_NONE) {
+            expect_status(STATUS_DEVICE, device->ops->quantised_gemm(device, &op));
+            printf("product %s: refused: %s\n", name, status_message());
+        } else {
+            EXPECT_OK(device->ops->quantised_gemm(device, &op));
+        }
+    }
+    if (support != SUPPORT_NONE) {
+        expect_same(name, &c, product_tolerance(p, k, fast, support == SUPPORT_NATIVE));
+        printf("product %s: %s, right\n", name, support == SUPPORT_NATIVE ? "native" : "emulated");
+    }
+    copies_close(&qa);
+    copies_close(&qb);
+    FREE_PAIRS(&a, &b, &bias, &c);
+}
+
+static void test_products(void **state) {
+    static const size_t product_shapes[][3] = {{128, 256, 640}, {272, 208, 1600}, {64, 96, 4096}};
+    (void)state;
+    for (size_t i = 0; i < PRODUCTS; i++) {
+        for (size_t k = 0; k < 3; k++) {
+            product_case(&products[i], product_shapes[k], DTYPE_BF16, false, false, true);
+            product_case(&products[i], product_shapes[k], DTYPE_BF16, true, false, false);
+            product_case(&products[i], product_shapes[k], DTYPE_F32, false, true, false);
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_producers),
+        cmocka_unit_test(test_products),
+    };
+    if (!quantise_devices_open()) return 0;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    devices_close();
+    return failed;
+}
