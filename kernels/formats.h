@@ -147,6 +147,12 @@ DEEPWELL_HOST_DEVICE static inline float scale_from_amax(float amax, float large
     return factor < SCALE_FACTOR_MAX ? factor : SCALE_FACTOR_MAX;
 }
 
+/* 1 / factor: what decoded numbers are multiplied by. Processors differ in the bits of the NaN that
+ * they make of a NaN; this is always the same one. */
+DEEPWELL_HOST_DEVICE static inline float scale_inverse(float factor) {
+    return format_is_nan(factor) ? float_of_bits(0x7FC00000u) : 1.0f / factor;
+}
+
 /* MXFP8's scale of a block, 2^(code - 127) at or above amax / 448: rounded up, so that nothing
  * saturates ("Recipes for pre-training LLMs with MXFP8", arXiv 2506.08027; the floor rule of the
  * OCP specification would let a block's largest numbers saturate in one of five blocks). At least

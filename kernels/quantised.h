@@ -78,7 +78,7 @@ struct scale_state {
 /* Scale and inverse from the amax of the tensor itself: "current" scaling. */
 DEEPWELL_HOST_DEVICE static inline void scale_state_current(struct scale_state *s) {
     s->scale = scale_from_amax(float_of_bits(s->amax_bits), s->largest);
-    s->inverse = 1.0f / s->scale;
+    s->inverse = scale_inverse(s->scale);
 }
 
 /* Start of a micro-batch; clear_amax: under current scaling. */
@@ -94,7 +94,7 @@ DEEPWELL_HOST_DEVICE static inline void scale_state_from_history(struct scale_st
         most = s->history[i] > most ? s->history[i] : most;
     }
     s->scale = scale_from_amax(most, s->largest);
-    s->inverse = 1.0f / s->scale;
+    s->inverse = scale_inverse(s->scale);
 }
 
 /* End of a step that is applied. `enter`, under delayed scaling: the step's amax (finite) enters the

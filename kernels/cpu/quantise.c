@@ -96,7 +96,7 @@ static void write_block(const struct block_writer *w, size_t row, size_t column,
     case SCALE_1X128:
     case SCALE_128X128:
         factor = scale_from_amax(amax, format_max(c->format));
-        ((float *)c->scales)[at] = 1.0f / factor;
+        ((float *)c->scales)[at] = scale_inverse(factor);
         break;
     case SCALE_MX:
         code = ue8m0_from_amax(amax);

@@ -262,7 +262,7 @@ __device__ inline float tile_scale(const struct tile_job &job, unsigned block) {
     const float scale = scale_from_amax(__uint_as_float(state->amax_bits), state->largest);
     if (block == 0 && threadIdx.x == 0) { /* the other blocks read neither */
         state->scale = scale;
-        state->inverse = 1.0f / scale;
+        state->inverse = scale_inverse(scale);
     }
     return scale;
 }

@@ -81,7 +81,7 @@ struct writer {
                                         copy.state->largest);
         if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
             copy.state->scale = tensor_factor; /* the other blocks read neither */
-            copy.state->inverse = 1.0f / tensor_factor;
+            copy.state->inverse = scale_inverse(tensor_factor);
         }
     }
 
@@ -100,7 +100,7 @@ struct writer {
             return float_from_e4m3(code);
         }
         const float factor = scale_from_amax(amax, format_max(copy.format));
-        if (store_it) ((float *)copy.scales)[at] = 1.0f / factor;
+        if (store_it) ((float *)copy.scales)[at] = scale_inverse(factor);
         return factor;
     }
 

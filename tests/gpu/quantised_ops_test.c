@@ -344,7 +344,7 @@ static void product_case(const struct product *p, const size_t shape[3], enum dt
 }
 
 static void test_products(void **state) {
-    static const size_t product_shapes[][3] = {{128, 256, 640}, {272, 208, 1600}, {64, 96, 4096}};
+    static const size_t product_shapes[][3] = {{128, 256, 640}, {288, 224, 1600}, {64, 96, 4096}};
     (void)state;
     for (size_t i = 0; i < PRODUCTS; i++) {
         for (size_t k = 0; k < 3; k++) {
