@@ -69,7 +69,7 @@ struct gemm_service {
     struct gemm_entry *entries; /* of the shapes that this process asked for */
     size_t count, capacity;
     struct gemm_cache cache;
-    bool unkept; /* device.note says that the file cannot be written */
+    bool unkept;                        /* device.note says that the file cannot be written */
     struct gemm_room rooms[GEMM_ROOMS]; /* the last is the largest */
     size_t room_count;
 };

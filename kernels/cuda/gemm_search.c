@@ -35,9 +35,9 @@ struct search {
     struct candidate candidates[GEMM_CANDIDATES];
     size_t count;
     cudaEvent_t begin, end;
-    char *memory;           /* sets x set_bytes; NULL: nothing fitted */
-    size_t sets, set_bytes; /* copies of the operands that fitted */
-    ptrdiff_t a, b, c;      /* where in a set; negative: the call's own */
+    char *memory;             /* sets x set_bytes; NULL: nothing fitted */
+    size_t sets, set_bytes;   /* copies of the operands that fitted */
+    ptrdiff_t a, b, c;        /* where in a set; negative: the call's own */
     char wrong[REASON_BYTES]; /* of the last candidate that failed: how */
 };
 
@@ -263,10 +263,11 @@ static enum status check_kept(struct device *device, const struct gemm_call *op,
     TRY(verify(device, op, entry, &entry->algorithm, wrong));
     entry->verified = wrong[0] == '\0';
     if (entry->verified) return STATUS_OK;
-    return status_set(STATUS_DEVICE,
-                      "%s: the algorithm kept for a GEMM of %s does not compute it (%s): remove the "
-                      "file, and the search will run again",
-                      backend_of(device)->gemm->cache.path, gemm_text(text, &entry->key), wrong);
+    return status_set(
+        STATUS_DEVICE,
+        "%s: the algorithm kept for a GEMM of %s does not compute it (%s): remove the "
+        "file, and the search will run again",
+        backend_of(device)->gemm->cache.path, gemm_text(text, &entry->key), wrong);
 }
 
 enum status gemm_search(struct device *device, const struct gemm_call *op,

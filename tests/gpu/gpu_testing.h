@@ -11,6 +11,7 @@
 
 #include <stdio.h>
 
+#include "tests/gpu/presence.h"
 #include "tests/kernels/testing.h"
 
 static struct device cpu, gpu;
@@ -89,12 +90,10 @@ static inline void scratch_open(struct device *device, const struct op_limits *l
 /* Opens both devices with scratch memory for these shapes; false, saying why, without a GPU. */
 static inline bool devices_open(const struct device_options *options,
                                 const struct op_limits *limits, size_t count) {
-    if (device_open_cuda(&gpu, options) != STATUS_OK) {
-        printf("skipped: %s\n", status_message());
-        return false;
-    }
+    if (gpu_missing()) return false;
+    gpu_open(&gpu, options);
     printf("%s; %s\n", gpu.name, gpu.note);
-    if (device_open_cpu(&cpu, 0) != STATUS_OK) return false;
+    if (device_open_cpu(&cpu, 0) != STATUS_OK) gpu_test_stop("the CPU does not open");
     scratch_open(&gpu, limits, count);
     scratch_open(&cpu, limits, count);
     return true;
