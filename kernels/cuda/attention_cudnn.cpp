@@ -133,7 +133,8 @@ extern "C" enum status cudnn_attention_open(struct cudnn_attention **out, cudaSt
     if (fe::cudnn_dlhandle == nullptr)
         fe::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
     if (fe::cudnn_dlhandle == nullptr) {
-        std::snprintf(why, CUDNN_WHY_BYTES, "cuDNN does not load (%s): install libcudnn.so.9 where the loader finds it",
+        std::snprintf(why, CUDNN_WHY_BYTES,
+                      "cuDNN does not load (%s): install libcudnn.so.9 where the loader finds it",
                       dlerror());
         return STATUS_OK;
     }

@@ -79,8 +79,8 @@ void gemm_note_unkept(struct device *device, const char *why) {
     if (service->unkept) return;
     service->unkept = true;
     cuda_note(device,
-              "the choice of GEMMs is not kept (%.200s): each start searches again, and runs repeat "
-              "bit for bit only with a kept file or gemm.search = off",
+              "the choice of GEMMs is not kept (%.200s): each start searches again, and runs "
+              "repeat bit for bit only with a kept file or gemm.search = off",
               why);
 }
 

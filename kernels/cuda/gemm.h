@@ -85,8 +85,8 @@ void gemm_note_unkept(struct device *device, const char *why);
 
 bool gemm_key_same(const struct gemm_key *a, const struct gemm_key *b);
 
-/* The entry of this key, made (descriptors, and the algorithm that the file has) if it is new. Valid
- * until the next is asked for. */
+/* The entry of this key, made (descriptors, and the algorithm that the file has) if it is new.
+ * Valid until the next is asked for. */
 enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *key,
                            struct gemm_entry **out);
 

@@ -1,6 +1,6 @@
 /*
- * When a test of the GPU may skip: only without a build with CUDA, a driver, or a device. A GPU that
- * is there and does not open is a failure.
+ * When a test of the GPU may skip: only without a build with CUDA, a driver, or a device. A GPU
+ * that is there and does not open is a failure. Called by the tests of tests/gpu; owns nothing.
  */
 #ifndef DEEPWELL_TESTS_GPU_PRESENCE_H_
 #define DEEPWELL_TESTS_GPU_PRESENCE_H_
