@@ -7,9 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "base/clock.h"
 
 enum status path_join(char out[PATH_BYTES], const char *folder, const char *name) {
     const size_t length = strlen(folder);
@@ -222,7 +226,7 @@ static enum status write_all(int file, const char *path, const void *data, size_
 
 enum status file_write_durable(const char *path, const void *data, size_t bytes) {
     char temporary[PATH_BYTES], folder[PATH_BYTES];
-    const int length = snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    const int length = snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
     if (length < 0 || (size_t)length >= sizeof temporary) {
         return status_set(STATUS_CONFIG, "the path %.100s... is too long", path);
     }
@@ -250,3 +254,23 @@ enum status file_write_durable(const char *path, const void *data, size_t bytes)
     }
     return folder_sync(folder);
 }
+
+enum status file_lock(const char *path, double seconds, int *lock) {
+    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+    const double until = clock_seconds() + seconds;
+    *lock = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
+    if (*lock < 0) return status_set(STATUS_IO, "cannot open %s: %s", path, strerror(errno));
+    while (flock(*lock, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EINTR || (errno == EWOULDBLOCK && clock_seconds() < until)) {
+            nanosleep(&pause, NULL);
+            continue;
+        }
+        enum status status = status_set(STATUS_IO, "cannot lock %s: %s", path, strerror(errno));
+        file_unlock(*lock);
+        *lock = -1;
+        return status;
+    }
+    return STATUS_OK;
+}
+
+void file_unlock(int lock) { close(lock); }

@@ -41,8 +41,14 @@ struct file_map {
 enum status file_map_open(const char *path, struct file_map *map);
 void file_map_close(struct file_map *map);
 
-/* Writes the text under a temporary name beside `path`, fsyncs, renames, fsyncs the folder. */
+/* Writes the text as PATH.PID.tmp, fsyncs, renames it to `path`, fsyncs the folder. */
 enum status file_write_durable(const char *path, const void *data, size_t bytes);
+
+/* The exclusive lock (flock) of the file at `path`, which is made if need be and stays, empty. It
+ * keeps out other processes that ask for it, and ends with the process. STATUS_IO if it cannot be
+ * had within `seconds`. */
+enum status file_lock(const char *path, double seconds, int *lock);
+void file_unlock(int lock);
 
 /* fsync of a folder, so that the names in it survive a crash. */
 enum status folder_sync(const char *path);

@@ -113,8 +113,9 @@ enum status device_seconds_between(struct device *device, size_t first, size_t s
 
 /* What operations are asked for between begin and end is not run but kept, to be run as often as
  * wanted with one call (CUDA graphs): the same operations on the same memory, so the same bits.
- * Only where device_records(); everything recorded must have run once before. record_end also
- * ends a recording that failed (*out NULL). */
+ * Only where device_records(); everything recorded must have run once before. A recording in which
+ * an operation failed is ended too, with out NULL: nothing is kept, and the operation's message
+ * stays; where the failure broke the recording itself, it also stays with out, and *out is NULL. */
 bool device_records(const struct device *device);
 enum status device_record_begin(struct device *device);
 enum status device_record_end(struct device *device, struct device_recording **out);

@@ -1,7 +1,8 @@
 /*
  * Which attention runs: cuDNN for BF16 and FP16, the own kernels of attention_simple.cu for FP32
- * and where there is no cuDNN, which device.note says. A shape that cuDNN refuses is refused: the
- * own kernels are ten times slower. Plans are built when limits are checked.
+ * and where options.own_attention asks for them. Without cuDNN, and for a shape that cuDNN refuses,
+ * the two-byte formats are refused: the own kernels are ten times slower. Plans are built when
+ * limits are checked.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,28 +13,26 @@
 #include "kernels/cuda/cuda.h"
 
 struct attention_service {
-    struct cudnn_attention *cudnn; /* NULL: own kernels */
+    struct cudnn_attention *cudnn; /* NULL: none, for the reason in `why` */
+    bool own;                      /* own kernels in every format */
     bool deterministic;
+    char why[CUDNN_WHY_BYTES];
 };
 
 enum status attention_service_open(struct device *device) {
     const struct device_options *options = &backend_of(device)->options;
     struct attention_service *service = calloc(1, sizeof *service);
-    char why[CUDNN_WHY_BYTES] = "";
     if (service == NULL) return status_set(STATUS_MEMORY, "out of host memory for attention");
     backend_of(device)->attention = service;
     service->deterministic = !options->attention_any_order;
-    if (options->own_attention) return STATUS_OK;
-    TRY(cudnn_attention_open(&service->cudnn, backend_of(device)->stream, why));
+    service->own = options->own_attention;
+    if (service->own) return STATUS_OK;
+    TRY(cudnn_attention_open(&service->cudnn, backend_of(device)->stream, service->why));
     if (service->cudnn == NULL) {
-        snprintf(device->note, sizeof device->note,
-                 "attention in bf16 and fp16 runs on own kernels, some ten times slower than "
-                 "cuDNN's: %s",
-                 why);
+        cuda_note(device, "no attention in bf16 and fp16: %s", service->why);
     } else if (!service->deterministic) {
-        snprintf(device->note, sizeof device->note,
-                 "not deterministic: attention's backward pass in bf16 and fp16 adds in any order "
-                 "(attention.backward = fast)");
+        cuda_note(device, "not deterministic: attention's backward pass in bf16 and fp16 adds in "
+                          "any order (attention.backward = fast)");
     }
     return STATUS_OK;
 }
@@ -44,9 +43,18 @@ void attention_service_close(struct attention_service *service) {
     free(service);
 }
 
-/* FP32 has own kernels only, the two-byte formats have them where there is no cuDNN. */
+/* FP32 has own kernels only. */
 static bool on_cudnn(const struct device *device, enum dtype dtype) {
-    return backend_of(device)->attention->cudnn != NULL && dtype != DTYPE_F32;
+    return !backend_of(device)->attention->own && dtype != DTYPE_F32;
+}
+
+static enum status need_cudnn(const struct device *device, enum dtype dtype) {
+    const struct attention_service *service = backend_of(device)->attention;
+    if (service->cudnn != NULL) return STATUS_OK;
+    return status_set(STATUS_DEVICE,
+                      "attention in %s on a GPU runs on cuDNN, the own kernels being ten times "
+                      "slower: %s; or set precision.recipe = fp32",
+                      dtype_name(dtype), service->why);
 }
 
 static struct cudnn_attention_shape shape_of(const struct device *device, size_t batch,
@@ -76,22 +84,32 @@ static struct cudnn_attention_shape shape_of_limits(const struct device *device,
                     limits->heads, limits->head_width, limits->dtype, backward);
 }
 
-static enum status check_own(const struct op_limits *limits) {
+static enum status check_own(const struct device *device, const struct op_limits *limits,
+                             bool backward) {
     const size_t batch = whole_sequences(limits) ? limits->tokens / limits->sequence_length : 1;
-    if (limits->head_width <= ATTENTION_WIDTH_MAX && limits->heads * batch <= ATTENTION_HEADS_MAX) {
-        return STATUS_OK;
+    if (limits->head_width > ATTENTION_WIDTH_MAX || limits->heads * batch > ATTENTION_HEADS_MAX) {
+        return status_set(STATUS_DEVICE,
+                          "expected at most %d columns a head and %d heads in all sequences "
+                          "together for attention in %s, found %zu columns, %zu heads in %zu "
+                          "sequences: change model.heads, or lower train.micro_batch",
+                          ATTENTION_WIDTH_MAX, ATTENTION_HEADS_MAX, dtype_name(limits->dtype),
+                          limits->head_width, limits->heads, batch);
     }
+    const size_t wanted = simple_attention_shared_bytes(limits->head_width, backward);
+    if (wanted <= backend_of(device)->shared_bytes) return STATUS_OK;
     return status_set(STATUS_DEVICE,
-                      "expected at most %d columns a head and %d heads in all sequences together "
-                      "for attention in %s, found %zu columns, %zu heads in %zu sequences: change "
-                      "model.heads, or lower train.micro_batch",
-                      ATTENTION_WIDTH_MAX, ATTENTION_HEADS_MAX, dtype_name(limits->dtype),
-                      limits->head_width, limits->heads, batch);
+                      "attention in %s with heads of %zu columns needs %zu bytes of shared memory "
+                      "a block, %s has %zu: raise model.heads",
+                      dtype_name(limits->dtype), limits->head_width, wanted, device->name,
+                      backend_of(device)->shared_bytes);
 }
 
 enum status cuda_attention_check(const struct device *device, const struct op_limits *limits,
                                  bool backward) {
-    if (!on_cudnn(device, limits->dtype) || !whole_sequences(limits)) return check_own(limits);
+    if (!on_cudnn(device, limits->dtype) || !whole_sequences(limits)) {
+        return check_own(device, limits, backward);
+    }
+    TRY(need_cudnn(device, limits->dtype));
     if (limits->head_width % 8 != 0) { /* cuDNN loads 16 bytes at a time */
         return status_set(STATUS_DEVICE,
                           "expected heads of a multiple of 8 columns for attention in %s on a GPU, "
@@ -107,15 +125,14 @@ enum status cuda_attention_check(const struct device *device, const struct op_li
     return STATUS_OK;
 }
 
-/* A shape that cuDNN refuses needs none: cuda_attention_check() or the operation itself says so. */
+/* Only what the check built counts: a plan of a pass that nobody runs takes seconds to build. */
 size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits) {
+    const struct cudnn_attention *cudnn = backend_of(device)->attention->cudnn;
     size_t most = limits->tokens * limits->heads * sizeof(float);
-    if (!on_cudnn(device, limits->dtype) || !whole_sequences(limits)) return most;
+    if (cudnn == NULL || !on_cudnn(device, limits->dtype) || !whole_sequences(limits)) return most;
     for (int pass = 0; pass < 2; pass++) {
         const struct cudnn_attention_shape shape = shape_of_limits(device, limits, pass == 1);
-        struct cudnn_attention *cudnn = backend_of(device)->attention->cudnn;
-        size_t bytes = 0;
-        if (cudnn_attention_plan(cudnn, &shape, &bytes) == STATUS_OK) most = size_max(most, bytes);
+        most = size_max(most, cudnn_attention_workspace_bytes(cudnn, &shape));
     }
     return most;
 }
@@ -125,6 +142,7 @@ static enum status run_cudnn(struct device *device, const char *name,
                              struct cudnn_attention_data *data) {
     struct cudnn_attention *cudnn = backend_of(device)->attention->cudnn;
     size_t bytes = 0;
+    TRY(need_cudnn(device, shape->dtype));
     TRY(cudnn_attention_plan(cudnn, shape, &bytes));
     TRY(cuda_scratch(device, name, bytes));
     data->workspace = device->scratch;

@@ -133,23 +133,26 @@ extern "C" enum status cudnn_attention_open(struct cudnn_attention **out, cudaSt
     if (fe::cudnn_dlhandle == nullptr)
         fe::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
     if (fe::cudnn_dlhandle == nullptr) {
-        std::snprintf(why, CUDNN_WHY_BYTES, "cuDNN 9 does not load (%s)", dlerror());
+        std::snprintf(why, CUDNN_WHY_BYTES,
+                      "cuDNN does not load (%s): install libcudnn.so.9 where the loader finds it",
+                      dlerror());
         return STATUS_OK;
     }
+    cudnnHandle_t handle = nullptr;
     try {
-        cudnnHandle_t handle = nullptr;
         cudnnStatus_t created = fe::detail::create_handle(&handle);
         if (created == CUDNN_STATUS_SUCCESS) created = fe::detail::set_stream(handle, stream);
         if (created != CUDNN_STATUS_SUCCESS) {
-            std::snprintf(why, CUDNN_WHY_BYTES, "cuDNN does not start (status %d)", (int)created);
-            return STATUS_OK;
+            std::snprintf(why, CUDNN_WHY_BYTES,
+                          "cuDNN (libcudnn.so.9) does not start (status %d)", (int)created);
+        } else {
+            *out = new cudnn_attention{handle, {}};
         }
-        *out = new cudnn_attention{handle, {}};
-        return STATUS_OK;
     } catch (const std::exception &e) {
-        std::snprintf(why, CUDNN_WHY_BYTES, "cuDNN does not start (%s)", e.what());
-        return STATUS_OK;
+        std::snprintf(why, CUDNN_WHY_BYTES, "cuDNN (libcudnn.so.9) does not start (%s)", e.what());
     }
+    if (*out == nullptr && handle != nullptr) fe::detail::destroy_handle(handle);
+    return STATUS_OK;
 }
 
 extern "C" void cudnn_attention_close(struct cudnn_attention *a) {
@@ -185,6 +188,12 @@ extern "C" enum status cudnn_attention_plan(struct cudnn_attention *a,
     } catch (const std::exception &e) {
         return refused(*shape, e.what());
     }
+}
+
+extern "C" size_t cudnn_attention_workspace_bytes(const struct cudnn_attention *a,
+                                                  const struct cudnn_attention_shape *shape) {
+    const plan *found = find(a, *shape);
+    return found == nullptr ? 0 : found->workspace_bytes;
 }
 
 extern "C" enum status cudnn_attention_run(struct cudnn_attention *a,

@@ -2,8 +2,8 @@
  * Attention through cuDNN and its C++ frontend, behind C: attention_cudnn.cpp is the one C++
  * file of the project, and takes more than a minute to compile; attention_cudnn_absent.c serves
  * builds without the frontend. libcudnn is opened at run time, so that the program starts where
- * there is none. Called by kernels/cuda/attention.c, which owns the handle and takes its own
- * kernels where this has none.
+ * there is none. Called by kernels/cuda/attention.c, which owns the handle and
+ * refuses the two-byte formats where this has none.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_ATTENTION_CUDNN_H_
 #define DEEPWELL_KERNELS_CUDA_ATTENTION_CUDNN_H_
@@ -49,6 +49,10 @@ void cudnn_attention_close(struct cudnn_attention *attention);
 enum status cudnn_attention_plan(struct cudnn_attention *attention,
                                  const struct cudnn_attention_shape *shape,
                                  size_t *workspace_bytes);
+
+/* Working memory of the plan of this shape; 0 if none was built. */
+size_t cudnn_attention_workspace_bytes(const struct cudnn_attention *attention,
+                                       const struct cudnn_attention_shape *shape);
 
 enum status cudnn_attention_run(struct cudnn_attention *attention,
                                 const struct cudnn_attention_shape *shape,

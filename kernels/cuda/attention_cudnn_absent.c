@@ -8,8 +8,8 @@ enum status cudnn_attention_open(struct cudnn_attention **out, cudaStream_t stre
     (void)stream;
     *out = NULL;
     snprintf(why, CUDNN_WHY_BYTES,
-             "built without the cuDNN frontend: install the Python wheel "
-             "nvidia-cudnn-frontend or set CUDNN_FRONTEND_PATH, and build again");
+             "built without the cuDNN frontend: install the Python wheel nvidia-cudnn-frontend "
+             "(./deepwell setup does) or set CUDNN_FRONTEND_PATH, and build again");
     return STATUS_OK;
 }
 
@@ -22,6 +22,13 @@ enum status cudnn_attention_plan(struct cudnn_attention *attention,
     (void)shape;
     *workspace_bytes = 0;
     return status_set(STATUS_INTERNAL, "no cuDNN frontend in this build");
+}
+
+size_t cudnn_attention_workspace_bytes(const struct cudnn_attention *attention,
+                                       const struct cudnn_attention_shape *shape) {
+    (void)attention;
+    (void)shape;
+    return 0;
 }
 
 enum status cudnn_attention_run(struct cudnn_attention *attention,

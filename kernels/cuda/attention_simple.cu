@@ -1,5 +1,5 @@
 /*
- * Attention without cuDNN: for FP32, for builds without the frontend, and while generating.
+ * Attention without cuDNN: for FP32, while generating, and where a test asks for it.
  * Online softmax over tiles of TILE keys in shared memory (Milakov and Gimelshein, 2018; Dao et
  * al., 2022); FP32 sums, no atomics. A warp owns QUERIES rows: its lanes are the tile's keys
  * while scores are made, and the columns of the head while values are added. Written to be right
@@ -264,11 +264,10 @@ __global__ void append_kernel(T *keys, T *values, const T *qkv, size_t length, s
     values[to] = qkv[row * 3 * columns + 2 * columns + column];
 }
 
-/* Two tiles, and `rows` rows of each warp's own. */
-size_t shared_bytes(int width, int rows) {
-    return (2 * (size_t)TILE * (size_t)(width + 1) +
-            (size_t)rows * WARPS * QUERIES * (size_t)width) *
-           sizeof(float);
+/* Two tiles, and one row (backward two) of each of a warp's QUERIES. */
+size_t shared_bytes(size_t width, bool backward) {
+    const size_t rows = backward ? 2 : 1;
+    return (2 * TILE * (width + 1) + rows * WARPS * QUERIES * width) * sizeof(float);
 }
 
 enum status check(const char *name, struct tensor qkv, struct tensor out, size_t batch,
@@ -296,7 +295,7 @@ dim3 grid_of(size_t rows, size_t batch, size_t heads) {
 
 template <typename T>
 enum status run_forward(const struct device *device, const forward_args<T> &a, size_t batch) {
-    const size_t bytes = shared_bytes(a.width, 1);
+    const size_t bytes = shared_bytes((size_t)a.width, false);
     CUDA_TRY(cudaFuncSetAttribute(forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)bytes));
     forward_kernel<T>
@@ -307,7 +306,7 @@ enum status run_forward(const struct device *device, const forward_args<T> &a, s
 template <typename T>
 enum status run_backward(const struct device *device, const backward_args<T> &a, size_t batch) {
     cudaStream_t stream = backend_of(device)->stream;
-    const size_t bytes = shared_bytes(a.width, 2);
+    const size_t bytes = shared_bytes((size_t)a.width, true);
     const dim3 grid = grid_of(a.length, batch, a.heads);
     const dim3 means_grid(blocks_for(a.length, WARPS), grid.y);
     CUDA_TRY(cudaFuncSetAttribute(query_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -321,6 +320,10 @@ enum status run_backward(const struct device *device, const backward_args<T> &a,
 }
 
 } /* namespace */
+
+extern "C" size_t simple_attention_shared_bytes(size_t head_width, bool backward) {
+    return shared_bytes(head_width, backward);
+}
 
 extern "C" enum status simple_attention_forward(struct device *device,
                                                 const struct attention_forward *op) {

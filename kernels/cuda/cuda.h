@@ -64,6 +64,10 @@ static inline struct cuda_backend *backend_of(const struct device *device) {
 enum status cuda_check(cudaError_t error, const char *what);
 #define CUDA_TRY(call) TRY(cuda_check((call), #call))
 
+/* Adds a line to device.note; one that has no room is cut off. */
+void cuda_note(struct device *device, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
 /* After a launch: what the launch itself was refused for. */
 enum status cuda_launched(const char *operation);
 
@@ -91,6 +95,7 @@ size_t cuda_gemm_scratch_bytes(void);
 size_t cuda_quantised_gemm_scratch_bytes(void);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);
 size_t cuda_reduce_scratch_bytes(void);
+/* cuDNN's part of it is that of the passes that cuda_attention_check() was asked about. */
 size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits);
 
 /* Left to the driver, the libraries' modules and what they load later. */
@@ -110,6 +115,8 @@ void attention_service_close(struct attention_service *service);
 
 /* attention_simple.cu: own kernels, any dtype and any head width up to ATTENTION_WIDTH_MAX. */
 enum { ATTENTION_WIDTH_MAX = 256, ATTENTION_HEADS_MAX = 65535 /* of all sequences */ };
+/* The most shared memory that a block needs, forward or backward. */
+size_t simple_attention_shared_bytes(size_t head_width, bool backward);
 enum status simple_attention_forward(struct device *device, const struct attention_forward *op);
 enum status simple_attention_backward(struct device *device, const struct attention_backward *op);
 

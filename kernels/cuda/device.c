@@ -1,4 +1,5 @@
 /* An NVIDIA GPU as a device, behind kernels/device.h: memory, copies, marks, recordings. */
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,19 @@ enum status cuda_check(cudaError_t error, const char *what) {
     return status_set(memory ? STATUS_MEMORY : STATUS_DEVICE, "CUDA: %s failed: %s (%s)%s", what,
                       cudaGetErrorName(error), cudaGetErrorString(error),
                       memory ? ": lower train.micro_batch, or stop what else uses the GPU" : "");
+}
+
+void cuda_note(struct device *device, const char *format, ...) {
+    const size_t used = strlen(device->note), room = sizeof device->note - used;
+    const char *const between = used == 0 ? "" : "; ";
+    va_list arguments;
+    va_start(arguments, format);
+    if (strlen(between) < room) {
+        memcpy(device->note + used, between, strlen(between) + 1);
+        vsnprintf(device->note + used + strlen(between), room - strlen(between), format,
+                  arguments);
+    }
+    va_end(arguments);
 }
 
 enum status cuda_launched(const char *operation) {
@@ -186,9 +200,15 @@ static enum status cuda_record_begin(struct device *device) {
 static enum status cuda_record_end(struct device *device, struct device_recording **out) {
     struct cuda_backend *backend = backend_of(device);
     cudaGraph_t graph = NULL;
-    *out = NULL;
+    if (out != NULL) *out = NULL;
     backend->recording = false;
-    CUDA_TRY(cudaStreamEndCapture(backend->stream, &graph));
+    const cudaError_t error = cudaStreamEndCapture(backend->stream, &graph);
+    if (out == NULL || error == cudaErrorStreamCaptureInvalidated) {
+        cudaGetLastError(); /* what broke the recording has said why: that message stays */
+        if (graph != NULL) cudaGraphDestroy(graph);
+        return out == NULL ? STATUS_OK : STATUS_DEVICE;
+    }
+    TRY(cuda_check(error, "cudaStreamEndCapture"));
     struct device_recording *recording = calloc(1, sizeof *recording);
     enum status status = recording == NULL
                              ? status_set(STATUS_MEMORY, "out of memory for a recording")

@@ -63,15 +63,25 @@ static void choose_cache(struct gemm_service *service, const struct device *devi
     if (effort == GEMM_EFFORT_OFF) return;
     snprintf(gpu, sizeof gpu, "%.100s", device->name);
     for (char *c = gpu; *c != '\0'; c++) *c = *c == ' ' || *c == '/' ? '_' : *c;
-    snprintf(service->cache_header, sizeof service->cache_header,
+    snprintf(service->cache.header, sizeof service->cache.header,
              "deepwell gemm 2 %s cublasLt %zu%s", gpu, version, kind);
     if (cache != NULL && cache[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu%s.txt", cache, gpu,
+        snprintf(service->cache.path, PATH_BYTES, "%.3000s/deepwell/gemm_%s_%zu%s.txt", cache, gpu,
                  version, kind);
     } else if (home != NULL && home[0] == '/') {
-        snprintf(service->cache_path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu%s.txt", home,
+        snprintf(service->cache.path, PATH_BYTES, "%.3000s/.cache/deepwell/gemm_%s_%zu%s.txt", home,
                  gpu, version, kind);
     }
+}
+
+void gemm_note_unkept(struct device *device, const char *why) {
+    struct gemm_service *service = backend_of(device)->gemm;
+    if (service->unkept) return;
+    service->unkept = true;
+    cuda_note(device,
+              "the choice of GEMMs is not kept (%.200s): each start searches again, and runs "
+              "repeat bit for bit only with a kept file or gemm.search = off",
+              why);
 }
 
 enum status gemm_service_open(struct device *device) {
@@ -82,7 +92,11 @@ enum status gemm_service_open(struct device *device) {
     backend_of(device)->gemm = service;
     LT_TRY(cublasLtCreate(&service->handle), NULL);
     choose_cache(service, device);
-    return gemm_cache_read(service);
+    if (backend_of(device)->options.gemm_effort == GEMM_EFFORT_OFF) return STATUS_OK;
+    if (gemm_cache_writable(&service->cache) != STATUS_OK) {
+        gemm_note_unkept(device, status_message());
+    }
+    return gemm_cache_read(&service->cache);
 }
 
 static void close_entry(struct gemm_entry *entry) {
@@ -95,6 +109,8 @@ static void close_entry(struct gemm_entry *entry) {
 void gemm_service_close(struct gemm_service *service) {
     if (service == NULL) return;
     for (size_t i = 0; i < service->count; i++) close_entry(&service->entries[i]);
+    free(service->entries);
+    gemm_cache_close(&service->cache);
     for (size_t i = 0; i < service->room_count; i++) cudaFree(service->rooms[i].memory);
     if (service->handle != NULL) cublasLtDestroy(service->handle);
     free(service);
@@ -164,24 +180,36 @@ static enum status make_entry(struct gemm_entry *entry) {
     return make_layout(entry, &entry->c, k->result, k->m, k->n);
 }
 
-static bool same_key(const struct gemm_key *a, const struct gemm_key *b) {
+bool gemm_key_same(const struct gemm_key *a, const struct gemm_key *b) {
     return a->m == b->m && a->n == b->n && a->k == b->k && a->transpose_a == b->transpose_a &&
            a->transpose_b == b->transpose_b && a->accumulate == b->accumulate && a->a == b->a &&
            a->b == b->b && a->result == b->result && a->bias == b->bias && a->fast == b->fast &&
            a->scaled == b->scaled && a->alignment == b->alignment;
 }
 
+static enum status grow_entries(struct gemm_service *service) {
+    const size_t capacity = service->capacity == 0 ? 64 : 2 * service->capacity;
+    struct gemm_entry *grown = realloc(service->entries, capacity * sizeof *grown);
+    if (grown == NULL) return status_set(STATUS_MEMORY, "out of host memory for kinds of GEMM");
+    service->entries = grown;
+    service->capacity = capacity;
+    return STATUS_OK;
+}
+
 enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *key,
                            struct gemm_entry **out) {
     for (size_t i = 0; i < service->count; i++) {
         *out = &service->entries[i];
-        if (same_key(&(*out)->key, key)) return STATUS_OK;
+        if (gemm_key_same(&(*out)->key, key)) return STATUS_OK;
     }
-    if (service->count == GEMM_ENTRIES) {
-        return status_set(STATUS_INTERNAL, "more than %d kinds of GEMM", GEMM_ENTRIES);
-    }
+    if (service->count == service->capacity) TRY(grow_entries(service));
+    const struct gemm_kept *kept = gemm_cache_find(&service->cache, key);
     *out = &service->entries[service->count];
-    **out = (struct gemm_entry){.key = *key};
+    **out = (struct gemm_entry){.key = *key, .chosen = kept != NULL};
+    if (kept != NULL) {
+        (*out)->algorithm = kept->algorithm;
+        (*out)->us = kept->us;
+    }
     const enum status status = make_entry(*out);
     if (status == STATUS_OK)
         service->count++;

@@ -17,7 +17,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/gemm_call.h"
 
-enum { GEMM_ENTRIES = 1024, GEMM_CANDIDATES = 16 };
+enum { GEMM_CANDIDATES = 16 };
 
 struct gemm_key {
     size_t m, n, k; /* of c (m, n), row-major */
@@ -40,6 +40,22 @@ struct gemm_entry {
     bool verified; /* in this process */
 };
 
+/* A line of the file of chosen algorithms. */
+struct gemm_kept {
+    struct gemm_key key;
+    cublasLtMatmulAlgo_t algorithm;
+    float us;
+};
+
+/* The file as it was last read or written (gemm_cache.c): every shape of every model that ran here,
+ * of which a process asks for a few. */
+struct gemm_cache {
+    char path[PATH_BYTES]; /* "": nowhere to keep it */
+    char header[256];      /* the file's first line: format, GPU, library */
+    struct gemm_kept *kept;
+    size_t count, capacity;
+};
+
 /* Memory for the operands of emulated GEMMs, taken when one first needs it and kept: recordings
  * point into it. */
 enum { GEMM_ROOMS = 32 };
@@ -50,10 +66,10 @@ struct gemm_room {
 
 struct gemm_service {
     cublasLtHandle_t handle;
-    struct gemm_entry entries[GEMM_ENTRIES];
-    size_t count;
-    char cache_path[PATH_BYTES];        /* "": nowhere to keep it */
-    char cache_header[256];             /* the file's first line: format, GPU, library */
+    struct gemm_entry *entries; /* of the shapes that this process asked for */
+    size_t count, capacity;
+    struct gemm_cache cache;
+    bool unkept;                        /* device.note says that the file cannot be written */
     struct gemm_room rooms[GEMM_ROOMS]; /* the last is the largest */
     size_t room_count;
 };
@@ -64,7 +80,13 @@ enum status gemm_lt_check(cublasStatus_t status, const char *what, const struct 
 enum { GEMM_TEXT_BYTES = 192 };
 const char *gemm_text(char text[GEMM_TEXT_BYTES], const struct gemm_key *key);
 
-/* The entry of this key, made (descriptors, no algorithm) if it is new. */
+/* Says once in device.note that choices are not kept, and what follows. */
+void gemm_note_unkept(struct device *device, const char *why);
+
+bool gemm_key_same(const struct gemm_key *a, const struct gemm_key *b);
+
+/* The entry of this key, made (descriptors, and the algorithm that the file has) if it is new.
+ * Valid until the next is asked for. */
 enum status gemm_entry_get(struct gemm_service *service, const struct gemm_key *key,
                            struct gemm_entry **out);
 
@@ -81,10 +103,15 @@ enum status gemm_run(struct device *device, const struct gemm_call *op, struct g
 enum status gemm_search(struct device *device, const struct gemm_call *op,
                         struct gemm_entry *entry);
 
-/* Reads entries from the file, if there is one. STATUS_DEVICE, naming the line, if it is not as
+/* Reads what the file holds, if there is one. STATUS_DEVICE, naming the line, if it is not as
  * written. */
-enum status gemm_cache_read(struct gemm_service *service);
-/* Writes all entries. That a file cannot be written is no error: it is searched again. */
-void gemm_cache_write(const struct gemm_service *service);
+enum status gemm_cache_read(struct gemm_cache *cache);
+const struct gemm_kept *gemm_cache_find(const struct gemm_cache *cache, const struct gemm_key *key);
+/* STATUS_IO or STATUS_CONFIG if there is nowhere to write it. */
+enum status gemm_cache_writable(const struct gemm_cache *cache);
+/* Adds a choice to what the file holds by now: other processes write to it too, and their lines
+ * stay, also one of the same GEMM. A path of "" is STATUS_OK and changes nothing. */
+enum status gemm_cache_add(struct gemm_cache *cache, const struct gemm_kept *kept);
+void gemm_cache_close(struct gemm_cache *cache);
 
 #endif

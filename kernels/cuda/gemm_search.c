@@ -13,6 +13,7 @@
  */
 #include "kernels/cuda/gemm.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,18 +29,21 @@ struct candidate {
     float us; /* a call; negative: refused when run */
 };
 
+enum { REASON_BYTES = 512 };
+
 struct search {
     struct candidate candidates[GEMM_CANDIDATES];
     size_t count;
     cudaEvent_t begin, end;
-    char *memory;           /* sets x set_bytes; NULL: nothing fitted */
-    size_t sets, set_bytes; /* copies of the operands that fitted */
-    ptrdiff_t a, b, c;      /* where in a set; negative: the call's own */
+    char *memory;             /* sets x set_bytes; NULL: nothing fitted */
+    size_t sets, set_bytes;   /* copies of the operands that fitted */
+    ptrdiff_t a, b, c;        /* where in a set; negative: the call's own */
+    char wrong[REASON_BYTES]; /* of the last candidate that failed: how */
 };
 
 static enum status ask_heuristic(struct device *device, struct gemm_entry *entry,
                                  struct search *search) {
-    const size_t workspace_bytes = cuda_gemm_scratch_bytes();
+    const size_t workspace_bytes = cuda_gemm_workspace_bytes; /* what gemm_run() passes */
     const uint32_t alignment = (uint32_t)entry->key.alignment;
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -134,9 +138,13 @@ static bool may_try(const struct gemm_call *op, const struct search *search) {
     return !op->accumulate || search->c >= 0;
 }
 
+static void describe_refusal(char wrong[REASON_BYTES]) {
+    snprintf(wrong, REASON_BYTES, "refused: %.480s", status_message());
+}
+
 /* Microseconds a call, over `calls`; a candidate that is refused when run gets a negative time. */
 static enum status time_calls(struct device *device, const struct gemm_call *op,
-                              struct gemm_entry *entry, const struct search *search,
+                              struct gemm_entry *entry, struct search *search,
                               struct candidate *candidate, size_t calls) {
     cudaStream_t stream = backend_of(device)->stream;
     float ms = 0.0f;
@@ -144,7 +152,10 @@ static enum status time_calls(struct device *device, const struct gemm_call *op,
     CUDA_TRY(cudaEventRecord(search->begin, stream));
     for (size_t i = 0; i < calls; i++) {
         const struct gemm_call trial = trial_of(op, search, i);
-        if (gemm_run(device, &trial, entry, &candidate->algorithm) != STATUS_OK) return STATUS_OK;
+        if (gemm_run(device, &trial, entry, &candidate->algorithm) != STATUS_OK) {
+            describe_refusal(search->wrong);
+            return STATUS_OK;
+        }
     }
     CUDA_TRY(cudaEventRecord(search->end, stream));
     TRY(cuda_check(cudaEventSynchronize(search->end), "timing a GEMM"));
@@ -183,31 +194,46 @@ static enum status time_all(struct device *device, const struct gemm_call *op,
     return STATUS_OK;
 }
 
-/* Runs the algorithm once on op's operands; *share: its largest error in units of what is allowed,
- * beyond 1 if it computed something else or was refused. */
+/* Runs the algorithm once on op's operands; `wrong` receives "", or how it was refused or that it
+ * computed something else. */
 static enum status verify(struct device *device, const struct gemm_call *op,
                           struct gemm_entry *entry, const cublasLtMatmulAlgo_t *algorithm,
-                          double *share) {
-    *share = 1e30;
+                          char wrong[REASON_BYTES]) {
+    double share = 0.0;
+    wrong[0] = '\0';
     TRY(gemm_verify_begin(device, op));
-    if (gemm_run(device, op, entry, algorithm) != STATUS_OK) return STATUS_OK;
-    return gemm_verify(device, op, share);
+    if (gemm_run(device, op, entry, algorithm) != STATUS_OK) {
+        describe_refusal(wrong);
+        return STATUS_OK;
+    }
+    TRY(gemm_verify(device, op, &share));
+    if (share > 1.0) {
+        snprintf(wrong, REASON_BYTES, "off by %.3g times what is allowed", share);
+    }
+    return STATUS_OK;
 }
 
 static enum status refuse(const struct device *device, const struct gemm_entry *entry,
-                          const struct search *search, double share) {
+                          const struct search *search) {
     char text[GEMM_TEXT_BYTES];
     return status_set(STATUS_DEVICE,
                       "cuBLASLt has no algorithm that computes a GEMM of %s rightly on %s "
-                      "(%zu tried, the last was off by %.3g times what is allowed): choose other "
-                      "dimensions, multiples of 8",
-                      gemm_text(text, &entry->key), device->name, search->count, share);
+                      "(%zu tried%s%s): choose other dimensions, multiples of 8",
+                      gemm_text(text, &entry->key), device->name, search->count,
+                      search->wrong[0] == '\0' ? "" : ", the last ", search->wrong);
+}
+
+/* Keeps the choice in the file; that it cannot be written is no error, and the user is told. */
+static void keep(struct device *device, const struct gemm_entry *entry) {
+    const struct gemm_kept kept = {entry->key, entry->algorithm, entry->us};
+    struct gemm_service *service = backend_of(device)->gemm;
+    if (service->unkept || gemm_cache_add(&service->cache, &kept) == STATUS_OK) return;
+    gemm_note_unkept(device, status_message());
 }
 
 static enum status choose(struct device *device, const struct gemm_call *op,
                           struct gemm_entry *entry, struct search *search) {
     const bool trials = may_try(op, search);
-    double share = 0.0;
     TRY(ask_heuristic(device, entry, search));
     if (trials && backend_of(device)->options.gemm_effort != GEMM_EFFORT_OFF) {
         TRY(time_all(device, op, entry, search));
@@ -216,32 +242,32 @@ static enum status choose(struct device *device, const struct gemm_call *op,
         const struct candidate *candidate = &search->candidates[i];
         if (trials) {
             const struct gemm_call trial = trial_of(op, search, 0);
-            TRY(verify(device, &trial, entry, &candidate->algorithm, &share));
-            if (share > 1.0) continue;
+            TRY(verify(device, &trial, entry, &candidate->algorithm, search->wrong));
+            if (search->wrong[0] != '\0') continue;
         }
-        TRY(verify(device, op, entry, &candidate->algorithm, &share));
-        if (share > 1.0 && op->accumulate) break; /* what c held is lost */
-        if (share > 1.0) continue;
+        TRY(verify(device, op, entry, &candidate->algorithm, search->wrong));
+        if (search->wrong[0] != '\0' && op->accumulate) break; /* what c held is lost */
+        if (search->wrong[0] != '\0') continue;
         entry->algorithm = candidate->algorithm;
         entry->us = candidate->us;
         entry->chosen = entry->verified = true;
-        gemm_cache_write(backend_of(device)->gemm);
+        keep(device, entry);
         return STATUS_OK;
     }
-    return refuse(device, entry, search, share);
+    return refuse(device, entry, search);
 }
 
 static enum status check_kept(struct device *device, const struct gemm_call *op,
                               struct gemm_entry *entry) {
-    double share = 0.0;
-    TRY(verify(device, op, entry, &entry->algorithm, &share));
-    entry->verified = share <= 1.0;
+    char text[GEMM_TEXT_BYTES], wrong[REASON_BYTES];
+    TRY(verify(device, op, entry, &entry->algorithm, wrong));
+    entry->verified = wrong[0] == '\0';
     if (entry->verified) return STATUS_OK;
-    char text[GEMM_TEXT_BYTES];
-    return status_set(STATUS_DEVICE,
-                      "%s: the algorithm kept for a GEMM of %s does not compute it (off by "
-                      "%.3g times what is allowed): remove the file, and the search will run again",
-                      backend_of(device)->gemm->cache_path, gemm_text(text, &entry->key), share);
+    return status_set(
+        STATUS_DEVICE,
+        "%s: the algorithm kept for a GEMM of %s does not compute it (%s): remove the "
+        "file, and the search will run again",
+        backend_of(device)->gemm->cache.path, gemm_text(text, &entry->key), wrong);
 }
 
 enum status gemm_search(struct device *device, const struct gemm_call *op,

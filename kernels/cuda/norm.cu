@@ -48,7 +48,9 @@ __device__ inline void residual_sum(float (&x)[W], const forward_args<T> &a, siz
     unpack(x, stored);
 }
 
-template <typename T, int W> __global__ void norm_forward_kernel(const forward_args<T> a) {
+/* Bound to 64 registers by the widest rows; two or four of them spill. */
+template <typename T, int W>
+__global__ void __launch_bounds__(NORM_THREADS_MAX) norm_forward_kernel(const forward_args<T> a) {
     __shared__ float shared[2][NORM_THREADS_MAX / WARP * ROWS];
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;

@@ -30,7 +30,9 @@ static bool open_gpu(struct gpu_power *power, const char *bus_id) {
     int (*init)(void) = NULL, (*get)(const char *, void **) = NULL;
     find(power, "nvmlInit_v2", &init);
     find(power, "nvmlDeviceGetHandleByPciBusId_v2", &get);
+    find(power, "nvmlShutdown", &power->shutdown);
     if (init == NULL || get == NULL || init() != NVML_SUCCESS) {
+        power->shutdown = NULL;
         snprintf(power->absent, sizeof power->absent, "NVML does not start");
     } else if (get(bus_id, &power->device) != NVML_SUCCESS) {
         snprintf(power->absent, sizeof power->absent, "NVML knows no GPU at %.32s", bus_id);
@@ -63,7 +65,9 @@ void gpu_power_open(struct gpu_power *power, const char *bus_id) {
 }
 
 void gpu_power_close(struct gpu_power *power) {
+    if (power->shutdown != NULL) power->shutdown();
     if (power->library != NULL) dlclose(power->library);
+    power->shutdown = NULL;
     power->library = NULL;
     power->device = NULL;
 }

@@ -21,6 +21,7 @@ struct gpu_power {
     int (*clock_info)(void *, int, unsigned *);
     int (*power_usage)(void *, unsigned *);
     int (*throttle_reasons)(void *, unsigned long long *);
+    int (*shutdown)(void); /* NULL: NVML was not started */
 
     /* A stretch of work, between start and stop. */
     double seconds;

@@ -91,13 +91,14 @@ static void test_remove_follows_no_link(void **state) {
 
 static void test_write_and_read(void **state) {
     static const char data[] = "one\0two\n";
-    char path[PATH_BYTES], temporary[PATH_BYTES], *text = NULL;
+    char path[PATH_BYTES], temporary[PATH_BYTES], name[64], *text = NULL;
     struct file_map map;
     size_t bytes = 0;
     (void)state;
     assert_int_equal(file_write_durable(under_root(path, "data"), "old and longer", 14), STATUS_OK);
     assert_int_equal(file_write_durable(path, data, sizeof data), STATUS_OK);
-    assert_false(path_is_file(under_root(temporary, "data.tmp")));
+    snprintf(name, sizeof name, "data.%ld.tmp", (long)getpid());
+    assert_false(path_is_file(under_root(temporary, name)));
     assert_int_equal(file_read(path, sizeof data, &text, &bytes), STATUS_OK);
     assert_int_equal(bytes, sizeof data);
     assert_memory_equal(text, data, sizeof data);
@@ -133,18 +134,34 @@ static void test_empty_missing_and_odd_files(void **state) {
 
 /* The old file stays whole, and no temporary one is left, when writing is not possible. */
 static void test_failed_write_leaves_the_old_file(void **state) {
-    char path[PATH_BYTES], temporary[PATH_BYTES], *text = NULL;
+    char path[PATH_BYTES], temporary[PATH_BYTES], name[64], *text = NULL;
     size_t bytes = 0;
     (void)state;
     assert_int_equal(file_write_durable(under_root(path, "precious"), "old", 3), STATUS_OK);
-    assert_int_equal(folder_create(under_root(temporary, "precious.tmp")), STATUS_OK);
+    snprintf(name, sizeof name, "precious.%ld.tmp", (long)getpid());
+    assert_int_equal(folder_create(under_root(temporary, name)), STATUS_OK);
     assert_int_equal(file_write_durable(path, "new", 3), STATUS_IO);
     assert_int_equal(file_read(path, 10, &text, &bytes), STATUS_OK);
     assert_string_equal(text, "old");
     free(text);
     assert_int_equal(folder_create(under_root(path, "taken")), STATUS_OK);
     assert_int_equal(file_write_durable(path, "new", 3), STATUS_IO); /* a folder has the name */
-    assert_false(path_is_file(under_root(temporary, "taken.tmp")));
+    snprintf(name, sizeof name, "taken.%ld.tmp", (long)getpid());
+    assert_false(path_is_file(under_root(temporary, name)));
+}
+
+/* A second holder waits its time and is refused; once the first lets go it is let in. */
+static void test_lock(void **state) {
+    char path[PATH_BYTES];
+    int first = -1, second = -1;
+    (void)state;
+    assert_int_equal(file_lock(under_root(path, "lock"), 1.0, &first), STATUS_OK);
+    assert_int_equal(file_lock(path, 0.03, &second), STATUS_IO);
+    assert_non_null(strstr(status_message(), path));
+    file_unlock(first);
+    assert_int_equal(file_lock(path, 0.0, &second), STATUS_OK);
+    file_unlock(second);
+    assert_int_equal(file_lock(under_root(path, "missing/lock"), 0.0, &first), STATUS_IO);
 }
 
 int main(void) {
@@ -155,6 +172,7 @@ int main(void) {
         cmocka_unit_test(test_write_and_read),
         cmocka_unit_test(test_empty_missing_and_odd_files),
         cmocka_unit_test(test_failed_write_leaves_the_old_file),
+        cmocka_unit_test(test_lock),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

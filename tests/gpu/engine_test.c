@@ -13,8 +13,9 @@
  * (32 = 2^5), and functions are good to 4 units: 2^-8 of it, and 1e-6 for a loss of 5 as FP32.
  */
 #include <stdio.h>
-#include <sys/stat.h>
 
+#include "base/file.h"
+#include "tests/gpu/presence.h"
 #include "tests/kernels/testing.h"
 #include "train/step.h"
 
@@ -28,6 +29,8 @@ struct variant {
     enum config_recompute recompute;
     int64_t micro_batch;
     bool eager;
+    enum config_attention attention;
+    double loss_scale; /* 0: the default */
 };
 
 static void configure(struct config *config, const struct variant *v) {
@@ -46,6 +49,8 @@ static void configure(struct config *config, const struct variant *v) {
     config->optimizer.learning_rate = 1e-3;
     config->optimizer.warmup_steps = 2;
     config->precision.recipe = (int)v->recipe;
+    config->attention.backward = (int)v->attention;
+    if (v->loss_scale > 0.0) config->precision.loss_scale = v->loss_scale;
     EXPECT_OK(config_check(config));
 }
 
@@ -119,6 +124,15 @@ static void saved_free(struct saved *s) {
     free(s->moments2);
 }
 
+/* Two runs make a recording, and every step has two micro-batches; a CPU makes none. */
+static void expect_recordings(const struct engine *engine, bool wanted) {
+    const bool there = wanted && device_records(&engine->device);
+    assert_true(there == wanted || engine->device.kind == DEVICE_CPU);
+    assert_true((engine->update.recording != NULL) == there);
+    assert_true((engine->micro_batches[0].recording != NULL) == there);
+    assert_true((engine->micro_batches[1].recording != NULL) == there);
+}
+
 /* Runs [from, to) of the steps, from a saved state or from the seed; losses (NULL: not wanted). */
 static struct saved train(const struct variant *v, int64_t from, int64_t to,
                           const struct saved *start, double *losses, size_t *bytes) {
@@ -136,6 +150,7 @@ static struct saved train(const struct variant *v, int64_t from, int64_t to,
         EXPECT_OK(device_download(&engine.device, &state, engine.state, sizeof state));
         losses[step] = (double)state.loss;
     }
+    expect_recordings(&engine, !v->eager && to - from >= 2);
     struct saved end = save(&engine);
     *bytes = engine.gpt.table.elements * sizeof(float);
     engine_close(&engine);
@@ -152,14 +167,29 @@ static void expect_bits(const char *what, const struct saved *a, const struct sa
     }
 }
 
-static const struct variant cuda_bf16 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_BF16,
-                                         CONFIG_RECOMPUTE_NONE, ROWS, false};
+static const struct variant cuda_bf16 = {CONFIG_DEVICE_CUDA,
+                                         CONFIG_RECIPE_BF16,
+                                         CONFIG_RECOMPUTE_NONE,
+                                         ROWS,
+                                         false,
+                                         CONFIG_ATTENTION_DETERMINISTIC,
+                                         0.0};
 
 static void test_loss_curve(void **state) {
-    static const struct variant cpu = {CONFIG_DEVICE_CPU, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE,
-                                       ROWS, false};
-    const struct variant fp32 = {CONFIG_DEVICE_CUDA, CONFIG_RECIPE_FP32, CONFIG_RECOMPUTE_NONE,
-                                 ROWS, false};
+    static const struct variant cpu = {CONFIG_DEVICE_CPU,
+                                       CONFIG_RECIPE_FP32,
+                                       CONFIG_RECOMPUTE_NONE,
+                                       ROWS,
+                                       false,
+                                       CONFIG_ATTENTION_DETERMINISTIC,
+                                       0.0};
+    const struct variant fp32 = {CONFIG_DEVICE_CUDA,
+                                 CONFIG_RECIPE_FP32,
+                                 CONFIG_RECOMPUTE_NONE,
+                                 ROWS,
+                                 false,
+                                 CONFIG_ATTENTION_DETERMINISTIC,
+                                 0.0};
     double expected[STEPS], bf16[STEPS], own[STEPS];
     size_t bytes = 0;
     (void)state;
@@ -215,33 +245,150 @@ static void test_bits(void **state) {
     }
 }
 
-/* A cache that is not as written is refused by name, not used and not overwritten. */
-static void test_corrupt_cache(void **state) {
-    const struct device_options options = {.gemm_effort = GEMM_EFFORT_FULL};
-    char command[512];
-    struct device device;
+/* A logit's gradient is at most the scale / 1024 tokens: 2^30 overflows FP16 (65504) in the first
+ * steps, which are skipped, recorded and replayed, until the scale has halved often enough. With
+ * recordings and without, the same bits. */
+static void test_overflow(void **state) {
+    struct variant v = cuda_bf16;
+    size_t bytes = 0;
     (void)state;
-    snprintf(command, sizeof command, "for f in %s/deepwell/gemm_*; do echo nonsense >> $f; done",
-             getenv("XDG_CACHE_HOME"));
-    assert_int_equal(system(command), 0);
+    v.recipe = CONFIG_RECIPE_FP16;
+    v.loss_scale = 0x1p30;
+    struct saved recorded = train(&v, 0, STEPS, NULL, NULL, &bytes);
+    v.eager = true;
+    struct saved eager = train(&v, 0, STEPS, NULL, NULL, &bytes);
+    printf("fp16: %d of %d steps skipped, scale %g\n", (int)recorded.state.skipped_nonfinite, STEPS,
+           (double)recorded.state.loss_scale);
+    assert_in_range(recorded.state.skipped_nonfinite, 3, STEPS - 2); /* the third is a replay */
+    assert_int_equal(recorded.state.skipped_nonfinite, eager.state.skipped_nonfinite);
+    assert_true(recorded.state.loss_scale == eager.state.loss_scale);
+    assert_int_equal(recorded.state.updates, STEPS - recorded.state.skipped_nonfinite);
+    expect_bits("overflows in recordings", &recorded, &eager, bytes);
+    saved_free(&recorded);
+    saved_free(&eager);
+}
+
+/* Sums in any order leave no bits to compare: it trains, to the curve's tolerance. */
+static void test_fast_attention(void **state) {
+    struct variant v = cuda_bf16;
+    double expected[STEPS], fast[STEPS];
+    size_t bytes = 0;
+    (void)state;
+    struct saved a = train(&v, 0, STEPS, NULL, expected, &bytes);
+    v.attention = CONFIG_ATTENTION_FAST;
+    struct saved b = train(&v, 0, STEPS, NULL, fast, &bytes);
+    assert_true(fast[STEPS - 1] < fast[0] - 1.0);
+    for (size_t i = 0; i < STEPS; i++) {
+        const double allowed = roundings * (6.0 / 32.0 + expected[0] - expected[i]);
+        assert_true(fabs(fast[i] - expected[i]) <= 2.0 * allowed); /* both round */
+    }
+    saved_free(&a);
+    saved_free(&b);
+}
+
+/* The file of choices that the tests before made, and its content. */
+static size_t device_cache(char path[PATH_BYTES], char **text) {
+    char folder[PATH_BYTES], **names = NULL;
+    size_t count = 0, bytes = 0, found = 0;
+    EXPECT_OK(path_join(folder, getenv("XDG_CACHE_HOME"), "deepwell"));
+    EXPECT_OK(folder_list(folder, &names, &count));
+    for (size_t i = 0; i < count; i++) {
+        const size_t length = strlen(names[i]);
+        if (length < 4 || strcmp(names[i] + length - 4, ".txt") != 0) continue;
+        EXPECT_OK(path_join(path, folder, names[i]));
+        found++;
+    }
+    names_free(names, count);
+    assert_int_equal(found, 1);
+    EXPECT_OK(file_read(path, (size_t)1 << 24, text, &bytes));
+    return bytes;
+}
+
+static void expect_content(const char *path, const char *text, size_t bytes) {
+    char *now = NULL;
+    size_t now_bytes = 0;
+    EXPECT_OK(file_read(path, (size_t)1 << 24, &now, &now_bytes));
+    assert_int_equal(now_bytes, bytes);
+    assert_memory_equal(now, text, bytes);
+    free(now);
+}
+
+/* A file that is not as written is refused by name when the GPU is opened, and left as it is. */
+static void expect_refused(const char *path, const char *text, size_t bytes) {
+    const struct device_options options = {.gemm_effort = GEMM_EFFORT_FULL};
+    struct device device;
+    EXPECT_OK(file_write_durable(path, text, bytes));
     expect_status(STATUS_DEVICE, device_open_cuda(&device, &options));
+    assert_non_null(strstr(status_message(), path));
     assert_non_null(strstr(status_message(), "remove the file"));
+    expect_content(path, text, bytes);
+}
+
+static void test_corrupt_cache(void **state) {
+    static const char extra[] = "nonsense\n";
+    char path[PATH_BYTES], *text = NULL;
+    (void)state;
+    const size_t bytes = device_cache(path, &text);
+    char *spoilt = test_memory(bytes + sizeof extra);
+    memcpy(spoilt, text, bytes);
+    memcpy(spoilt + bytes, extra, sizeof extra - 1);
+    expect_refused(path, spoilt, bytes + sizeof extra - 1);
+    expect_refused(path, text, bytes - 10); /* cut inside the last line */
+    expect_refused(path, text, 0);
+    memcpy(spoilt, text, bytes);
+    spoilt[0] = 'D';
+    expect_refused(path, spoilt, bytes);
+    EXPECT_OK(file_write_durable(path, text, bytes));
+    free(spoilt);
+    free(text);
+}
+
+/* Algorithms that read as one but are none: every word of every line is 0x77. The file opens, and
+ * the first GEMM that uses one is refused. */
+static void test_wrong_algorithm(void **state) {
+    char path[PATH_BYTES], *text = NULL, *rest = NULL;
+    struct config config;
+    static struct engine engine;
+    (void)state;
+    const size_t bytes = device_cache(path, &text);
+    char *spoilt = test_memory(2 * bytes + 1), *copy = strdup(text);
+    size_t used = 0, number = 0;
+    for (char *line = strtok_r(copy, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        char *words = line; /* behind 14 fields */
+        for (int field = 0; number > 0 && field < 14; field++) words = strchr(words, ' ') + 1;
+        used += (size_t)sprintf(spoilt + used,
+                                number > 0 ? "%.*s77 77 77 77 77 77 77 77\n" : "%.*s%s\n",
+                                (int)(words - line), line, words);
+        number++;
+    }
+    assert_true(number > 1 && used <= 2 * bytes);
+    EXPECT_OK(file_write_durable(path, spoilt, used));
+    configure(&config, &cuda_bf16);
+    EXPECT_OK(engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
+    EXPECT_OK(engine_initialise(&engine, &config));
+    const struct step_policy policy = step_policy(&config, 0);
+    EXPECT_OK(step_begin(&engine, &policy));
+    expect_status(STATUS_DEVICE, step_micro_batch(&engine, &policy, true));
+    printf("refused: %s\n", status_message());
+    assert_non_null(strstr(status_message(), path));
+    engine_close(&engine);
+    expect_content(path, spoilt, used);
+    EXPECT_OK(file_write_durable(path, text, bytes));
+    free(spoilt);
+    free(copy);
+    free(text);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss_curve), cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_corrupt_cache), /* last: it spoils the file */
+        cmocka_unit_test(test_loss_curve),    cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_overflow),      cmocka_unit_test(test_fast_attention),
+        cmocka_unit_test(test_corrupt_cache), cmocka_unit_test(test_wrong_algorithm),
     };
-    const struct device_options options = {.gemm_effort = GEMM_EFFORT_FULL};
     char folder[] = "/tmp/gpu_engine_XXXXXX";
-    struct device device;
+    if (gpu_missing()) return 0;
     if (mkdtemp(folder) == NULL) return 1;
     setenv("XDG_CACHE_HOME", folder, 1);
-    if (device_open_cuda(&device, &options) != STATUS_OK) {
-        printf("skipped: %s\n", status_message());
-        return 0;
-    }
-    device_close(&device);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

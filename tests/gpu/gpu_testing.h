@@ -11,6 +11,7 @@
 
 #include <stdio.h>
 
+#include "tests/gpu/presence.h"
 #include "tests/kernels/testing.h"
 
 static struct device cpu, gpu;
@@ -70,6 +71,16 @@ static inline void expect_same(const char *what, const struct pair *pair, double
     free(got.data);
 }
 
+/* What a sum of K products of numbers of order 1 may be off by. Both sides round in their own
+ * order: sqrt(K) (2 sqrt(K) + 8) u, u = 2^-24. A tensor core, which multiplies the narrower formats,
+ * adds 16 products at a time to the sum and cuts off what lies below its last bit, always towards
+ * zero: K / 16 times at most 2 u of a sum that stays below 4 sqrt(K), four of its standard
+ * deviations. A wrong operand is off by some sqrt(K). */
+static inline double gemm_tolerance(enum dtype operands, double k) {
+    const double unit = 0x1p-24, orders = sqrt(k) * (2.0 * sqrt(k) + 8.0) * unit;
+    return operands == DTYPE_F32 ? orders : orders + k / 16.0 * 4.0 * sqrt(k) * 2.0 * unit;
+}
+
 static inline float *floats(const struct tensor *t) { return t->data; }
 
 static inline void scratch_open(struct device *device, const struct op_limits *limits,
@@ -77,6 +88,9 @@ static inline void scratch_open(struct device *device, const struct op_limits *l
     void *memory = NULL;
     size_t bytes = 1;
     for (size_t i = 0; i < count; i++) {
+        /* a refusal is for the tests to meet; the check decides what attention may use */
+        const enum status checked = device->ops->check(device, &limits[i], true);
+        (void)checked;
         bytes = size_max(bytes, device->ops->scratch_bytes(device, &limits[i]));
     }
     EXPECT_OK(device_allocate(device, bytes, &memory));
@@ -86,12 +100,10 @@ static inline void scratch_open(struct device *device, const struct op_limits *l
 /* Opens both devices with scratch memory for these shapes; false, saying why, without a GPU. */
 static inline bool devices_open(const struct device_options *options,
                                 const struct op_limits *limits, size_t count) {
-    if (device_open_cuda(&gpu, options) != STATUS_OK) {
-        printf("skipped: %s\n", status_message());
-        return false;
-    }
+    if (gpu_missing()) return false;
+    gpu_open(&gpu, options);
     printf("%s; %s\n", gpu.name, gpu.note);
-    if (device_open_cpu(&cpu, 0) != STATUS_OK) return false;
+    if (device_open_cpu(&cpu, 0) != STATUS_OK) gpu_test_stop("the CPU does not open");
     scratch_open(&gpu, limits, count);
     scratch_open(&cpu, limits, count);
     return true;

@@ -103,6 +103,13 @@ static struct tensor gather(const struct large *t, const struct samples *s) {
     return rows;
 }
 
+/* All of it on the host. */
+static struct tensor gather_all(const struct large *t) {
+    struct tensor all = filled_tensor(t->there.dtype, t->there.rows, t->there.columns, 0.0);
+    for (size_t i = 0; i < tensor_count(all); i++) value_set(all, i, large_at(t, i));
+    return all;
+}
+
 /* Columns 0, the middle one and the last, whole. */
 static size_t column_at(size_t i, size_t columns) { return i * (columns - 1) / (COLUMNS - 1); }
 
@@ -511,6 +518,14 @@ static void pattern_sums(const struct large *t, double *sum, double *magnitude, 
     }
 }
 
+/* One row on the CPU, all of it under one decay. */
+static void update_row(struct adamw k, float decay) {
+    const struct adamw_range range = {0, tensor_count(k.weights), decay};
+    k.ranges = &range;
+    k.range_count = 1;
+    EXPECT_OK(cpu.ops->adamw(&cpu, &k));
+}
+
 /* One AdamW step; decay differs on both sides of a row beyond the middle. */
 static void test_update(void **state) {
     const size_t columns = 8192, rows = beyond / columns + 33, border = rows - 3;
@@ -557,18 +572,14 @@ static void test_update(void **state) {
     struct tensor ps = gather(&p, &s), gs = gather(&g, &s), ms = gather(&m, &s);
     struct tensor vs = gather(&v, &s);
     struct tensor ws = filled_tensor(DTYPE_BF16, s.count, columns, NAN);
+    k.state = &host;
     for (size_t i = 0; i < s.count; i++) {
-        const struct adamw_range range = {0, columns, s.at[i] < border ? 0.1f : 0.3f};
-        const size_t at = i * columns;
-        k.masters = floats(&ps) + at;
-        k.gradients = floats(&gs) + at;
-        k.moments1 = floats(&ms) + at;
-        k.moments2 = floats(&vs) + at;
-        k.weights = tensor_make((uint16_t *)ws.data + at, DTYPE_BF16, 1, columns);
-        k.ranges = &range;
-        k.range_count = 1;
-        k.state = &host;
-        EXPECT_OK(cpu.ops->adamw(&cpu, &k));
+        k.masters = floats(&ps) + i * columns;
+        k.gradients = floats(&gs) + i * columns;
+        k.moments1 = floats(&ms) + i * columns;
+        k.moments2 = floats(&vs) + i * columns;
+        k.weights = tensor_make((uint16_t *)ws.data + i * columns, DTYPE_BF16, 1, columns);
+        update_row(k, s.at[i] < border ? 0.1f : 0.3f);
     }
     expect_rows("masters", p.there, &s, ps, 8 * u);
     expect_rows("first moments", m.there, &s, ms, 4 * u);
@@ -583,61 +594,70 @@ static void test_update(void **state) {
     large_free(&control);
 }
 
-/* The head's three GEMMs: c, a and a transposed a of more than 2^31 elements. */
-/* What a sum of K products of order 1 may be off by. A tensor core adds 16 products at a time to the
- * sum and cuts off what lies below its last bit, always towards zero: K / 16 times at most 2 u of a
- * sum that stays below 4 sqrt(K), four of its standard deviations. The CPU rounds in another order:
- * sqrt(K) (2 sqrt(K) + 8) u (ops_cases.h). A wrong operand is off by some sqrt(K). */
-static double sum_tolerance(double k) {
-    return k / 16.0 * 4.0 * sqrt(k) * 2.0 * u + sqrt(k) * (2.0 * sqrt(k) + 8.0) * u;
+static void logits_case(const struct large *x, const struct large *w) {
+    const size_t rows = x->there.rows, n = w->there.rows, k = w->there.columns;
+    struct large logits = large_zeros(DTYPE_BF16, rows, n);
+    const struct samples s = sample_rows(rows, n);
+    struct tensor xs = gather(x, &s), made = filled_tensor(DTYPE_BF16, s.count, n, NAN);
+    struct tensor ws = gather_all(w);
+    const struct gemm there = {.c = logits.there,
+                               .a = x->there,
+                               .b = w->there,
+                               .transpose_b = true};
+    const struct gemm host = {.c = made, .a = xs, .b = ws, .transpose_b = true};
+    EXPECT_OK(gpu.ops->gemm(&gpu, &there));
+    EXPECT_OK(cpu.ops->gemm(&cpu, &host));
+    expect_rows("logits", logits.there, &s, made, gemm_tolerance(DTYPE_BF16, (double)k));
+    FREE_TENSORS(&xs, &made, &ws);
+    large_free(&logits);
 }
 
+static void dgrad_case(const struct large *g, const struct large *w) {
+    const size_t rows = g->there.rows, n = w->there.rows, k = w->there.columns;
+    struct large dx = large_zeros(DTYPE_BF16, rows, k);
+    const struct samples s = sample_rows(rows, n);
+    struct tensor gs = gather(g, &s), made = filled_tensor(DTYPE_BF16, s.count, k, NAN);
+    struct tensor ws = gather_all(w);
+    EXPECT_OK(gpu.ops->gemm(&gpu, &(struct gemm){.c = dx.there, .a = g->there, .b = w->there}));
+    EXPECT_OK(cpu.ops->gemm(&cpu, &(struct gemm){.c = made, .a = gs, .b = ws}));
+    expect_rows("dgrad", dx.there, &s, made, gemm_tolerance(DTYPE_BF16, (double)n));
+    FREE_TENSORS(&gs, &made, &ws);
+    large_free(&dx);
+}
+
+static void wgrad_case(const struct large *g, const struct large *x) {
+    const size_t rows = g->there.rows, n = g->there.columns, k = x->there.columns;
+    struct large dw = large_zeros(DTYPE_F32, n, k);
+    struct samples columns = {.count = COLUMNS};
+    for (size_t i = 0; i < COLUMNS; i++) columns.at[i] = column_at(i, n);
+    struct tensor gc = gather_columns(g), xs = gather_all(x);
+    struct tensor made = filled_tensor(DTYPE_F32, COLUMNS, k, 0.0);
+    const struct gemm there = {.c = dw.there,
+                               .a = g->there,
+                               .b = x->there,
+                               .transpose_a = true,
+                               .accumulate = true};
+    const struct gemm host = {.c = made, .a = gc, .b = xs, .transpose_a = true};
+    EXPECT_OK(gpu.ops->gemm(&gpu, &there));
+    EXPECT_OK(cpu.ops->gemm(&cpu, &host));
+    expect_rows("wgrad", dw.there, &columns, made, gemm_tolerance(DTYPE_BF16, (double)rows));
+    FREE_TENSORS(&gc, &xs, &made);
+    large_free(&dw);
+}
+
+/* The head's three GEMMs: c, a and a transposed a of more than 2^31 elements. */
 static void test_gemm(void **state) {
     const size_t n = 50304, k = 64, rows = beyond / n + 29;
     (void)state;
     if (!room_for("gemm", 2 * 2 * rows * n)) return; /* the search has operands of its own */
     struct large x = large_pattern(DTYPE_BF16, rows, k, 1), w = large_pattern(DTYPE_BF16, n, k, 2);
-    struct large logits = large_zeros(DTYPE_BF16, rows, n);
-    const struct samples s = sample_rows(rows, n);
-    struct tensor xs = gather(&x, &s), made = filled_tensor(DTYPE_BF16, s.count, n, NAN);
-    struct tensor ws = filled_tensor(DTYPE_BF16, n, k, 0.0);
-    for (size_t i = 0; i < n * k; i++) value_set(ws, i, large_at(&w, i));
-    EXPECT_OK(gpu.ops->gemm(&gpu, &(struct gemm){.c = logits.there,
-                                                 .a = x.there,
-                                                 .b = w.there,
-                                                 .transpose_b = true}));
-    EXPECT_OK(
-        cpu.ops->gemm(&cpu, &(struct gemm){.c = made, .a = xs, .b = ws, .transpose_b = true}));
-    expect_rows("logits", logits.there, &s, made, sum_tolerance((double)k));
-    large_free(&logits);
-
+    logits_case(&x, &w);
     struct large g = large_pattern(DTYPE_BF16, rows, n, 3);
-    struct large dx = large_zeros(DTYPE_BF16, rows, k);
-    struct tensor gs = gather(&g, &s), dxs = filled_tensor(DTYPE_BF16, s.count, k, NAN);
-    EXPECT_OK(gpu.ops->gemm(&gpu, &(struct gemm){.c = dx.there, .a = g.there, .b = w.there}));
-    EXPECT_OK(cpu.ops->gemm(&cpu, &(struct gemm){.c = dxs, .a = gs, .b = ws}));
-    expect_rows("dgrad", dx.there, &s, dxs, sum_tolerance((double)n));
-
-    struct large dw = large_zeros(DTYPE_F32, n, k);
-    struct tensor gc = gather_columns(&g), xa = filled_tensor(DTYPE_BF16, rows, k, 0.0);
-    struct tensor dws = filled_tensor(DTYPE_F32, COLUMNS, k, 0.0);
-    struct samples of_columns = {.count = COLUMNS};
-    for (size_t i = 0; i < COLUMNS; i++) of_columns.at[i] = column_at(i, n);
-    for (size_t i = 0; i < rows * k; i++) value_set(xa, i, large_at(&x, i));
-    EXPECT_OK(gpu.ops->gemm(&gpu, &(struct gemm){.c = dw.there,
-                                                 .a = g.there,
-                                                 .b = x.there,
-                                                 .transpose_a = true,
-                                                 .accumulate = true}));
-    EXPECT_OK(cpu.ops->gemm(&cpu, &(struct gemm){.c = dws, .a = gc, .b = xa, .transpose_a = true}));
-    expect_rows("wgrad", dw.there, &of_columns, dws,
-                sum_tolerance((double)rows));
-    FREE_TENSORS(&xs, &made, &ws, &gs, &dxs, &gc, &xa, &dws);
+    dgrad_case(&g, &w);
+    wgrad_case(&g, &x);
     large_free(&x);
     large_free(&w);
     large_free(&g);
-    large_free(&dx);
-    large_free(&dw);
 }
 
 enum { LENGTH = 1024, HEADS = 25, HEAD_WIDTH = 64, WIDTH = HEADS * HEAD_WIDTH };

@@ -254,11 +254,10 @@ static inline void gemm_case(enum dtype type, enum dtype result, size_t m, size_
                                               : &bias.there};
     }
     ON_BOTH(gemm, &g[0], &g[1]);
-    /* tensor cores drop bits below the largest product of a step: 2^-22 of it, sqrt(k) times */
-    const double root = sqrt((double)k);
     /* a product may be rounded to c's format before it is added to what c holds */
-    const double twice = accumulate && result != DTYPE_F32 ? 8 * root * unit_roundoff(result) : 0.0;
-    expect_same("gemm", &c, root * (root * 2 * u + 8 * u) + twice);
+    const bool rounded = accumulate && result != DTYPE_F32;
+    const double twice = rounded ? 8 * sqrt((double)k) * unit_roundoff(result) : 0.0;
+    expect_same("gemm", &c, gemm_tolerance(type, (double)k) + twice);
     FREE_PAIRS(&a, &b, &c, &bias);
 }
 

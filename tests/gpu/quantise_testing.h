@@ -178,7 +178,7 @@ static inline bool quantise_devices_open(void) {
                                      .quantised = true};
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_FAST};
     char folder[] = "/tmp/gpu_quantise_XXXXXX"; /* odd GEMMs, not to be kept */
-    if (mkdtemp(folder) == NULL) return false;
+    if (mkdtemp(folder) == NULL) gpu_test_stop("mkdtemp");
     setenv("XDG_CACHE_HOME", folder, 1);
     return devices_open(&options, &limits, 1);
 }

@@ -21,6 +21,9 @@ static void test_rows(void **state) {
             const struct shape s = {3, width};
             norm_case(type, &s, true, false, true);
         }
+        /* beyond the registers of a thread, and the widest that is admitted: 1024 threads */
+        static const struct shape wide[] = {{5, 6408}, {5, 8192}};
+        for (size_t s = 0; s < 2; s++) norm_case(type, &wide[s], true, s == 0, false);
         static const struct shape shapes[] = {{5, 33}, {37, 72}};
         for (size_t s = 0; s < 2; s++) {
             norm_case(type, &shapes[s], true, true, false);

@@ -1,0 +1,224 @@
+/*
+ * What kernels/cuda decides on the host, on any machine: the file of chosen GEMM algorithms, and
+ * which attention is refused. Oracles: closed form (what was added is found, by every process; the
+ * bytes of a refused file stay), and arithmetic by hand for shared memory.
+ */
+#include <stdio.h>
+
+#include "tests/kernels/testing.h"
+
+#ifdef HAVE_CUDART
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kernels/cuda/gemm.h"
+
+static char root[] = "/tmp/gpu_host_XXXXXX";
+
+static struct gemm_cache cache_at(const char *name) {
+    struct gemm_cache cache = {.header = "deepwell gemm 2 test"};
+    snprintf(cache.path, sizeof cache.path, "%s/%s/gemm.txt", root, name);
+    return cache;
+}
+
+/* A choice that no other m shares. */
+static struct gemm_kept choice(size_t m, uint64_t word) {
+    struct gemm_kept kept = {
+        .key = {.m = m,
+                .n = 8,
+                .k = 16,
+                .transpose_b = 1,
+                .result = DTYPE_BF16,
+                .bias = -1,
+                .a = DTYPE_BF16,
+                .b = DTYPE_BF16,
+                .alignment = 16},
+        .us = 1.5f,
+    };
+    for (size_t i = 0; i < 8; i++) kept.algorithm.data[i] = word + i;
+    return kept;
+}
+
+/* More kinds than one model has: all are read again, and no number of them is too many. */
+static void test_many(void **state) {
+    enum { KINDS = 3000 };
+    struct gemm_cache cache = cache_at("many"), again = cache_at("many");
+    struct gemm_service service = {.cache = cache_at("none")};
+    struct gemm_entry *entry = NULL;
+    (void)state;
+    EXPECT_OK(gemm_cache_writable(&cache));
+    for (size_t m = 1; m <= KINDS; m += 500) {
+        const struct gemm_kept kept = choice(m, m);
+        EXPECT_OK(gemm_cache_add(&cache, &kept));
+    }
+    EXPECT_OK(gemm_cache_read(&again));
+    assert_int_equal(again.count, KINDS / 500);
+    for (size_t m = 1; m <= KINDS; m += 500) {
+        const struct gemm_kept kept = choice(m, m), *found = gemm_cache_find(&again, &kept.key);
+        assert_non_null(found);
+        assert_memory_equal(&found->algorithm, &kept.algorithm, sizeof kept.algorithm);
+        assert_true(found->us == kept.us);
+    }
+    for (size_t m = 1; m <= KINDS; m++) {
+        const struct gemm_kept kept = choice(m, m);
+        EXPECT_OK(gemm_entry_get(&service, &kept.key, &entry));
+        assert_int_equal(entry->key.m, m);
+    }
+    assert_int_equal(service.count, KINDS);
+    service.cache = again;
+    service.handle = NULL;
+    for (size_t i = 0; i < service.count; i++) {
+        entry = &service.entries[i];
+        cublasLtMatmulDescDestroy(entry->operation);
+        cublasLtMatrixLayoutDestroy(entry->a);
+        cublasLtMatrixLayoutDestroy(entry->b);
+        cublasLtMatrixLayoutDestroy(entry->c);
+    }
+    free(service.entries);
+    gemm_cache_close(&cache);
+    gemm_cache_close(&again);
+}
+
+/* Processes that add at the same time lose nothing; of one GEMM the first choice stays. */
+static void test_processes(void **state) {
+    enum { PROCESSES = 4, EACH = 12 };
+    struct gemm_cache cache = cache_at("shared");
+    (void)state;
+    for (size_t p = 0; p < PROCESSES; p++) {
+        if (fork() != 0) continue;
+        bool right = true;
+        for (size_t i = 0; i < EACH; i++) {
+            const struct gemm_kept kept = choice(1 + p * EACH + i, p), common = choice(1000, p);
+            right = right && gemm_cache_add(&cache, &kept) == STATUS_OK &&
+                    gemm_cache_add(&cache, &common) == STATUS_OK;
+        }
+        _exit(right ? 0 : 1);
+    }
+    for (size_t p = 0; p < PROCESSES; p++) {
+        int how = 0;
+        assert_true(wait(&how) > 0);
+        assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
+    }
+    EXPECT_OK(gemm_cache_read(&cache));
+    assert_int_equal(cache.count, PROCESSES * EACH + 1);
+    const struct gemm_kept other = choice(1000, 99), first = *gemm_cache_find(&cache, &other.key);
+    EXPECT_OK(gemm_cache_add(&cache, &other));
+    assert_memory_equal(&gemm_cache_find(&cache, &other.key)->algorithm, &first.algorithm,
+                        sizeof first.algorithm);
+    gemm_cache_close(&cache);
+}
+
+static void test_hostile(void **state) {
+    static const char line[] = "1 8 16 0 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8\n";
+    static const char *const wrong[] = {
+        "0 8 16 0 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8\n", /* no rows */
+        "4294967296 8 16 0 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8\n",
+        "1 8 16 2 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8\n", /* no flag */
+        "1 8 16 0 1 0 1 1 1 -1 0 0 512 1.500 1 2 3 4 5 6 7 8\n",
+        "1 8 16 0 1 0 1 1 1 -1 0 0 12 1.500 1 2 3 4 5 6 7 8\n",
+        "1 8 16 0 1 0 9 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8\n", /* no kind */
+        "1 8 16 0 1 0 1 1 1 -1 0 0 16 nan 1 2 3 4 5 6 7 8\n",
+        "1 8 16 0 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7\n",
+        "1 8 16 0 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8 9\n",
+        "\n",
+        "1 8 16 0 1 0 1 1 1 -1 0 0 16 1.500 1 2 3 4 5 6 7 8", /* cut off */
+    };
+    struct gemm_cache cache = cache_at("hostile");
+    char text[1024], *now = NULL;
+    size_t bytes = 0;
+    (void)state;
+    const struct gemm_kept kept = choice(5, 5);
+    EXPECT_OK(gemm_cache_add(&cache, &kept)); /* makes the folder */
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        const int length = snprintf(text, sizeof text, "%s\n%s%s", cache.header, line, wrong[i]);
+        EXPECT_OK(file_write_durable(cache.path, text, (size_t)length));
+        expect_status(STATUS_DEVICE, gemm_cache_read(&cache));
+        assert_non_null(strstr(status_message(), cache.path));
+        if (i + 1 < sizeof wrong / sizeof wrong[0])
+            assert_non_null(strstr(status_message(), "line 3"));
+        expect_status(STATUS_DEVICE, gemm_cache_add(&cache, &kept)); /* and is not overwritten */
+        EXPECT_OK(file_read(cache.path, sizeof text, &now, &bytes));
+        assert_int_equal(bytes, length);
+        assert_memory_equal(now, text, bytes);
+        free(now);
+    }
+    const int length = snprintf(text, sizeof text, "%s\n%s", cache.header, line);
+    EXPECT_OK(file_write_durable(cache.path, text, (size_t)length));
+    EXPECT_OK(gemm_cache_read(&cache));
+    assert_int_equal(cache.count, 1);
+    cache.header[0] = 'D';
+    expect_status(STATUS_DEVICE, gemm_cache_read(&cache));
+    assert_non_null(strstr(status_message(), "line 1"));
+    gemm_cache_close(&cache);
+}
+
+/* Nowhere to write: said as such. */
+static void test_unwritable(void **state) {
+    struct gemm_cache cache = {0};
+    (void)state;
+    expect_status(STATUS_CONFIG, gemm_cache_writable(&cache));
+    cache = cache_at("file/below");
+    char file[PATH_BYTES];
+    EXPECT_OK(path_join(file, root, "file"));
+    EXPECT_OK(file_write_durable(file, "x", 1));
+    const struct gemm_kept kept = choice(1, 1);
+    expect_status(STATUS_IO, gemm_cache_writable(&cache));
+    expect_status(STATUS_IO, gemm_cache_add(&cache, &kept));
+    gemm_cache_close(&cache);
+}
+
+/* BF16 without cuDNN, and heads whose kernels want more shared memory than there is. */
+static void test_attention(void **state) {
+    struct cuda_backend backend = {.shared_bytes = 99 << 10};
+    struct device device = {.name = "a small GPU", .backend = &backend};
+    struct op_limits limits = {.tokens = 128,
+                               .width = 1024,
+                               .sequence_length = 64,
+                               .heads = 1,
+                               .head_width = 256,
+                               .dtype = DTYPE_F32};
+    (void)state;
+    EXPECT_OK(attention_service_open(&device));
+    /* (2 tiles of 32 x 257 + 2 x 32 rows of 256) x 4 bytes = 131,328; forward 98,560 */
+    assert_int_equal(simple_attention_shared_bytes(256, true), 131328);
+    expect_status(STATUS_DEVICE, cuda_attention_check(&device, &limits, true));
+    assert_non_null(strstr(status_message(), "131328"));
+    assert_non_null(strstr(status_message(), "model.heads"));
+    EXPECT_OK(cuda_attention_check(&device, &limits, false));
+    limits.head_width = 64;
+    EXPECT_OK(cuda_attention_check(&device, &limits, true));
+    limits.dtype = DTYPE_BF16;
+    if (device.note[0] != '\0') { /* no cuDNN, or no GPU for it */
+        printf("%s\n", device.note);
+        expect_status(STATUS_DEVICE, cuda_attention_check(&device, &limits, true));
+        printf("%s\n", status_message());
+        assert_true(strstr(status_message(), "libcudnn.so.9") != NULL ||
+                    strstr(status_message(), "nvidia-cudnn-frontend") != NULL);
+    }
+    attention_service_close(backend.attention);
+    backend.options.own_attention = true;
+    EXPECT_OK(attention_service_open(&device));
+    EXPECT_OK(cuda_attention_check(&device, &limits, true));
+    attention_service_close(backend.attention);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_many),      cmocka_unit_test(test_processes),
+        cmocka_unit_test(test_hostile),   cmocka_unit_test(test_unwritable),
+        cmocka_unit_test(test_attention),
+    };
+    if (mkdtemp(root) == NULL) return 1;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    return folder_remove(root) == STATUS_OK ? failed : 1;
+}
+
+#else
+
+int main(void) {
+    printf("skipped: built without CUDA\n");
+    return 0;
+}
+
+#endif
