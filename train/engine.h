@@ -103,7 +103,9 @@ enum status engine_import(struct engine *engine, const struct config *config,
  * moments too. The step state is the trainer's (run_state.h). */
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint);
 
-/* The device that the configuration asks for. */
+/* The device that the configuration asks for. `auto` is the CPU only where there is no GPU to speak
+ * of (no CUDA in this build, no driver, no device), and device.note says which; a GPU that is there
+ * and fails is an error. */
 enum status engine_open_device(struct device *device, const struct config *config);
 
 /* Of numbers of this type: mfu.peak where it is set, else the device's row in the table of

@@ -3,6 +3,7 @@
  * equality of weights with rounded masters and of what went through a checkpoint, the tensor table.
  */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "base/text.h"
 #include "tests/train/small_run.h"
@@ -98,6 +99,7 @@ static void other_refusals(void **state) {
     struct config config;
     struct engine engine;
     small_config(&config, CONFIG_RECIPE_FP32);
+    setenv("CUDA_VISIBLE_DEVICES", "", 1); /* none here, on any machine */
     config.device = CONFIG_DEVICE_CUDA;
     expect_status(STATUS_DEVICE, engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
     small_config(&config, CONFIG_RECIPE_FP32);
