@@ -51,7 +51,7 @@ struct trainer {
     int64_t validated_step;        /* -1: none */
     int64_t scored_step;           /* of the choices; -1: none */
     char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
-    double finished_seconds;       /* clock when the newest seen step was seen */
+    bool paused;                   /* the device has had no step since the newest seen one */
     struct gpu_power power;        /* started before the first step of this process */
     int64_t powered_step;          /* the step that it was started at */
     double looked_seconds;         /* clock of the last look at power */
