@@ -101,21 +101,35 @@ void gpu_power_limits(const struct gpu_power *power, double *watts, unsigned *sm
 
 void gpu_power_start(struct gpu_power *power) {
     power->looks = 0;
+    power->asked = 0;
+    power->stride = 1;
     power->throttle = 0;
     power->started_mj = energy_mj(power);
     power->started_seconds = clock_seconds();
 }
 
+/* Every second look stays. */
+static void thin_looks(struct gpu_power *power) {
+    for (size_t i = 0; 2 * i < power->looks; i++) {
+        power->sm_mhz[i] = power->sm_mhz[2 * i];
+        power->watts[i] = power->watts[2 * i];
+    }
+    power->looks = (power->looks + 1) / 2;
+    power->stride *= 2;
+}
+
 void gpu_power_look(struct gpu_power *power) {
     unsigned mhz = 0, watts = 0;
     unsigned long long seen = 0;
-    if (power->looks == GPU_POWER_LOOKS || !gpu_power_now(power, &watts, &mhz)) return;
+    if (power->library == NULL) return;
     if (power->throttle_reasons != NULL &&
         power->throttle_reasons(power->device, &seen) == NVML_SUCCESS) {
         power->throttle |= seen;
     }
+    if (power->asked++ % power->stride != 0 || !gpu_power_now(power, &watts, &mhz)) return;
     power->sm_mhz[power->looks] = mhz;
     power->watts[power->looks++] = watts;
+    if (power->looks == GPU_POWER_LOOKS) thin_looks(power);
 }
 
 void gpu_power_stop(struct gpu_power *power) {
