@@ -5,6 +5,7 @@
 #include "base/random.h"
 #include "base/text.h"
 #include "train/bench.h"
+#include "train/op_trace.h"
 #include "train/signals.h"
 #include "train/step.h"
 
@@ -44,7 +45,8 @@ static enum status upload_tokens(struct bench *b) {
     if (b->loader != NULL) TRY(loader_next(b->loader, &batch));
     else draw_tokens(b, bytes / sizeof(int32_t) + 1);
     TRY(device_upload(&b->engine.device, training->inputs, batch.inputs, bytes));
-    return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
+    TRY(device_upload(&b->engine.device, training->targets, batch.targets, bytes));
+    return op_trace_data(&b->engine.device, 2 * bytes);
 }
 
 enum status bench_run_step(struct bench *b) {

@@ -59,7 +59,7 @@ static void a_step_stands_beside_its_floor(void **state) {
     }
     e2e_assert_words(
         "bench step --floor", step->out,
-        "\nstep |\nspeed |power       n/a|operations of a step|everything else|the step|"
+        "\nstep |\nspeed |power       n/a|operations of a step|\n  data |the step |"
         "\nfloor |\nshare       step at|% of the floor");
     const double share = strtod(strstr(step->out, "step at ") + strlen("step at "), NULL);
     double mine = 0.0, floor = 0.0;
