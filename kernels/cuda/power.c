@@ -99,6 +99,27 @@ void gpu_power_limits(const struct gpu_power *power, double *watts, unsigned *sm
     if (clock != NULL && clock(power->device, NVML_CLOCK_SM, sm_mhz) != NVML_SUCCESS) *sm_mhz = 0;
 }
 
+bool gpu_memory_used(const struct gpu_power *power, size_t *bytes) {
+    struct { /* nvmlMemory_t */
+        unsigned long long total, free, used;
+    } memory = {0};
+    int (*info)(void *, void *) = NULL;
+    if (power->library == NULL) return false;
+    find(power, "nvmlDeviceGetMemoryInfo", &info);
+    if (info == NULL || info(power->device, &memory) != NVML_SUCCESS) return false;
+    *bytes = (size_t)memory.used;
+    return true;
+}
+
+const char *gpu_driver_text(char text[GPU_DRIVER_TEXT_BYTES], const struct gpu_power *power) {
+    int (*version)(char *, unsigned) = NULL;
+    if (power->library != NULL) find(power, "nvmlSystemGetDriverVersion", &version);
+    if (version == NULL || version(text, GPU_DRIVER_TEXT_BYTES) != NVML_SUCCESS) {
+        snprintf(text, GPU_DRIVER_TEXT_BYTES, "n/a");
+    }
+    return text;
+}
+
 void gpu_power_start(struct gpu_power *power) {
     power->looks = 0;
     power->asked = 0;

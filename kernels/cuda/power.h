@@ -1,5 +1,5 @@
 /*
- * Energy, power, clock and throttling of one GPU, through NVML (libnvidia-ml, NVIDIA Management
+ * Energy, power, clock, throttling and memory of one GPU, through NVML (libnvidia-ml, NVIDIA Management
  * Library Reference), opened at run time: no build needs it. What is not to be had is said, never
  * guessed. Called by `bench`, `probe --measure` and the trainer.
  */
@@ -44,6 +44,14 @@ bool gpu_power_now(const struct gpu_power *power, unsigned *watts, unsigned *sm_
 
 /* What the GPU may draw and how fast its clock may go; 0: not known. */
 void gpu_power_limits(const struct gpu_power *power, double *watts, unsigned *sm_mhz);
+
+/* Memory in use on the whole GPU, by whomever; false if it is not to be had. */
+bool gpu_memory_used(const struct gpu_power *power, size_t *bytes);
+
+/* The driver's version, "580.65.06"; "n/a" if it is not to be had. Writes into `text` and returns
+ * it. */
+enum { GPU_DRIVER_TEXT_BYTES = 80 }; /* NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE */
+const char *gpu_driver_text(char text[GPU_DRIVER_TEXT_BYTES], const struct gpu_power *power);
 
 void gpu_power_start(struct gpu_power *power);
 /* Clock, power and reasons at this moment. Every look's reasons count; its numbers are kept or

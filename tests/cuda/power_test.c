@@ -51,6 +51,24 @@ static void figures_are_nvmls(void **state) {
     gpu_power_close(&power);
 }
 
+static void memory_and_driver_are_nvmls(void **state) {
+    struct gpu_power power;
+    char text[GPU_DRIVER_TEXT_BYTES];
+    size_t bytes = 0;
+    (void)state;
+    gpu_power_open(&power, FAKE_NVML_BUS_ID);
+    set_figures(&(struct fake_nvml){.memory_used = 61ull << 30});
+    assert_true(gpu_memory_used(&power, &bytes) && bytes == 61ull << 30);
+    set_figures(&(struct fake_nvml){0});
+    assert_false(gpu_memory_used(&power, &bytes));
+    assert_string_equal(gpu_driver_text(text, &power), "580.65.06");
+    gpu_power_close(&power);
+    gpu_power_open(&power, "");
+    assert_false(gpu_memory_used(&power, &bytes));
+    assert_string_equal(gpu_driver_text(text, &power), "n/a");
+    gpu_power_close(&power);
+}
+
 /* A GPU that counts no energy has none, and its power is what was seen. */
 static void no_counter_is_said(void **state) {
     struct gpu_power power;
@@ -125,6 +143,7 @@ static void looks_are_spread(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(figures_are_nvmls),
+        cmocka_unit_test(memory_and_driver_are_nvmls),
         cmocka_unit_test(no_counter_is_said),
         cmocka_unit_test(absence_is_said),
         cmocka_unit_test(looks_are_spread),
