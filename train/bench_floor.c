@@ -64,8 +64,8 @@ static enum status report(const struct config *config, const struct step_work *w
     print_parts(floor, times);
     printf("power       %s\n",
            gpu_power_text(watts, power, tokens * (double)times->whole.runs));
-    TRY(bench_check_tflops("the floor", tflops, mfu.peak_tflops, "the device's peak"));
-    return bench_check_tflops("the floor's GEMMs", result->gemm_tflops, mfu.peak_tflops,
+    TRY(bench_check_tflops("the floor", tflops, mfu.limit.tflops, "the device's peak"));
+    return bench_check_tflops("the floor's GEMMs", result->gemm_tflops, mfu.limit.tflops,
                               "the device's peak");
 }
 

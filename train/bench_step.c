@@ -82,12 +82,9 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
                     b->engine.training.shape.sequence_length, &flops));
     qsort(seconds, count, sizeof *seconds, by_value);
     const double median = quantile(seconds, count, 0.5);
-    const enum dtype dtype = b->engine.dtype;
+    const struct speed_limit limit = engine_speed_limit(&b->engine, b->config, &flops);
     *result = (struct result){median, flops_tera_per_second(flops.total, tokens, median), {0}};
-    result->mfu = mfu_compute(result->tflops,
-                              engine_peak_tflops(&b->engine.device, dtype, b->config),
-                              engine_peak_type(dtype));
-    result->mfu.emulated = engine_support(&b->engine) == SUPPORT_EMULATED;
+    result->mfu = mfu_against(result->tflops, &limit);
     for (size_t i = 0; i < count; i++) sum += seconds[i];
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f, mean %.1f over %zu steps\n",
            median * 1e3, quantile(seconds, count, 0.1) * 1e3,
@@ -199,7 +196,8 @@ static enum status run(const struct config *config, const struct request *reques
     if (status == STATUS_OK) status = measure(&bench, request, &result);
     bench_close(&bench);
     TRY(status);
-    TRY(bench_check_tflops("the step", result.tflops, result.mfu.peak_tflops, "the device's peak"));
+    TRY(bench_check_tflops("the step", result.tflops, result.mfu.limit.tflops,
+                           "the device's peak"));
     return request->floor ? compare_floor(config, request, &result) : STATUS_OK;
 }
 

@@ -171,8 +171,8 @@ const struct config_key config_keys[] = {
            "by bit; no meaning on a CPU"),
 
     REAL(mfu.peak, "0", 0, 1e9, false, false,
-         "dense TFLOPS of the compute type that MFU is a share of; 0: from the table of devices, "
-         "n/a for others"),
+         "dense TFLOPS of the compute type that MFU is a share of, or of a narrow recipe's mixture "
+         "of types; 0: from the table of devices, n/a for others"),
 };
 const size_t config_key_count = sizeof config_keys / sizeof config_keys[0];
 _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,

@@ -25,6 +25,7 @@
 #include "layers/gpt_generate.h"
 #include "layers/gpt_train.h"
 #include "train/config.h"
+#include "train/flops.h"
 #include "train/peak.h"
 #include "train/vocabulary.h"
 
@@ -113,6 +114,12 @@ enum status engine_open_device(struct device *device, const struct config *confi
 double engine_peak_tflops(const struct device *device, enum dtype dtype,
                           const struct config *config);
 enum peak_type engine_peak_type(enum dtype dtype);
+
+/* What this run's TFLOPS are held against: the peak of the compute type, or with narrow linears the
+ * speed of light of their products and the rest (attention, a wide head and wide end layers, in the
+ * activations' type). mfu.peak, where it is set, stands for either. */
+struct speed_limit engine_speed_limit(const struct engine *engine, const struct config *config,
+                                      const struct flops *flops);
 
 struct gpt_config engine_model(const struct config *config);
 struct gpt_config engine_gpt_config(const struct hf_config *model);

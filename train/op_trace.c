@@ -9,7 +9,7 @@ static struct op_total *find_total(struct op_trace *trace, const char *name) {
     for (size_t i = 0; i < trace->op_count; i++) {
         if (strcmp(trace->ops[i].name, name) == 0) return &trace->ops[i];
     }
-    struct op_total *fresh = &trace->ops[trace->op_count++]; /* one a member of struct ops, and data */
+    struct op_total *fresh = &trace->ops[trace->op_count++]; /* one an operation, and data */
     *fresh = (struct op_total){.name = name};
     return fresh;
 }

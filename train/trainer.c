@@ -53,8 +53,6 @@ static struct step_record step_record(const struct trainer *t, double seconds,
     const struct step_state *state = &t->state.control;
     const int64_t tokens = step_tokens(t->config);
     const double tflops = flops_tera_per_second(t->flops.total, (double)tokens, seconds);
-    struct mfu mfu = mfu_compute(tflops, t->peak_tflops, engine_peak_type(t->engine.dtype));
-    mfu.emulated = engine_support(&t->engine) == SUPPORT_EMULATED;
     return (struct step_record){
         .step = t->state.step,
         .loss = (double)state->loss,
@@ -69,7 +67,7 @@ static struct step_record step_record(const struct trainer *t, double seconds,
         .data_wait_ms = waited_seconds * 1e3,
         .tokens_per_s = (double)tokens / seconds,
         .tflops = tflops,
-        .mfu = mfu,
+        .mfu = mfu_against(tflops, &t->speed_limit),
         .gpu_power_w = (double)t->gpu_watts,
         .gpu_clock_mhz = (double)t->gpu_mhz,
     };

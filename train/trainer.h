@@ -40,7 +40,7 @@ struct trainer {
     struct run_lock lock;
     struct metrics *metrics;
     struct progress progress;
-    double peak_tflops;            /* 0: unknown */
+    struct speed_limit speed_limit;
     int64_t asked;                 /* steps asked of the device so far; state.step are seen */
     struct trainer_pending pending[DEVICE_READS]; /* of step s: [s % DEVICE_READS] */
     struct run_state state;        /* as of the newest step whose outcome is known */

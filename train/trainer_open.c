@@ -187,7 +187,7 @@ static enum status open_all(struct trainer *t) {
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(start_or_resume(t));
     gpu_power_open(&t->power, t->engine.device.bus_id);
-    t->peak_tflops = engine_peak_tflops(&t->engine.device, t->engine.dtype, c);
+    t->speed_limit = engine_speed_limit(&t->engine, c, &t->flops);
     TRY(open_metrics(t));
     t->asked = t->state.step;
     trainer_print_header(t);
