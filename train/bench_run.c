@@ -73,8 +73,8 @@ enum status bench_read_state(struct bench *b, struct step_state *state) {
                       (long long)state->skipped_nonfinite, (long long)b->step);
 }
 
-/* A function of a library that this process has loaded, by whomever; NULL: none has it. memcpy, since
- * C has no cast from object to function pointers. */
+/* A function of a library that this process has loaded, by whomever; NULL: none has it. memcpy,
+ * since C has no cast from object to function pointers. */
 static void find_loaded(const char *name, void *function) {
     void *symbol = dlsym(RTLD_DEFAULT, name);
     memcpy(function, &symbol, sizeof symbol);

@@ -134,9 +134,9 @@ static enum status time_steps(struct bench *b, double *seconds, size_t steps) {
     return STATUS_OK;
 }
 
-/* The steps that choose algorithms and record, and then more under load, the device never waiting for
- * the host: a card under its power limit is slower than a cool one, and it is the floor's warm-up
- * that the step is held against. */
+/* The steps that choose algorithms and record, and then more under load, the device never waiting
+ * for the host: a card under its power limit is slower than a cool one, and the floor that the step
+ * is held against is warm. */
 static enum status warm_up(struct bench *b, const struct request *request) {
     static const double gpu_seconds = 3.0;
     struct device *device = &b->engine.device;

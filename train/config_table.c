@@ -59,8 +59,8 @@ const struct config_key config_keys[] = {
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
     TEXT(data.tokenizer, "",
-         "tokenizer.json, or its folder, for prompts and samples, laid into every checkpoint; empty: "
-         "the one beside the training shards, if any"),
+         "tokenizer.json, or its folder, for prompts and samples, laid into every checkpoint; "
+         "empty: the one beside the training shards, if any"),
     INTEGER(data.end_of_text, "-1", -1, TOKENS_MAX,
             "token that ends a document; -1: as dataset.json beside the training shards or the "
             "tokenizer says"),

@@ -161,8 +161,9 @@ static enum status start_or_resume(struct trainer *t) {
     }
     if (found && !is_own(named, c->train.out)) {
         return status_set(STATUS_CHECKPOINT,
-                          "train.resume is a checkpoint of another run, but %s holds checkpoints of "
-                          "its own (%s): choose a new train.out, so that neither history is lost",
+                          "train.resume is a checkpoint of another run, but %s holds checkpoints "
+                          "of its own (%s): choose a new train.out, so that neither history is "
+                          "lost",
                           c->train.out, newest);
     }
     TRY(resume_from(t, named));

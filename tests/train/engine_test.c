@@ -258,8 +258,8 @@ static void ranges_follow_decay_roles(void **state) {
     }
 }
 
-/* Which products are narrow, by hand: one of two blocks (the first stays wide), and the head or not;
- * on the H200's row each at its own peak. And never without `mixed`, which makes it no MFU. */
+/* Which products are narrow, by hand: one of two blocks (the first stays wide), and the head or
+ * not; on the H200's row each at its own peak. And never without `mixed`, which makes it no MFU. */
 static void narrow_work_has_its_own_peak(void **state) {
     (void)state;
     for (int head = 0; head < 2; head++) {

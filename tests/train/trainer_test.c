@@ -2,12 +2,12 @@
  * The trainer on a device whose answers come late, as an accelerator's do.
  *
  * Oracle: bit equality. The CPU's own calls answer at once; here they are wrapped so that a step's
- * outcome is there only when it is waited for. Losses, weights, skipped steps and what is saved must
- * be the same; so must be what a run that cannot go on says, and where it stops, although a step
- * more had been asked for.
+ * outcome is there only when it is waited for. Losses, weights, skipped steps and what is saved
+ * must be the same; so must be what a run that cannot go on says, and where it stops, although a
+ * step more had been asked for.
  *
- * For the time of a step, a clock that only marks advance: a quarter of a second each, so that every
- * step took 250 ms, whenever and together with which others the host saw it.
+ * For the time of a step, a clock that only marks advance: a quarter of a second each, so that
+ * every step took 250 ms, whenever and together with which others the host saw it.
  */
 #include <math.h>
 #include <stdio.h>
@@ -213,8 +213,8 @@ static void late_answers_change_nothing(void **state) {
     release(&outcome);
 }
 
-/* The scale falls from far beyond FP16's range: the first steps are skipped, unseen by the host when
- * it asks for the next. */
+/* The scale falls from far beyond FP16's range: the first steps are skipped, unseen by the host
+ * when it asks for the next. */
 static void overflows_are_skipped(void **state) {
     (void)state;
     struct config config = base_config(CONFIG_RECIPE_FP16);
