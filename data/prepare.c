@@ -175,7 +175,8 @@ static enum status split_many(struct prepare *prepare) {
         highest = fmax(highest, position);
     }
     if (lowest == highest) {
-        return status_set(STATUS_DATA, "expected documents for training and for validation, found %zu "
+        return status_set(STATUS_DATA,
+                          "expected documents for training and for validation, found %zu "
                           "with the same content: give different ones, or one of them",
                           prepare->documents.count);
     }

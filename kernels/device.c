@@ -74,12 +74,14 @@ static void copy(const struct device *device, void *to, const void *from, size_t
     }
 }
 
-static enum status cpu_upload(struct device *device, void *to, const void *from_host, size_t bytes) {
+static enum status cpu_upload(struct device *device, void *to, const void *from_host,
+                              size_t bytes) {
     copy(device, to, from_host, bytes);
     return STATUS_OK;
 }
 
-static enum status cpu_download(struct device *device, void *to_host, const void *from, size_t bytes) {
+static enum status cpu_download(struct device *device, void *to_host, const void *from,
+                                size_t bytes) {
     copy(device, to_host, from, bytes);
     return STATUS_OK;
 }

@@ -85,9 +85,9 @@ void device_release(struct device *device, void *memory, size_t bytes);
 enum status device_upload(struct device *device, void *to, const void *from_host, size_t bytes);
 enum status device_download(struct device *device, void *to_host, const void *from, size_t bytes);
 
-/* A download that nobody waits for: asked for with begin, in stream order, and there after end, which
- * waits for it (for nothing, where ready). `slot` is below DEVICE_READS and free, `bytes` at most
- * DEVICE_READ_BYTES; to_host receives the numbers by the end. */
+/* A download that nobody waits for: asked for with begin, in stream order, and there after end,
+ * which waits for it (for nothing, where ready). `slot` is below DEVICE_READS and free, `bytes` at
+ * most DEVICE_READ_BYTES; to_host receives the numbers by the end. */
 enum { DEVICE_READS = 2, DEVICE_READ_BYTES = 1 << 16 };
 enum status device_read_begin(struct device *device, size_t slot, void *to_host, const void *from,
                               size_t bytes);

@@ -78,8 +78,8 @@ enum scaling {
  *   128X128   the same of the 128 x 128 numbers
  *   MX        code = ue8m0_from_amax(amax of the 32); numbers times ue8m0_factor(code)
  *   NV        amax of the whole copy (after the transform) into its state, then
- *             scale_state_current, whatever `scaling`; block scale = nvfp4_block_scale(amax of the 16 [of the 16 x 16 if
- *             `square`], state->scale); numbers by nvfp4_scaled()
+ *             scale_state_current, whatever `scaling`; block scale = nvfp4_block_scale(amax of
+ *             the 16 [of the 16 x 16 if `square`], state->scale); numbers by nvfp4_scaled()
  * Copies are independent of one another but for TENSOR's common state; the same `in` always gives
  * the same bytes. bias_gradient (+)= column sums of `in` in FP32, for the linear whose out_gradient
  * `in` is. */
@@ -343,8 +343,8 @@ struct ops {
                                 bool clear_amax);
 
     /* Once a step, between gradient_sumsq and step_decide. If the sums of `state` or one amax is
-     * not finite, or state->halted: scale_state_drop() for each, and state->gradient_sumsq becomes NaN, so that
-     * step_decide skips: a clipped infinity never passes for a number. Otherwise
+     * not finite, or state->halted: scale_state_drop() for each, and state->gradient_sumsq becomes
+     * NaN, so that step_decide skips: a clipped infinity never passes for a number. Otherwise
      * scale_state_end() for each. */
     enum status (*scales_update)(struct device *, struct step_state *state,
                                  struct scale_state *states, size_t count, bool enter);

@@ -97,8 +97,8 @@ DEEPWELL_HOST_DEVICE static inline void scale_state_from_history(struct scale_st
     s->inverse = scale_inverse(s->scale);
 }
 
-/* End of a step that is applied. `enter`, under delayed scaling: the step's amax (finite) enters the
- * history, which gives the scale of the next one. */
+/* End of a step that is applied. `enter`, under delayed scaling: the step's amax (finite) enters
+ * the history, which gives the scale of the next one. */
 DEEPWELL_HOST_DEVICE static inline void scale_state_end(struct scale_state *s, bool enter) {
     if (enter) {
         s->history[s->seen % AMAX_HISTORY] = float_of_bits(s->amax_bits);

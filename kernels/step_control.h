@@ -5,9 +5,9 @@
  * step_control_decide() is plain C that the CPU and a one-thread CUDA kernel both compile.
  *
  * The host asks for the next step before it has seen this one's outcome. A step after which it must
- * not go on by itself (not finite, and no loss scale or train.nonfinite = skip to mend it) therefore
- * halts where it is decided: the steps behind it change nothing, and the host finds the weights as
- * they were.
+ * not go on by itself (not finite, and no loss scale or train.nonfinite = skip to mend it)
+ * therefore halts where it is decided: the steps behind it change nothing, and the host finds the
+ * weights as they were.
  *
  * Loss scaling: on overflow the step is skipped, the scale halves; after `interval` good steps it
  * doubles (Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.2). Outliers: a
@@ -46,7 +46,7 @@ struct step_policy {
     float growth, backoff, scale_min, scale_max;
     int64_t growth_interval;
     float loss_z_max, norm_z_max; /* 0: off */
-    int halt_nonfinite;   /* a step that is not finite halts, unless a smaller loss scale may mend it */
+    int halt_nonfinite;   /* a step that is not finite halts, unless a smaller scale may mend it */
     int64_t nonfinite_max; /* so many in a row halt in any case; 0: never */
     int64_t tokens;       /* of this step, all micro-batches: loss_sum / tokens is the mean loss */
 };

@@ -41,7 +41,8 @@ enum status bench_run_step(struct bench *bench);
  * finite. */
 enum status bench_read_state(struct bench *bench, struct step_state *state);
 
-/* Device, and why it is this one; then model and step. */
+/* Device, why it is this one, and on a GPU the versions of what drives it, as they are loaded; then
+ * model and step. */
 void bench_print_device(const struct device *device);
 void bench_print_step(const struct config *config, const struct device *device, const char *tokens);
 
@@ -52,7 +53,7 @@ enum status bench_check_tflops(const char *what, double tflops, double limit, co
 /* The floor of the configuration's step, measured on a device that is opened for it, and
  * printed; `header`: behind what it runs on. */
 struct bench_floor_result {
-    double seconds;      /* of a step */
+    double seconds;      /* of a step, the median */
     double gemm_tflops;  /* of its GEMMs alone; 0: it has none */
 };
 enum status bench_floor_run(const struct config *config, double seconds, bool header,

@@ -122,7 +122,7 @@ static enum status measure_group(struct floor *floor, const struct config *confi
     totals->seconds += seconds * (double)group->step_calls;
     totals->flops += call->flops * (double)group->step_calls;
     if (totals->status == STATUS_OK) {
-        totals->status = bench_check_tflops(text, tflops, mfu.peak_tflops, "the device's peak");
+        totals->status = bench_check_tflops(text, tflops, mfu.limit.tflops, "the device's peak");
     }
     return STATUS_OK;
 }

@@ -12,8 +12,9 @@ static const char usage[] =
     "\n"
     "Every distinct operation of a step alone, for seconds: its time, the bytes that it must move\n"
     "at least, and the share of this device's copy rate, measured in the same run, that they\n"
-    "come to; for GEMMs and attention TFLOPS. The operands are those of training: a whole step\n"
-    "runs before each. What is in a cache when an operation begins is what it left there itself.\n"
+    "come to; for GEMMs and attention TFLOPS; power, clock and what limits it. The operands are\n"
+    "those of training: a whole step runs before each. What is in a cache when an operation\n"
+    "begins is what it left there itself.\n"
     "\n"
     "  --seconds S          timed seconds of each (default 1)\n"
     "  --warmup N           steps before the first (default 2)\n"
@@ -46,12 +47,18 @@ static enum status open_spare(struct ops_run *run) {
 
 static void print_row(const struct ops_run *run, const struct op_call *call, size_t calls,
                       double seconds) {
-    char text[OP_CALL_TEXT_BYTES], tflops[24] = "";
+    const struct gpu_power *power = &run->bench.power;
+    const double watts = gpu_power_mean_watts(power);
+    char text[OP_CALL_TEXT_BYTES], tflops[24] = "", drawn[16] = "n/a", mhz[16] = "n/a";
+    char limit[GPU_POWER_TEXT_BYTES];
     const double rate = (double)call->bytes / seconds;
     if (call->flops > 0.0) snprintf(tflops, sizeof tflops, "%.4f", call->flops / seconds * 1e-12);
-    printf("  %-58s %6zu %10.4f %10.3f %10.2f %8.1f %6.1f%% %9s\n", op_call_text(text, call), calls,
-           seconds * 1e3, seconds * 1e3 * (double)calls, (double)call->bytes * 1e-6, rate * 1e-9,
-           100.0 * rate / run->copy_bytes_per_s, tflops);
+    if (watts >= 0.0) snprintf(drawn, sizeof drawn, "%.0f", watts);
+    if (power->looks > 0) snprintf(mhz, sizeof mhz, "%u", gpu_power_median_mhz(power));
+    printf("  %-58s %6zu %10.4f %10.3f %10.2f %8.1f %6.1f%% %9s %6s %6s  %s\n",
+           op_call_text(text, call), calls, seconds * 1e3, seconds * 1e3 * (double)calls,
+           (double)call->bytes * 1e-6, rate * 1e-9, 100.0 * rate / run->copy_bytes_per_s, tflops,
+           drawn, mhz, gpu_power_limit_text(limit, power));
     fflush(stdout);
 }
 
@@ -67,7 +74,8 @@ static enum status measure_call(struct ops_run *run, size_t index) {
     if (call.kind == OP_GELU_BACKWARD) call.args.gelu_backward.x_gradient.data = run->spare.base;
     TRY(bench_run_step(b));
     TRY(bench_read_state(b, &state));
-    TRY(sustained_run(&b->engine.device, run_call, &call, run->seconds, NULL, &times));
+    TRY(sustained_run(&b->engine.device, run_call, &call, run->seconds, &b->power,
+                      &times));
     run->sum_seconds += times.run_seconds * (double)calls;
     print_row(run, &call, calls, times.run_seconds);
     if (call.kind == OP_GEMM && run->verdict == STATUS_OK) {
@@ -96,6 +104,7 @@ static enum status time_step(struct bench *b, double *seconds) {
 static enum status measure(struct ops_run *run, int64_t warmup) {
     struct bench *b = &run->bench;
     static struct op_trace trace; /* large */
+    char watts[GPU_POWER_TEXT_BYTES];
     double step_seconds = 0.0;
     const size_t scratch_bytes = b->engine.device.scratch_bytes;
     void *const scratch = b->engine.device.scratch;
@@ -103,12 +112,14 @@ static enum status measure(struct ops_run *run, int64_t warmup) {
     TRY(open_spare(run));
     for (int64_t i = 0; i < warmup; i++) TRY(bench_run_step(b));
     TRY(ceiling_copy(&b->engine.device, run->seconds, &b->power, &run->copy_bytes_per_s));
+    gpu_power_text(watts, &b->power, 0.0); /* of the copy */
     device_set_scratch(&b->engine.device, scratch, scratch_bytes);
     TRY(time_step(b, &step_seconds));
     printf("copy        %.1f GB/s, read and written, under sustained load\n",
            run->copy_bytes_per_s * 1e-9);
-    printf("%-60s %6s %10s %10s %10s %8s %7s %9s\n", "operation alone", "calls", "ms", "ms a step",
-           "MB", "GB/s", "copy", "TFLOPS");
+    printf("power       %s\n", watts);
+    printf("%-60s %6s %10s %10s %10s %8s %7s %9s %6s %6s\n", "operation alone", "calls", "ms",
+           "ms a step", "MB", "GB/s", "copy", "TFLOPS", "W", "MHz");
     for (size_t i = 0; i < run->step.count; i++) {
         if (op_list_first_same(&run->step, i) == i) TRY(measure_call(run, i));
     }

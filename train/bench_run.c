@@ -1,10 +1,13 @@
 /* The model that bench steps, and what every subcommand prints; behind train/bench.h. */
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/random.h"
 #include "base/text.h"
 #include "train/bench.h"
+#include "train/op_trace.h"
 #include "train/signals.h"
 #include "train/step.h"
 
@@ -44,7 +47,8 @@ static enum status upload_tokens(struct bench *b) {
     if (b->loader != NULL) TRY(loader_next(b->loader, &batch));
     else draw_tokens(b, bytes / sizeof(int32_t) + 1);
     TRY(device_upload(&b->engine.device, training->inputs, batch.inputs, bytes));
-    return device_upload(&b->engine.device, training->targets, batch.targets, bytes);
+    TRY(device_upload(&b->engine.device, training->targets, batch.targets, bytes));
+    return op_trace_data(&b->engine.device, 2 * bytes);
 }
 
 enum status bench_run_step(struct bench *b) {
@@ -69,9 +73,43 @@ enum status bench_read_state(struct bench *b, struct step_state *state) {
                       (long long)state->skipped_nonfinite, (long long)b->step);
 }
 
+/* A function of a library that this process has loaded, by whomever; NULL: none has it. memcpy,
+ * since C has no cast from object to function pointers. */
+static void find_loaded(const char *name, void *function) {
+    void *symbol = dlsym(RTLD_DEFAULT, name);
+    memcpy(function, &symbol, sizeof symbol);
+}
+
+/* The versions of the libraries that run, not of those that it was built with. */
+static void print_software(const struct device *device) {
+    char driver[GPU_DRIVER_TEXT_BYTES];
+    int (*runtime)(int *) = NULL, cuda = 0;
+    size_t (*blas)(void) = NULL, (*dnn)(void) = NULL;
+    struct gpu_power power;
+    find_loaded("cudaRuntimeGetVersion", &runtime);
+    find_loaded("cublasLtGetVersion", &blas);
+    find_loaded("cudnnGetVersion", &dnn);
+    printf("software    CUDA ");
+    if (runtime != NULL && runtime(&cuda) == 0) printf("%d.%d", cuda / 1000, cuda % 1000 / 10);
+    else printf("n/a");
+    const struct { const char *name; size_t version; } libraries[] = {
+        {"cuBLASLt", blas == NULL ? 0 : blas()}, {"cuDNN", dnn == NULL ? 0 : dnn()},
+    };
+    for (size_t i = 0; i < 2; i++) { /* both count 10000 major + 100 minor + patch */
+        const size_t version = libraries[i].version;
+        printf(", %s ", libraries[i].name);
+        if (version == 0) printf("n/a");
+        else printf("%zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
+    }
+    gpu_power_open(&power, device->bus_id);
+    printf(", driver %s\n", gpu_driver_text(driver, &power));
+    gpu_power_close(&power);
+}
+
 void bench_print_device(const struct device *device) {
     printf("device      %s\n", device->name);
     if (device->note[0] != '\0') printf("            %s\n", device->note);
+    if (device->kind == DEVICE_CUDA) print_software(device);
 }
 
 void bench_print_step(const struct config *config, const struct device *device,

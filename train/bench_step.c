@@ -18,7 +18,9 @@ static const char usage[] =
     "report says.\n"
     "\n"
     "  --steps N            timed steps (default 10)\n"
-    "  --warmup N           steps before them (default 2)\n"
+    "  --warmup N           steps before them, at least (default 2)\n"
+    "  --warmup_seconds S   and then for so long: a cool GPU is faster than one that trains\n"
+    "                       (default 3 on a GPU; none on the CPU)\n"
     "  --ops                then one more step with every operation timed: where the time goes\n"
     "  --floor              then the floor of this step (`deepwell bench floor --help`) in the\n"
     "                       same process, after the model's memory was released, and the share\n"
@@ -29,6 +31,7 @@ static const char usage[] =
 
 struct request {
     int64_t steps, warmup;
+    double warmup_seconds; /* negative: the device's default */
     double floor_seconds;
     bool ops, floor;
 };
@@ -49,34 +52,48 @@ static double quantile(const double *sorted, size_t count, double share) {
     return sorted[(size_t)(share * (double)(count - 1) + 0.5)];
 }
 
+/* What was planned, beside what is in use of the memory that was planned for. */
+static void print_memory(const struct bench *b) {
+    char used_text[TEXT_BYTES], planned_text[TEXT_BYTES];
+    size_t planned = 0, used = 0;
+    for (size_t i = 0; i < ENGINE_ARENAS; i++) planned += b->engine.arenas[i].capacity_bytes;
+    text_bytes(planned_text, planned);
+    if (b->engine.device.kind == DEVICE_CPU) {
+        struct rusage resources;
+        getrusage(RUSAGE_SELF, &resources);
+        text_bytes(used_text, (size_t)resources.ru_maxrss * 1024);
+        printf("memory      %s at most in the process, %s planned\n", used_text, planned_text);
+        return;
+    }
+    const bool known = gpu_memory_used(&b->power, &used);
+    printf("memory      %s in use on the GPU by all that run there, %s planned\n",
+           known ? text_bytes(used_text, used) : "n/a", planned_text);
+}
+
 static enum status print_times(const struct bench *b, double *seconds, size_t count,
                                double warmup_seconds, const struct step_state *state,
                                struct result *result) {
     const struct gpt *gpt = &b->engine.gpt;
     const double tokens = (double)step_tokens(b->config);
     struct flops flops;
-    struct rusage used;
-    char text[MFU_TEXT_BYTES], peak[TEXT_BYTES], planned[TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
-    size_t memory = 0;
+    char text[MFU_TEXT_BYTES], duration[TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
+    double sum = 0.0;
     TRY(flops_count(&gpt->table, gpt->config.layers, gpt->config.width,
                     b->engine.training.shape.sequence_length, &flops));
     qsort(seconds, count, sizeof *seconds, by_value);
     const double median = quantile(seconds, count, 0.5);
-    const enum dtype dtype = b->engine.dtype;
+    const struct speed_limit limit = engine_speed_limit(&b->engine, b->config, &flops);
     *result = (struct result){median, flops_tera_per_second(flops.total, tokens, median), {0}};
-    result->mfu = mfu_compute(result->tflops,
-                              engine_peak_tflops(&b->engine.device, dtype, b->config),
-                              engine_peak_type(dtype));
-    result->mfu.emulated = engine_support(&b->engine) == SUPPORT_EMULATED;
-    for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += b->engine.arenas[i].capacity_bytes;
-    getrusage(RUSAGE_SELF, &used);
-    printf("step        median %.1f ms, p10 %.1f, p90 %.1f over %zu steps\n", median * 1e3,
-           quantile(seconds, count, 0.1) * 1e3, quantile(seconds, count, 0.9) * 1e3, count);
+    result->mfu = mfu_against(result->tflops, &limit);
+    for (size_t i = 0; i < count; i++) sum += seconds[i];
+    printf("step        median %.1f ms, p10 %.1f, p90 %.1f, mean %.1f over %zu steps\n",
+           median * 1e3, quantile(seconds, count, 0.1) * 1e3,
+           quantile(seconds, count, 0.9) * 1e3, sum / (double)count * 1e3, count);
     printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, result->tflops,
            mfu_text(text, &result->mfu));
-    printf("memory      %s at most in the process, %s planned\n",
-           text_bytes(peak, (size_t)used.ru_maxrss * 1024), text_bytes(planned, memory));
-    printf("warm-up     %s with the search for algorithms\n", text_duration(peak, warmup_seconds));
+    print_memory(b);
+    printf("warm-up     %s with the search for algorithms\n",
+           text_duration(duration, warmup_seconds));
     printf("power       %s\n", gpu_power_text(watts, &b->power, tokens * (double)count));
     printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
     fflush(stdout);
@@ -117,6 +134,27 @@ static enum status time_steps(struct bench *b, double *seconds, size_t steps) {
     return STATUS_OK;
 }
 
+/* The steps that choose algorithms and record, and then more under load, the device never waiting
+ * for the host: a card under its power limit is slower than a cool one, and the floor that the step
+ * is held against is warm. */
+static enum status warm_up(struct bench *b, const struct request *request) {
+    static const double gpu_seconds = 3.0;
+    struct device *device = &b->engine.device;
+    const double fallback = device->kind == DEVICE_CPU ? 0.0 : gpu_seconds;
+    const double wanted = request->warmup_seconds < 0.0 ? fallback : request->warmup_seconds;
+    double ignored = 0.0;
+    for (int64_t i = 0; i < request->warmup; i++) TRY(bench_run_step(b));
+    TRY(device_wait(device));
+    const double begun = clock_seconds();
+    for (size_t i = 0; clock_seconds() - begun < wanted; i++) {
+        const size_t before = (i + 1) % 2;
+        TRY(bench_run_step(b));
+        TRY(device_mark(device, i % 2));
+        if (i > 0) TRY(device_seconds_between(device, before, before, &ignored)); /* waits */
+    }
+    return STATUS_OK;
+}
+
 static enum status measure(struct bench *b, const struct request *request, struct result *result) {
     struct step_state state = {0};
     enum status status = STATUS_OK;
@@ -125,7 +163,7 @@ static enum status measure(struct bench *b, const struct request *request, struc
     if (seconds == NULL) {
         return status_set(STATUS_MEMORY, "out of memory for %lld times", (long long)request->steps);
     }
-    for (int64_t i = 0; i < request->warmup; i++) TRY_GOTO(bench_run_step(b), cleanup);
+    TRY_GOTO(warm_up(b, request), cleanup);
     TRY_GOTO(bench_read_state(b, &state), cleanup);
     const double warmup_seconds = clock_seconds() - begun;
     TRY_GOTO(time_steps(b, seconds, (size_t)request->steps), cleanup);
@@ -142,7 +180,8 @@ static enum status compare_floor(const struct config *config, const struct reque
                                  const struct result *step) {
     struct bench_floor_result floor;
     TRY(bench_floor_run(config, request->floor_seconds, false, &floor));
-    printf("share       step at %.1f %% of the floor: %.0f of %.0f tokens/s in this run\n",
+    printf("share       step at %.1f %% of the floor: %.0f of %.0f tokens/s in this run, by "
+           "the medians\n",
            100.0 * floor.seconds / step->median_seconds,
            (double)step_tokens(config) / step->median_seconds,
            (double)step_tokens(config) / floor.seconds);
@@ -157,15 +196,19 @@ static enum status run(const struct config *config, const struct request *reques
     if (status == STATUS_OK) status = measure(&bench, request, &result);
     bench_close(&bench);
     TRY(status);
-    TRY(bench_check_tflops("the step", result.tflops, result.mfu.peak_tflops, "the device's peak"));
+    TRY(bench_check_tflops("the step", result.tflops, result.mfu.limit.tflops,
+                           "the device's peak"));
     return request->floor ? compare_floor(config, request, &result) : STATUS_OK;
 }
 
 enum status bench_step(int argc, char **argv) {
-    struct request request = {.steps = 10, .warmup = 2, .floor_seconds = 5.0};
+    struct request request = {
+        .steps = 10, .warmup = 2, .warmup_seconds = -1.0, .floor_seconds = 5.0,
+    };
     const struct cli_option options[] = {
         {.name = "--steps", .whole = &request.steps, .least = 1, .most = DEVICE_MARKS - 1},
         {.name = "--warmup", .whole = &request.warmup, .least = 0, .most = 1000000},
+        {.name = "--warmup_seconds", .real = &request.warmup_seconds, .most = 3600},
         {.name = "--ops", .flag = &request.ops},
         {.name = "--floor", .flag = &request.floor},
         {.name = "--seconds", .real = &request.floor_seconds, .most = 3600},

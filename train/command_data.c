@@ -54,9 +54,9 @@ static const char help_info[] =
 static const char help_check[] =
     "deepwell data check PATTERN...\n"
     "\n"
-    "Reads each shard whole: header and length, and, if a dataset.json stands beside it, number of\n"
-    "tokens, checksum, every token below the vocabulary, and the tokenizer's checksum. Exit code 3\n"
-    "at the first that is not as it should be.\n"
+    "Reads each shard whole: header and length, and, if a dataset.json stands beside it, number\n"
+    "of tokens, checksum, every token below the vocabulary, and the tokenizer's checksum. Exit\n"
+    "code 3 at the first that is not as it should be.\n"
     "\n"
     "Example:\n"
     "  deepwell data check 'data/fineweb/*.bin'\n";

@@ -20,7 +20,7 @@ static const char usage[] =
     "llm.c.\n"
     "\n"
     "  --data PATTERN       token shards (default: data.validation of the run)\n"
-    "  --tokenizer FILE     tokenizer.json for bits a byte (default: the checkpoint's or the run's)\n"
+    "  --tokenizer FILE     tokenizer.json for bits a byte (default: the checkpoint's, the run's)\n"
     "  --sequences N        only the first N sequences (default: all)\n"
     "  --choices FILE       instead: multiple-choice questions, as llm.c writes them\n"
     "                       (hellaswag_val.bin); --sequences limits their number\n"

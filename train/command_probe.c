@@ -169,7 +169,8 @@ static void print_recipes(const struct device *cpu, bool gpu) {
         device_close(&device);
     }
     print_recipes_of("the CPU", cpu);
-    printf("            emulated: stored and rounded as the recipe says, multiplied in a wider type\n");
+    printf("            emulated: stored and rounded as the recipe says, multiplied in a wider "
+           "type\n");
 }
 
 enum status command_probe(int argc, char **argv) {

@@ -13,12 +13,13 @@
 static const char usage[] =
     "usage: deepwell sample MODEL [options]\n"
     "\n"
-    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a GPT-2\n"
-    "of Hugging Face or llm.c.\n"
+    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a\n"
+    "GPT-2 of Hugging Face or llm.c.\n"
     "\n"
-    "  --prompt TEXT        what to continue (default: the start of a new document); token numbers\n"
-    "                       separated by spaces where tokens are not bytes and there is no tokenizer\n"
-    "  --tokenizer FILE     tokenizer.json (default: the checkpoint's, or the run's data.tokenizer)\n"
+    "  --prompt TEXT        what to continue (default: the start of a new document); token\n"
+    "                       numbers separated by spaces where tokens are not bytes and there is\n"
+    "                       no tokenizer\n"
+    "  --tokenizer FILE     tokenizer.json (default: the checkpoint's, or data.tokenizer)\n"
     "  --tokens N           new tokens at most\n"
     "  --temperature T      0: always the most likely token; 1: the model's own distribution\n"
     "  --top_k K            only the K most likely tokens (0: all)\n"
@@ -37,8 +38,10 @@ static bool print_token(void *context, int32_t token) {
 /* The sampler keeps what fits: all of a prompt up to the context, otherwise half a context. */
 static void warn_of_long_prompt(size_t tokens, size_t context) {
     if (tokens <= context) return;
-    fprintf(stderr, "note: the prompt has %zu tokens, the model's context is %zu: only the last %zu "
-            "are used\n", tokens, context, context > 1 ? context / 2 : 1);
+    fprintf(stderr,
+            "note: the prompt has %zu tokens, the model's context is %zu: only the last %zu "
+            "are used\n",
+            tokens, context, context > 1 ? context / 2 : 1);
 }
 
 static enum status sample(struct engine *engine, const struct config *config, const char *text,

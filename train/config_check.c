@@ -94,12 +94,15 @@ static enum status check_narrowed(const struct config *config) {
         {"optimizer.beta2", o->beta2, (float)o->beta2 < 1.0f},
         {"optimizer.epsilon", o->epsilon, (float)o->epsilon > 0.0f},
         {"optimizer.clip_norm", o->clip_norm, o->clip_norm == 0.0 || (float)o->clip_norm > 0.0f},
-        {"optimizer.loss_z_max", o->loss_z_max, o->loss_z_max == 0.0 || (float)o->loss_z_max > 0.0f},
-        {"optimizer.norm_z_max", o->norm_z_max, o->norm_z_max == 0.0 || (float)o->norm_z_max > 0.0f},
+        {"optimizer.loss_z_max", o->loss_z_max,
+         o->loss_z_max == 0.0 || (float)o->loss_z_max > 0.0f},
+        {"optimizer.norm_z_max", o->norm_z_max,
+         o->norm_z_max == 0.0 || (float)o->norm_z_max > 0.0f},
     };
     for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++) {
         if (!reals[i].fits) {
-            return status_set(STATUS_CONFIG, "%s = %.17g is no different from its bound in FP32, in "
+            return status_set(STATUS_CONFIG,
+                              "%s = %.17g is no different from its bound in FP32, in "
                               "which the step computes: choose a number further from it",
                               reals[i].key, reals[i].value);
         }

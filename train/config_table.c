@@ -59,8 +59,8 @@ const struct config_key config_keys[] = {
     TEXT(data.validation, "data/validation.bin",
          "token shards to validate on: a file or a glob; empty: no validation"),
     TEXT(data.tokenizer, "",
-         "tokenizer.json, or its folder, for prompts and samples, laid into every checkpoint; empty: "
-         "the one beside the training shards, if any"),
+         "tokenizer.json, or its folder, for prompts and samples, laid into every checkpoint; "
+         "empty: the one beside the training shards, if any"),
     INTEGER(data.end_of_text, "-1", -1, TOKENS_MAX,
             "token that ends a document; -1: as dataset.json beside the training shards or the "
             "tokenizer says"),
@@ -171,8 +171,8 @@ const struct config_key config_keys[] = {
            "by bit; no meaning on a CPU"),
 
     REAL(mfu.peak, "0", 0, 1e9, false, false,
-         "dense TFLOPS of the compute type that MFU is a share of; 0: from the table of devices, "
-         "n/a for others"),
+         "dense TFLOPS of the compute type that MFU is a share of, or of a narrow recipe's mixture "
+         "of types; 0: from the table of devices, n/a for others"),
 };
 const size_t config_key_count = sizeof config_keys / sizeof config_keys[0];
 _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,

@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "base/text.h"
 #include "checkpoints/model_source.h"
+#include "kernels/cuda/inventory.h"
 
 enum { PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SCRATCH };
 
@@ -74,21 +75,30 @@ static struct device_options device_options(const struct config *config) {
     };
 }
 
+/* Whether there is nothing here that `device = auto` could mean; anything else is a failure. */
+static bool gpu_is_absent(void) {
+    static struct cuda_inventory inventory; /* large */
+    cuda_inventory_read(&inventory);
+    return inventory.state == CUDA_NOT_BUILT || inventory.state == CUDA_NO_DRIVER ||
+           inventory.state == CUDA_NO_DEVICE;
+}
+
 enum status engine_open_device(struct device *device, const struct config *config) {
     if (config->device == CONFIG_DEVICE_CPU) return device_open_cpu(device, (int)config->threads);
     char before[2048]; /* a fallback that works is no failure: the last message stays */
+    char why[2048];    /* as it is before the inventory is asked */
     snprintf(before, sizeof before, "%s", status_message());
     const struct device_options options = device_options(config);
     const enum status status = device_open_cuda(device, &options);
     if (status == STATUS_OK) return STATUS_OK;
-    if (config->device == CONFIG_DEVICE_CUDA) {
-        return status_context(status, "device = cuda (--device cpu trains without)");
-    }
-    char why[sizeof device->note];
     snprintf(why, sizeof why, "%s", status_message());
+    if (config->device == CONFIG_DEVICE_CUDA || !gpu_is_absent()) {
+        return status_set(status, "device = %s (--device cpu trains without): %s",
+                          config->device == CONFIG_DEVICE_CUDA ? "cuda" : "auto", why);
+    }
     status_set(STATUS_OK, "%s", before);
     TRY(device_open_cpu(device, (int)config->threads));
-    snprintf(device->note, sizeof device->note, "%s", why);
+    snprintf(device->note, sizeof device->note, "%.*s", (int)sizeof device->note - 1, why);
     return STATUS_OK;
 }
 

@@ -25,6 +25,7 @@
 #include "layers/gpt_generate.h"
 #include "layers/gpt_train.h"
 #include "train/config.h"
+#include "train/flops.h"
 #include "train/peak.h"
 #include "train/vocabulary.h"
 
@@ -103,7 +104,9 @@ enum status engine_import(struct engine *engine, const struct config *config,
  * moments too. The step state is the trainer's (run_state.h). */
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint);
 
-/* The device that the configuration asks for. */
+/* The device that the configuration asks for. `auto` is the CPU only where there is no GPU to speak
+ * of (no CUDA in this build, no driver, no device), and device.note says which; a GPU that is there
+ * and fails is an error. */
 enum status engine_open_device(struct device *device, const struct config *config);
 
 /* Of numbers of this type: mfu.peak where it is set, else the device's row in the table of
@@ -111,6 +114,12 @@ enum status engine_open_device(struct device *device, const struct config *confi
 double engine_peak_tflops(const struct device *device, enum dtype dtype,
                           const struct config *config);
 enum peak_type engine_peak_type(enum dtype dtype);
+
+/* What this run's TFLOPS are held against: the peak of the compute type, or with narrow linears the
+ * speed of light of their products and the rest (attention, a wide head and wide end layers, in the
+ * activations' type). mfu.peak, where it is set, stands for either. */
+struct speed_limit engine_speed_limit(const struct engine *engine, const struct config *config,
+                                      const struct flops *flops);
 
 struct gpt_config engine_model(const struct config *config);
 struct gpt_config engine_gpt_config(const struct hf_config *model);

@@ -34,6 +34,38 @@ enum support engine_support(const struct engine *engine) {
     return least;
 }
 
+static enum peak_type recipe_peak_type(const struct recipe *recipe) {
+    if (!recipe->narrow) return engine_peak_type(recipe->dtype);
+    return recipe->weight.format == FORMAT_E2M1 ? PEAK_FP4 : PEAK_FP8;
+}
+
+struct speed_limit engine_speed_limit(const struct engine *engine, const struct config *config,
+                                      const struct flops *flops) {
+    const struct precision *p = &engine->precision;
+    const enum peak_type wide = engine_peak_type(engine->dtype);
+    const size_t layers = engine->gpt.config.layers;
+    const double total = (double)flops->total;
+    const struct recipe head = precision_of_head(p);
+    struct speed_limit limit = {
+        .tflops = engine_peak_tflops(&engine->device, engine->dtype, config), .types = 1u << wide,
+    };
+    if (precision_narrow(p)) {
+        const bool cpu = engine->device.kind == DEVICE_CPU;
+        double share[PEAK_TYPE_COUNT] = {0};
+        share[wide] = (double)flops->attention / total;
+        share[head.narrow ? recipe_peak_type(&head) : wide] += (double)flops->head / total;
+        for (size_t layer = 0; layer < layers; layer++) {
+            const struct recipe recipe = precision_of_layer(p, layer, layers);
+            share[recipe.narrow ? recipe_peak_type(&recipe) : wide] +=
+                (double)flops->linear / (double)layers / total;
+        }
+        limit = speed_limit_mixed(cpu ? NULL : peak_find(engine->device.name, 0), share);
+        if (config->mfu.peak > 0.0) limit.tflops = config->mfu.peak;
+    }
+    limit.emulated = engine_support(engine) == SUPPORT_EMULATED;
+    return limit;
+}
+
 const char *engine_precision_text(char text[PRECISION_TEXT_BYTES], const struct engine *engine) {
     const struct precision *p = &engine->precision;
     const size_t ends = p->first_layers + p->last_layers;

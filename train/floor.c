@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "base/random.h"
+#include "train/recording.h"
 
 /* The least size of a ring, well above any cache, and the most that one stream reads or writes. */
 static size_t ring_least_bytes(const struct device *device) {
@@ -194,7 +195,8 @@ struct floor_run {
     struct device_recording *recording; /* NULL: run as they come */
 };
 
-static enum status run_calls(const struct floor_run *run) {
+static enum status run_calls(void *context) {
+    const struct floor_run *run = context;
     struct device *device = run->floor->device;
     for (size_t i = run->first; i < run->first + run->count; i++) {
         const struct floor_call *c = &run->floor->calls[i];
@@ -248,7 +250,7 @@ void floor_close(struct floor *floor) {
 }
 
 static enum status run_once(struct device *device, void *context) {
-    const struct floor_run *run = context;
+    struct floor_run *run = context;
     return run->recording != NULL ? device_replay(device, run->recording) : run_calls(run);
 }
 
@@ -257,11 +259,8 @@ static enum status record(struct floor_run *run) {
     struct device *device = run->floor->device;
     TRY(run_calls(run));
     TRY(device_wait(device));
-    if (!device_records(device)) return STATUS_OK;
-    TRY(device_record_begin(device));
-    const enum status status = run_calls(run);
-    const enum status ended = device_record_end(device, &run->recording);
-    return status != STATUS_OK ? status : ended;
+    return device_records(device) ? recording_make(device, run_calls, run, &run->recording)
+                                  : STATUS_OK;
 }
 
 /* `warmup_seconds` 0: the device is warm. */

@@ -192,19 +192,17 @@ static const char *skip_name(enum step_skip skip) {
     return "unknown";
 }
 
-/* null where there is no peak; above the peak also "mfu_text", which says so. */
+/* A mixture of types has a speed of light and no MFU, what is emulated neither. null where there is
+ * no peak; above the peak also "..._text", which says so. */
 static void add_mfu(struct record *record, const struct mfu *mfu) {
+    const char *name = mfu->limit.mixed ? "speed_of_light" : "mfu";
+    const bool error = mfu->state == MFU_MEASUREMENT_ERROR;
     char text[MFU_TEXT_BYTES];
-    switch (mfu->state) {
-    case MFU_KNOWN:
-        add_real(record, "mfu", mfu->share);
-        break;
-    case MFU_UNKNOWN:
-        add_null(record, "mfu", NULL);
-        break;
-    case MFU_MEASUREMENT_ERROR:
-        add_null(record, "mfu", mfu_text(text, mfu));
-        break;
+    if (mfu->limit.mixed) add_null(record, "mfu", NULL);
+    if (mfu->state == MFU_KNOWN && !mfu->limit.emulated) add_real(record, name, mfu->share);
+    else add_null(record, name, error ? mfu_text(text, mfu) : NULL);
+    if (mfu->limit.emulated && cJSON_AddTrueToObject(record->object, "emulated") == NULL) {
+        record->complete = false;
     }
 }
 

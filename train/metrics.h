@@ -31,7 +31,7 @@ struct step_record {
     double loss_z, norm_z;
     enum step_skip skip;
     int64_t tokens;        /* of this step */
-    double step_ms;        /* whole step: data, reduction, clip and update inside */
+    double step_ms;        /* whole step: data, reduction, clip and update inside; the device's */
     double data_wait_ms;   /* of step_ms, waiting for the loader */
     double tokens_per_s, tflops;
     struct mfu mfu;

@@ -26,16 +26,11 @@ static void print_header(const char *title, bool timed) {
 
 void op_report_print(const struct op_trace *trace, double steps, double step_seconds) {
     const bool timed = step_seconds > 0.0;
-    double explained = 0.0;
     print_header("operations of a step", timed);
     for (size_t i = 0; i < trace->op_count; i++) {
         print_row(&trace->ops[i], trace->ops[i].name, steps, step_seconds);
-        explained += trace->ops[i].seconds / steps;
     }
     if (timed) {
-        const double rest = step_seconds - explained;
-        printf("  %-44s %7s %11s %11s %9.2f %6.1f%%\n", "everything else (data, host)", "", "", "",
-               rest * 1e3, 100.0 * rest / step_seconds);
         printf("  %-44s %7s %11s %11s %9.2f %6.1f%%\n", "the step", "", "", "", step_seconds * 1e3,
                100.0);
     }

@@ -9,7 +9,7 @@ static struct op_total *find_total(struct op_trace *trace, const char *name) {
     for (size_t i = 0; i < trace->op_count; i++) {
         if (strcmp(trace->ops[i].name, name) == 0) return &trace->ops[i];
     }
-    struct op_total *fresh = &trace->ops[trace->op_count++]; /* one for each member of struct ops */
+    struct op_total *fresh = &trace->ops[trace->op_count++]; /* one an operation, and data */
     *fresh = (struct op_total){.name = name};
     return fresh;
 }
@@ -21,11 +21,15 @@ static void add(struct op_total *total, double flops, double bytes) {
 }
 
 /* The operation that was just asked for ends here; its time is read when all is done. */
-static enum status end_interval(struct op_trace *trace, struct device *device, struct op_total *total,
-                                struct op_total *shape) {
+static enum status end_interval(struct op_trace *trace, struct device *device,
+                                struct op_total *total, struct op_total *shape) {
     if (trace->inner == NULL) return STATUS_OK;
     if (trace->last_mark + 1 == DEVICE_MARKS) {
-        return status_set(STATUS_INTERNAL, "more than %d operations in a traced step", DEVICE_MARKS - 1);
+        return status_set(STATUS_CONFIG,
+                          "more than %d operations in a step: each is timed by a mark of its own, "
+                          "and there are no more. Lower train.batch, or raise train.micro_batch: "
+                          "fewer micro-batches show the same operations",
+                          DEVICE_MARKS - 1);
     }
     trace->intervals[++trace->last_mark] = (struct op_interval){total, shape};
     return device_mark(device, trace->last_mark);
@@ -40,6 +44,14 @@ static enum status end_call(struct op_trace *trace, struct device *device,
     add(total, call->flops, (double)call->bytes);
     if (shape != NULL) add(shape, call->flops, (double)call->bytes);
     return end_interval(trace, device, total, shape);
+}
+
+enum status op_trace_data(struct device *device, size_t bytes) {
+    struct op_trace *trace = device->interposed;
+    if (trace == NULL) return STATUS_OK;
+    struct op_total *const total = find_total(trace, "data");
+    add(total, 0.0, (double)bytes);
+    return end_interval(trace, device, total, NULL);
 }
 
 #define TRACE_CALL(call, run, shape)                    \

@@ -46,11 +46,16 @@ struct op_trace {
     size_t last_mark;
 };
 
-/* Times are those of the device: it marks the end of every operation, nothing waits, and what lies between
- * two marks belongs to the operation that ends it, so that the times add up to the step.
- * Puts the trace in front of the device's operations (`record_only`: in their place). The trace must stay
- * where it is until op_trace_detach, which gives the device its own table back and reads the times. */
+/* Times are those of the device: it marks the end of every operation, nothing waits, and what lies
+ * between two marks belongs to the operation that ends it, so that the times add up to the step.
+ * Puts the trace in front of the device's operations (`record_only`: in their place). The trace
+ * must stay where it is until op_trace_detach, which gives the device its own table back and reads
+ * the times. STATUS_CONFIG from the operation that finds no mark left. */
 enum status op_trace_attach(struct op_trace *trace, struct device *device, bool record_only);
 enum status op_trace_detach(struct op_trace *trace, struct device *device);
+
+/* The tokens of a micro-batch, so many bytes, were made and uploaded: in a traced step what came
+ * before, up to here, is the row "data". Without a trace nothing. */
+enum status op_trace_data(struct device *device, size_t bytes);
 
 #endif

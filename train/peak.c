@@ -49,7 +49,7 @@ static const size_t peak_count = sizeof peaks / sizeof peaks[0];
 const char *peak_type_name(enum peak_type type) {
     static const char *const names[PEAK_TYPE_COUNT] = {
         [PEAK_FP32] = "FP32", [PEAK_TF32] = "TF32", [PEAK_BF16] = "BF16", [PEAK_FP16] = "FP16",
-        [PEAK_FP8] = "FP8"};
+        [PEAK_FP8] = "FP8", [PEAK_FP4] = "FP4"};
     return names[type];
 }
 
@@ -71,12 +71,24 @@ const struct peak *peak_find(const char *device_name, int capability) {
     return NULL;
 }
 
-struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type) {
-    struct mfu mfu = {
-        .state = MFU_UNKNOWN, .tflops = tflops, .peak_tflops = peak_tflops, .type = type,
-    };
-    if (peak_tflops <= 0.0) return mfu;
-    const double share = tflops / peak_tflops;
+struct speed_limit speed_limit_mixed(const struct peak *peak, const double share[PEAK_TYPE_COUNT]) {
+    struct speed_limit limit = {.mixed = true};
+    double seconds = 0.0; /* of a TFLOP */
+    bool known = peak != NULL;
+    for (unsigned type = 0; type < PEAK_TYPE_COUNT; type++) {
+        if (share[type] <= 0.0) continue;
+        limit.types |= 1u << type;
+        known = known && peak->tflops[type] > 0.0;
+        if (known) seconds += share[type] / peak->tflops[type];
+    }
+    if (known && seconds > 0.0) limit.tflops = 1.0 / seconds;
+    return limit;
+}
+
+struct mfu mfu_against(double tflops, const struct speed_limit *limit) {
+    struct mfu mfu = {.state = MFU_UNKNOWN, .tflops = tflops, .limit = *limit};
+    if (limit->tflops <= 0.0) return mfu;
+    const double share = tflops / limit->tflops;
     if (!(share >= 0.0 && share <= 1.0)) { /* also NaN */
         mfu.state = MFU_MEASUREMENT_ERROR;
         return mfu;
@@ -86,21 +98,41 @@ struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type) {
     return mfu;
 }
 
+struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type) {
+    const struct speed_limit limit = {.tflops = peak_tflops, .types = 1u << type};
+    return mfu_against(tflops, &limit);
+}
+
+/* "FP8 + BF16" */
+static const char *types_text(char text[32], unsigned types) {
+    size_t used = 0;
+    text[0] = '\0';
+    for (unsigned type = PEAK_TYPE_COUNT; type-- > 0;) {
+        if ((types & (1u << type)) == 0) continue;
+        snprintf(text + used, 32 - used, "%s%s", used > 0 ? " + " : "",
+                 peak_type_name((enum peak_type)type));
+        used = strlen(text);
+    }
+    return text;
+}
+
 const char *mfu_text(char text[MFU_TEXT_BYTES], const struct mfu *mfu) {
-    const char *emulated = mfu->emulated ? " (emulated)" : "";
-    switch (mfu->state) {
-    case MFU_UNKNOWN:
-        snprintf(text, MFU_TEXT_BYTES, "mfu n/a%s", emulated);
-        break;
-    case MFU_KNOWN:
-        snprintf(text, MFU_TEXT_BYTES, "mfu %.1f%% of %.1f (%s dense)%s", 100.0 * mfu->share,
-                 mfu->peak_tflops, peak_type_name(mfu->type), emulated);
-        break;
-    case MFU_MEASUREMENT_ERROR:
+    const char *what = mfu->limit.mixed ? "speed of light" : "mfu";
+    char types[32];
+    types_text(types, mfu->limit.types);
+    if (mfu->state == MFU_MEASUREMENT_ERROR) {
         snprintf(text, MFU_TEXT_BYTES,
-                 "mfu: measurement error, %.1f TFLOPS measured, the peak is %.1f (%s dense)",
-                 mfu->tflops, mfu->peak_tflops, peak_type_name(mfu->type));
-        break;
+                 "%s: measurement error, %.1f TFLOPS measured, the peak is %.1f (%s dense)", what,
+                 mfu->tflops, mfu->limit.tflops, types);
+    } else if (mfu->limit.emulated) {
+        snprintf(text, MFU_TEXT_BYTES, "emulated");
+    } else if (mfu->state == MFU_UNKNOWN) {
+        snprintf(text, MFU_TEXT_BYTES, "%s n/a", what);
+    } else if (mfu->limit.mixed) {
+        snprintf(text, MFU_TEXT_BYTES, "%s %.1f%% (%s dense)", what, 100.0 * mfu->share, types);
+    } else {
+        snprintf(text, MFU_TEXT_BYTES, "%s %.1f%% of %.1f (%s dense)", what, 100.0 * mfu->share,
+                 mfu->limit.tflops, types);
     }
     return text;
 }

@@ -12,7 +12,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum peak_type { PEAK_FP32, PEAK_TF32, PEAK_BF16, PEAK_FP16, PEAK_FP8, PEAK_TYPE_COUNT };
+enum peak_type {
+    PEAK_FP32, PEAK_TF32, PEAK_BF16, PEAK_FP16, PEAK_FP8, PEAK_FP4, PEAK_TYPE_COUNT,
+};
 const char *peak_type_name(enum peak_type type); /* "FP32", "TF32", "BF16", ... */
 
 struct peak {
@@ -35,21 +37,36 @@ enum mfu_state {
     MFU_MEASUREMENT_ERROR = 2, /* above the peak, or no number */
 };
 
-/* Model FLOPs utilisation: achieved / peak. */
+/* What a run's TFLOPS are held against. Where one type does all the work that is its peak. Where
+ * linears multiply narrow numbers and the rest wider ones, no single peak is: the speed of light of
+ * the mixture is that of its parts one after the other, each at its own peak. */
+struct speed_limit {
+    double tflops;  /* 0: unknown */
+    unsigned types; /* bit 1 << enum peak_type: who takes part */
+    bool mixed;
+    bool emulated;  /* the device emulates the recipe: no figure of speed */
+};
+
+/* The limit of work of which share[type] is done in each type; the shares add up to 1. `peak` NULL,
+ * or without a figure for one that takes part: unknown. */
+struct speed_limit speed_limit_mixed(const struct peak *peak, const double share[PEAK_TYPE_COUNT]);
+
+/* Model FLOPs utilisation, achieved / peak; or of a mixed limit the share of the speed of light,
+ * sum over types of FLOPs / peak, over the time. */
 struct mfu {
     enum mfu_state state;
     double share;       /* in [0, 1]; only if MFU_KNOWN */
     double tflops;      /* achieved */
-    double peak_tflops; /* 0: unknown */
-    enum peak_type type; /* whose peak */
-    bool emulated;       /* the device emulates the recipe: no figure of speed */
+    struct speed_limit limit;
 };
 
 struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type);
+struct mfu mfu_against(double tflops, const struct speed_limit *limit);
 
-/* "mfu 51.2% of 989.5 (BF16 dense)", "mfu n/a", or "mfu: measurement error, 1200.0 TFLOPS measured,
- * the peak is 989.5 (BF16 dense)". Writes into `text` and returns it. */
-enum { MFU_TEXT_BYTES = 128 };
+/* "mfu 51.2% of 989.5 (BF16 dense)", "speed of light 43.1% (FP8 + BF16 dense)", "mfu n/a",
+ * "emulated", or "mfu: measurement error, 1200.0 TFLOPS measured, the peak is 989.5 (BF16 dense)".
+ * Writes into `text` and returns it. */
+enum { MFU_TEXT_BYTES = 160 };
 const char *mfu_text(char text[MFU_TEXT_BYTES], const struct mfu *mfu);
 
 #endif

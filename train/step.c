@@ -1,6 +1,7 @@
 /* The operations of an optimizer step, in order. */
 #include "train/step.h"
 
+#include "train/recording.h"
 #include "train/schedule.h"
 
 int64_t step_tokens(const struct config *config) {
@@ -32,7 +33,8 @@ enum status step_begin(struct engine *engine, const struct step_policy *policy) 
 
 /* What a recording is made of. */
 struct recorded {
-    enum status (*ask)(struct engine *engine, const struct recorded *arguments);
+    struct engine *engine;
+    enum status (*ask)(void *recorded);
     const struct config *config;      /* of an update */
     const struct step_policy *policy; /* of a micro-batch */
     bool first;
@@ -40,24 +42,19 @@ struct recorded {
 
 /* The first run chooses algorithms and so cannot be recorded; after it, nothing that a recording
  * holds changes but what lies in device memory. */
-static enum status run_recorded(struct engine *engine, struct engine_recording *r,
-                                const struct recorded *what) {
-    struct device *device = &engine->device;
-    const bool observed = engine->training.observer != NULL;
-    if (!device_records(device) || engine->eager || observed || r->runs++ == 0) {
-        return what->ask(engine, what);
+static enum status run_recorded(struct recorded *what, struct engine_recording *r) {
+    struct device *device = &what->engine->device;
+    const bool observed = what->engine->training.observer != NULL;
+    if (!device_records(device) || what->engine->eager || observed || r->runs++ == 0) {
+        return what->ask(what);
     }
-    if (r->recording == NULL) {
-        TRY(device_record_begin(device));
-        const enum status status = what->ask(engine, what);
-        const enum status ended = device_record_end(device, &r->recording);
-        TRY(status);
-        TRY(ended);
-    }
+    if (r->recording == NULL) TRY(recording_make(device, what->ask, what, &r->recording));
     return device_replay(device, r->recording);
 }
 
-static enum status ask_micro_batch(struct engine *engine, const struct recorded *what) {
+static enum status ask_micro_batch(void *recorded) {
+    const struct recorded *what = recorded;
+    struct engine *engine = what->engine;
     struct gpt_training *training = &engine->training;
     const struct gpt_gradient_request request = {
         .gradient_scale = 1.0f / (float)what->policy->tokens,
@@ -70,11 +67,13 @@ static enum status ask_micro_batch(struct engine *engine, const struct recorded 
 }
 
 enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
-    const struct recorded what = {.ask = ask_micro_batch, .policy = policy, .first = first};
-    return run_recorded(engine, &engine->micro_batches[first ? 0 : 1], &what);
+    struct recorded what = {engine, .ask = ask_micro_batch, .policy = policy, .first = first};
+    return run_recorded(&what, &engine->micro_batches[first ? 0 : 1]);
 }
 
-static enum status ask_update(struct engine *engine, const struct recorded *what) {
+static enum status ask_update(void *recorded) {
+    const struct recorded *what = recorded;
+    struct engine *engine = what->engine;
     struct device *device = &engine->device;
     const struct config_optimizer *optimizer = &what->config->optimizer;
     const struct adamw update = {
@@ -103,6 +102,6 @@ static enum status ask_update(struct engine *engine, const struct recorded *what
 }
 
 enum status step_update(struct engine *engine, const struct config *config) {
-    const struct recorded what = {.ask = ask_update, .config = config};
-    return run_recorded(engine, &engine->update, &what);
+    struct recorded what = {engine, .ask = ask_update, .config = config};
+    return run_recorded(&what, &engine->update);
 }

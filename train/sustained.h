@@ -15,6 +15,7 @@ struct sustained {
     uint64_t runs;
     double seconds;     /* of all of them, by the device's clock */
     double run_seconds; /* of one, on average */
+    double median_seconds; /* of one: the median of batches of about a tenth of a second */
 };
 
 /* Runs `run` twice and then for `seconds` or a little longer, once more at least. `power`

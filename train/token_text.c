@@ -122,7 +122,7 @@ void token_printer_add(struct token_printer *printer, int32_t token, FILE *out) 
         size_t bytes = 0;
         const char *text = tokenizer_text(vocabulary->tokenizer, token, &bytes);
         for (size_t i = 0; i < bytes; i++) add_byte(printer, (unsigned char)text[i], out);
-        if (bytes == 0) fputs(UTF8_REPLACEMENT, out); /* one that only pads the model's vocabulary */
+        if (bytes == 0) fputs(UTF8_REPLACEMENT, out); /* it only pads the vocabulary */
     } else if (is_bytes(vocabulary)) {
         add_byte(printer, (unsigned char)token, out);
     } else {

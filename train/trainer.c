@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "base/clock.h"
 #include "train/nonfinite.h"
 #include "train/signals.h"
 #include "train/step.h"
@@ -22,18 +21,26 @@ static enum status next_micro_batch(struct trainer *t) {
 
 static size_t slot_of(int64_t step) { return (size_t)(step % DEVICE_READS); }
 
+/* The device's mark between step `step` and the one before it. Of the steps under way, and of the
+ * newest seen one, the ends are kept. */
+enum { STEP_MARKS = DEVICE_READS + 1 };
+static size_t mark_before(int64_t step) { return (size_t)(step % STEP_MARKS); }
+
 /* Asks the device for the next step; waits for nothing but data. */
 static enum status ask_step(struct trainer *t) {
     struct engine *engine = &t->engine;
     const struct step_policy policy = step_policy(t->config, t->asked);
     struct trainer_pending *pending = &t->pending[slot_of(t->asked)];
     const double waited_before = loader_waited_seconds(t->loader);
+    if (t->paused) TRY(device_mark(&engine->device, mark_before(t->asked)));
+    t->paused = false;
     TRY(step_begin(engine, &policy));
     for (size_t micro = 0; micro < t->shape.micro_batches; micro++) {
         TRY(next_micro_batch(t));
         TRY(step_micro_batch(engine, &policy, micro == 0));
     }
     TRY(step_update(engine, t->config));
+    TRY(device_mark(&engine->device, mark_before(t->asked + 1)));
     pending->waited_seconds = loader_waited_seconds(t->loader) - waited_before;
     TRY(device_read_begin(&engine->device, slot_of(t->asked), &pending->control, engine->state,
                           sizeof pending->control));
@@ -46,8 +53,6 @@ static struct step_record step_record(const struct trainer *t, double seconds,
     const struct step_state *state = &t->state.control;
     const int64_t tokens = step_tokens(t->config);
     const double tflops = flops_tera_per_second(t->flops.total, (double)tokens, seconds);
-    struct mfu mfu = mfu_compute(tflops, t->peak_tflops, engine_peak_type(t->engine.dtype));
-    mfu.emulated = engine_support(&t->engine) == SUPPORT_EMULATED;
     return (struct step_record){
         .step = t->state.step,
         .loss = (double)state->loss,
@@ -62,7 +67,7 @@ static struct step_record step_record(const struct trainer *t, double seconds,
         .data_wait_ms = waited_seconds * 1e3,
         .tokens_per_s = (double)tokens / seconds,
         .tflops = tflops,
-        .mfu = mfu,
+        .mfu = mfu_against(tflops, &t->speed_limit),
         .gpu_power_w = (double)t->gpu_watts,
         .gpu_clock_mhz = (double)t->gpu_mhz,
     };
@@ -121,12 +126,14 @@ static enum status report_skip(struct trainer *t, const struct step_record *reco
     return trainer_event(t, what);
 }
 
+/* Of the newest seen step. Its time is the device's, from mark to mark: the host may see two steps
+ * at once. */
 static enum status log_step(struct trainer *t, double waited_seconds) {
-    const double now = clock_seconds();
-    const double seconds = now - t->finished_seconds;
+    double seconds = 0.0;
+    TRY(device_seconds_between(&t->engine.device, mark_before(t->state.step - 1),
+                               mark_before(t->state.step), &seconds));
     trainer_look_at_power(t);
     const struct step_record record = step_record(t, seconds, waited_seconds);
-    t->finished_seconds = now;
     progress_step(&t->progress, &record);
     TRY(metrics_step(t->metrics, &record));
     return record.skip == SKIP_NONE ? STATUS_OK : report_skip(t, &record);
@@ -170,7 +177,7 @@ static enum status after_step(struct trainer *t) {
     if (due(step, c->eval.every) || last) TRY(trainer_score_choices(t));
     if (due(step, c->sample.every)) TRY(trainer_sample(t));
     if (due(step, c->checkpoint.every) || last) TRY(trainer_save(t));
-    t->finished_seconds = clock_seconds();
+    t->paused = true;
     return STATUS_OK;
 }
 
@@ -189,9 +196,8 @@ static enum status save_and_leave(struct trainer *t) {
 
 /* The steps; whatever ends them, the caller closes the progress line. */
 static enum status run_steps(struct trainer *t) {
-    t->finished_seconds = clock_seconds();
+    t->paused = true;
     if (t->state.step == 0 && t->config->validation.every > 0) TRY(trainer_validate(t));
-    t->finished_seconds = clock_seconds();
     while (t->state.step < t->config->train.steps) {
         if (signals_received() != NULL) return save_and_leave(t);
         TRY(ask_step(t));

@@ -40,7 +40,7 @@ struct trainer {
     struct run_lock lock;
     struct metrics *metrics;
     struct progress progress;
-    double peak_tflops;            /* 0: unknown */
+    struct speed_limit speed_limit;
     int64_t asked;                 /* steps asked of the device so far; state.step are seen */
     struct trainer_pending pending[DEVICE_READS]; /* of step s: [s % DEVICE_READS] */
     struct run_state state;        /* as of the newest step whose outcome is known */
@@ -50,8 +50,8 @@ struct trainer {
     double save_stall_seconds;     /* that the run stood still for that checkpoint */
     int64_t validated_step;        /* -1: none */
     int64_t scored_step;           /* of the choices; -1: none */
-    char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "" if nothing */
-    double finished_seconds;       /* clock when the newest seen step was seen */
+    char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "": nothing */
+    bool paused;                   /* the device has had no step since the newest seen one */
     struct gpu_power power;        /* started before the first step of this process */
     int64_t powered_step;          /* the step that it was started at */
     double looked_seconds;         /* clock of the last look at power */

@@ -161,8 +161,9 @@ static enum status start_or_resume(struct trainer *t) {
     }
     if (found && !is_own(named, c->train.out)) {
         return status_set(STATUS_CHECKPOINT,
-                          "train.resume is a checkpoint of another run, but %s holds checkpoints of "
-                          "its own (%s): choose a new train.out, so that neither history is lost",
+                          "train.resume is a checkpoint of another run, but %s holds checkpoints "
+                          "of its own (%s): choose a new train.out, so that neither history is "
+                          "lost",
                           c->train.out, newest);
     }
     TRY(resume_from(t, named));
@@ -187,7 +188,7 @@ static enum status open_all(struct trainer *t) {
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(start_or_resume(t));
     gpu_power_open(&t->power, t->engine.device.bus_id);
-    t->peak_tflops = engine_peak_tflops(&t->engine.device, t->engine.dtype, c);
+    t->speed_limit = engine_speed_limit(&t->engine, c, &t->flops);
     TRY(open_metrics(t));
     t->asked = t->state.step;
     trainer_print_header(t);

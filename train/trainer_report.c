@@ -77,8 +77,9 @@ enum status trainer_sample(struct trainer *t) {
     TRY(prompt_tokens(vocabulary, c->prompt, &prompt, &request.prompt_count));
     request.prompt = prompt;
     sample.out = open_memstream(&text, &text_bytes);
-    enum status status = sample.out == NULL ? status_set(STATUS_MEMORY, "out of memory for a sample")
-                                            : sampler_generate(&t->engine, &request);
+    enum status status = sample.out == NULL
+                             ? status_set(STATUS_MEMORY, "out of memory for a sample")
+                             : sampler_generate(&t->engine, &request);
     if (sample.out != NULL) {
         token_printer_end(&sample.printer, sample.out);
         if (fclose(sample.out) != 0 && status == STATUS_OK) {

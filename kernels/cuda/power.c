@@ -103,23 +103,58 @@ void gpu_power_limits(const struct gpu_power *power, double *watts, unsigned *sm
     if (clock != NULL && clock(power->device, NVML_CLOCK_SM, sm_mhz) != NVML_SUCCESS) *sm_mhz = 0;
 }
 
+bool gpu_memory_used(const struct gpu_power *power, size_t *bytes) {
+    struct { /* nvmlMemory_t */
+        unsigned long long total, free, used;
+    } memory = {0};
+    int (*info)(void *, void *) = NULL;
+    if (power->library == NULL) return false;
+    find(power, "nvmlDeviceGetMemoryInfo", &info);
+    if (info == NULL || info(power->device, &memory) != NVML_SUCCESS) return false;
+    *bytes = (size_t)memory.used;
+    return true;
+}
+
+const char *gpu_driver_text(char text[GPU_DRIVER_TEXT_BYTES], const struct gpu_power *power) {
+    int (*version)(char *, unsigned) = NULL;
+    if (power->library != NULL) find(power, "nvmlSystemGetDriverVersion", &version);
+    if (version == NULL || version(text, GPU_DRIVER_TEXT_BYTES) != NVML_SUCCESS) {
+        snprintf(text, GPU_DRIVER_TEXT_BYTES, "n/a");
+    }
+    return text;
+}
+
 void gpu_power_start(struct gpu_power *power) {
     power->looks = 0;
+    power->asked = 0;
+    power->stride = 1;
     power->throttle = 0;
     power->started_mj = energy_mj(power);
     power->started_seconds = clock_seconds();
 }
 
+/* Every second look stays. */
+static void thin_looks(struct gpu_power *power) {
+    for (size_t i = 0; 2 * i < power->looks; i++) {
+        power->sm_mhz[i] = power->sm_mhz[2 * i];
+        power->watts[i] = power->watts[2 * i];
+    }
+    power->looks = (power->looks + 1) / 2;
+    power->stride *= 2;
+}
+
 void gpu_power_look(struct gpu_power *power) {
     unsigned mhz = 0, watts = 0;
     unsigned long long seen = 0;
-    if (power->looks == GPU_POWER_LOOKS || !gpu_power_now(power, &watts, &mhz)) return;
+    if (power->library == NULL) return;
     if (power->throttle_reasons != NULL &&
         power->throttle_reasons(power->device, &seen) == NVML_SUCCESS) {
         power->throttle |= seen;
     }
+    if (power->asked++ % power->stride != 0 || !gpu_power_now(power, &watts, &mhz)) return;
     power->sm_mhz[power->looks] = mhz;
     power->watts[power->looks++] = watts;
+    if (power->looks == GPU_POWER_LOOKS) thin_looks(power);
 }
 
 void gpu_power_stop(struct gpu_power *power) {

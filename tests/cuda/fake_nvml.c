@@ -1,4 +1,5 @@
 /* A library under NVML's name for power_test.c: one GPU whose figures the test sets. */
+#include <stdio.h>
 #include <string.h>
 
 #include "tests/cuda/fake_nvml.h"
@@ -38,6 +39,17 @@ int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *mw) {
 int nvmlDeviceGetMaxClockInfo(void *device, int type, unsigned *mhz) {
     *mhz = 1980;
     return device == &gpu && type == 1 ? 0 : 2;
+}
+
+int nvmlDeviceGetMemoryInfo(void *device, void *memory) {
+    const unsigned long long total_free_used[3] = {140ull << 30, 1, now.memory_used};
+    memcpy(memory, total_free_used, sizeof total_free_used);
+    return device == &gpu && now.memory_used > 0 ? 0 : 3; /* not supported */
+}
+
+int nvmlSystemGetDriverVersion(char *version, unsigned bytes) {
+    snprintf(version, bytes, "580.65.06");
+    return 0;
 }
 
 int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *reasons) {

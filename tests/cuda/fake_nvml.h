@@ -10,6 +10,7 @@ struct fake_nvml {
     bool counts_energy;
     unsigned long long energy_mj, reasons;
     unsigned mw, mhz;
+    unsigned long long memory_used; /* bytes; 0: this NVML does not say */
 };
 
 void fake_nvml_set(const struct fake_nvml *figures);
@@ -22,6 +23,8 @@ int nvmlDeviceGetClockInfo(void *device, int type, unsigned *mhz);
 int nvmlDeviceGetPowerUsage(void *device, unsigned *mw);
 int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *mw);
 int nvmlDeviceGetMaxClockInfo(void *device, int type, unsigned *mhz);
+int nvmlDeviceGetMemoryInfo(void *device, void *memory);
+int nvmlSystemGetDriverVersion(char *version, unsigned bytes);
 int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *reasons);
 
 #endif

@@ -51,6 +51,24 @@ static void figures_are_nvmls(void **state) {
     gpu_power_close(&power);
 }
 
+static void memory_and_driver_are_nvmls(void **state) {
+    struct gpu_power power;
+    char text[GPU_DRIVER_TEXT_BYTES];
+    size_t bytes = 0;
+    (void)state;
+    gpu_power_open(&power, FAKE_NVML_BUS_ID);
+    set_figures(&(struct fake_nvml){.memory_used = 61ull << 30});
+    assert_true(gpu_memory_used(&power, &bytes) && bytes == 61ull << 30);
+    set_figures(&(struct fake_nvml){0});
+    assert_false(gpu_memory_used(&power, &bytes));
+    assert_string_equal(gpu_driver_text(text, &power), "580.65.06");
+    gpu_power_close(&power);
+    gpu_power_open(&power, "");
+    assert_false(gpu_memory_used(&power, &bytes));
+    assert_string_equal(gpu_driver_text(text, &power), "n/a");
+    gpu_power_close(&power);
+}
+
 /* A GPU that counts no energy has none, and its power is what was seen. */
 static void no_counter_is_said(void **state) {
     struct gpu_power power;
@@ -97,11 +115,38 @@ static void absence_is_said(void **state) {
     }
 }
 
+/* Of a long stretch the looks are spread over all of it, and no reason is missed. */
+static void looks_are_spread(void **state) {
+    enum { ASKED = 10000 };
+    struct gpu_power power;
+    char text[GPU_POWER_TEXT_BYTES];
+    (void)state;
+    gpu_power_open(&power, FAKE_NVML_BUS_ID);
+    gpu_power_start(&power);
+    for (unsigned i = 0; i < ASKED; i++) {
+        const struct fake_nvml figures = {.mw = 1000 * i, .mhz = i,
+                                          .reasons = i == ASKED - 1 ? 0x8 : 0};
+        set_figures(&figures);
+        gpu_power_look(&power);
+    }
+    gpu_power_stop(&power);
+    assert_true(power.looks >= GPU_POWER_LOOKS / 2 && power.looks < GPU_POWER_LOOKS);
+    for (size_t i = 0; i < power.looks; i++) {
+        assert_int_equal(power.sm_mhz[i], i * power.stride);
+        assert_int_equal(power.watts[i], i * power.stride);
+    }
+    assert_true(power.looks * power.stride >= ASKED); /* to the end */
+    assert_string_equal(gpu_power_limit_text(text, &power), "limited by hardware slowdown");
+    gpu_power_close(&power);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(figures_are_nvmls),
+        cmocka_unit_test(memory_and_driver_are_nvmls),
         cmocka_unit_test(no_counter_is_said),
         cmocka_unit_test(absence_is_said),
+        cmocka_unit_test(looks_are_spread),
     };
     void *library = argc == 2 ? dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) : NULL;
     void *symbol = library == NULL ? NULL : dlsym(library, "fake_nvml_set");

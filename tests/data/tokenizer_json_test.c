@@ -172,7 +172,8 @@ static void hostile_files_are_refused(void **state) {
         {"", "pre_tokenizer", "{\"type\":\"Whitespace\"}", "Whitespace"},
         {"", "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[]}", "ByteLevel"},
         {"", "pre_tokenizer",
-         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},"
+         "{\"type\":\"Digits\"}]}",
          "last step"},
         {"", "pre_tokenizer",
          "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\"}", "PCRE2"},

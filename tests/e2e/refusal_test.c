@@ -173,8 +173,11 @@ static void bad_input_is_refused_and_changes_nothing(void **state) {
     assert_non_null(strstr(here, "run/metrics.jsonl"));
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
         const struct refusal *refusal = &refusals[i];
+        const bool wants_gpu = strstr(refusal->line, "--device cuda") != NULL;
+        if (wants_gpu) setenv("CUDA_VISIBLE_DEVICES", "", 1); /* none here, on any machine */
         const struct outcome *outcome = e2e_expect((int)refusal->code, refusal->words, "%s",
                                                    refusal->line);
+        if (wants_gpu) unsetenv("CUDA_VISIBLE_DEVICES");
         assert_memory_equal(outcome->err, "deepwell: ", strlen("deepwell: "));
         e2e_assert_words("docs/exit_codes.md", documented(refusal->code), refusal->documented);
         e2e_assert_same_tree(".", here);

@@ -45,8 +45,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
     static const char *const texts[] = {
-        "{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":0,\"shards\":[{\"name\":\"a.bin\","
-        "\"split\":\"train\",\"tokens\":10,\"xxh3_128\":\"00\"}]}",
+        "{\"tokenizer\":\"bytes\",\"vocabulary\":256,\"end_of_text\":0,\"shards\":["
+        "{\"name\":\"a.bin\",\"split\":\"train\",\"tokens\":10,\"xxh3_128\":\"00\"}]}",
         "{\"tokenizer\":\"tokenizer.json\",\"tokenizer_xxh3_128\":\"00\",\"vocabulary\":50257,"
         "\"end_of_text\":50256}",
     };

@@ -38,7 +38,8 @@ size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
         "{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":true}",
         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
         "\"(?i:'s|'t)|[^\\\\r\\\\n\\\\p{L}]?\\\\p{L}+|\\\\p{N}{1,3}|\\\\s+(?!\\\\S)|\\\\s+\"},"
-        "\"behavior\":\"Removed\",\"invert\":true},{\"type\":\"Digits\",\"individual_digits\":true},"
+        "\"behavior\":\"Removed\",\"invert\":true},"
+        "{\"type\":\"Digits\",\"individual_digits\":true},"
         "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]}",
     };
     if (index >= sizeof steps / sizeof steps[0]) return 0;

@@ -9,7 +9,8 @@
 static inline size_t small_tokenizer(char *out, size_t room, const char *pre_tokenizer) {
     unsigned other = 256;
     int used = snprintf(out, room, "{\"added_tokens\":[{\"id\":261,\"content\":\"<e>\",\"special\":"
-                        "true},{\"id\":262,\"content\":\"ab\",\"lstrip\":true,\"single_word\":true}],"
+                        "true},{\"id\":262,\"content\":\"ab\",\"lstrip\":true,"
+                        "\"single_word\":true}],"
                         "\"pre_tokenizer\":%s,\"model\":{\"type\":\"BPE\",\"merges\":[\"t h\","
                         "\"th e\",[\"\xC4\xA0\",\"the\"],\"a a\",\"aa aa\"],\"vocab\":{",
                         pre_tokenizer);

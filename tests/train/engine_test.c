@@ -3,6 +3,7 @@
  * equality of weights with rounded masters and of what went through a checkpoint, the tensor table.
  */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "base/text.h"
 #include "tests/train/small_run.h"
@@ -98,6 +99,7 @@ static void other_refusals(void **state) {
     struct config config;
     struct engine engine;
     small_config(&config, CONFIG_RECIPE_FP32);
+    setenv("CUDA_VISIBLE_DEVICES", "", 1); /* none here, on any machine */
     config.device = CONFIG_DEVICE_CUDA;
     expect_status(STATUS_DEVICE, engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
     small_config(&config, CONFIG_RECIPE_FP32);
@@ -256,8 +258,43 @@ static void ranges_follow_decay_roles(void **state) {
     }
 }
 
+/* Which products are narrow, by hand: one of two blocks (the first stays wide), and the head or
+ * not; on the H200's row each at its own peak. And never without `mixed`, which makes it no MFU. */
+static void narrow_work_has_its_own_peak(void **state) {
+    (void)state;
+    for (int head = 0; head < 2; head++) {
+        struct config config;
+        struct engine engine;
+        struct flops flops;
+        small_config(&config, CONFIG_RECIPE_FP8);
+        config.model.width = 48;
+        config.model.context = config.train.sequence_length = 16;
+        config.precision.first_layers = 1;
+        config.precision.lm_head = head ? CONFIG_RECIPE_FP8 : CONFIG_RECIPE_BF16;
+        EXPECT_OK(config_check(&config));
+        EXPECT_OK(engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_RESERVED));
+        EXPECT_OK(flops_count(&engine.gpt.table, 2, 48, 16, &flops));
+        struct speed_limit limit = engine_speed_limit(&engine, &config, &flops);
+        assert_true(limit.mixed && limit.emulated && limit.tflops == 0.0); /* a CPU */
+        const struct device own = engine.device;
+        engine.device.kind = DEVICE_CUDA;
+        snprintf(engine.device.name, sizeof engine.device.name, "NVIDIA H200");
+        limit = engine_speed_limit(&engine, &config, &flops);
+        engine.device = own;
+        const double narrow = 0.5 * (double)flops.linear + (head ? (double)flops.head : 0.0);
+        const double wide = (double)flops.total - narrow;
+        const double expected = (double)flops.total / (narrow / 1979.0 + wide / 989.5);
+        assert_true(limit.mixed && limit.types == (1u << PEAK_FP8 | 1u << PEAK_BF16));
+        assert_true(fabs(limit.tflops - expected) < 1e-9 * expected); /* sums of five terms */
+        config.mfu.peak = 1500.0;
+        assert_true(engine_speed_limit(&engine, &config, &flops).tflops == 1500.0);
+        engine_close(&engine);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(narrow_work_has_its_own_peak),
         cmocka_unit_test(the_plan_is_what_is_opened),
         cmocka_unit_test(activations_take_turns),
         cmocka_unit_test(too_little_memory_is_refused_with_the_numbers),

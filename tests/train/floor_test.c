@@ -6,6 +6,7 @@
  */
 #include <stdio.h>
 
+#include "base/clock.h"
 #include "kernels/traffic.h"
 #include "tests/train/small_run.h"
 #include "train/ceiling.h"
@@ -215,6 +216,54 @@ static void long_streams_are_cut(void **state) {
     op_list_close(&list);
 }
 
+/* A device on which a run takes a second, and every tenth batch two, by a clock that stands
+ * still but for runs. */
+static double slow_marks[DEVICE_MARKS], slow_seconds;
+static size_t slow_batches;
+
+static enum status slow_run(struct device *device, void *context) {
+    (void)device;
+    (void)context;
+    slow_seconds += slow_batches % 10 == 0 ? 2.0 : 1.0;
+    return STATUS_OK;
+}
+
+static enum status slow_mark(struct device *device, size_t index) {
+    (void)device;
+    slow_marks[index] = slow_seconds;
+    slow_batches++;
+    return STATUS_OK;
+}
+
+static enum status slow_between(struct device *device, size_t first, size_t second,
+                                double *seconds) {
+    (void)device;
+    *seconds = slow_marks[second] - slow_marks[first];
+    return STATUS_OK;
+}
+
+/* It goes on for as long as was asked, though batches outnumber the device's marks. */
+static void long_measurements_go_on(void **state) {
+    (void)state;
+    struct device device;
+    struct sustained out;
+    EXPECT_OK(device_open_cpu(&device, 1));
+    const struct device_calls *const own = device.calls;
+    struct device_calls wrapped = *own;
+    wrapped.mark = slow_mark;
+    wrapped.seconds_between = slow_between;
+    device.calls = &wrapped;
+    const double begun = clock_seconds();
+    EXPECT_OK(sustained_run(&device, slow_run, NULL, 0.2, NULL, &out));
+    assert_true(clock_seconds() - begun >= 0.2);
+    assert_true(out.runs > DEVICE_MARKS);
+    assert_true(out.median_seconds == 1.0);
+    assert_true(out.seconds > 1.09 * (double)out.runs && out.seconds < 1.11 * (double)out.runs);
+    assert_true(out.run_seconds == out.seconds / (double)out.runs);
+    device.calls = own;
+    device_close(&device);
+}
+
 static void ceilings_are_measured(void **state) {
     struct device device;
     double rate = 0.0, tflops = 0.0;
@@ -234,6 +283,7 @@ int main(void) {
         cmocka_unit_test(the_floor_does_the_work_of_the_step),
         cmocka_unit_test(the_floor_runs),
         cmocka_unit_test(long_streams_are_cut),
+        cmocka_unit_test(long_measurements_go_on),
         cmocka_unit_test(ceilings_are_measured),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

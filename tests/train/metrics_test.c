@@ -179,6 +179,32 @@ static void what_is_not_finite_is_null_and_said(void **state) {
     assert_int_equal(metrics_close(metrics), STATUS_OK);
 }
 
+/* Of a mixture the share of its speed of light stands under that name, and what is emulated has
+ * no share at all. */
+static void a_mixture_has_no_mfu(void **state) {
+    const struct place *place = *state;
+    struct metrics *metrics = NULL;
+    struct step_record step = make_step(3);
+    struct speed_limit limit = {.tflops = 1600.0, .mixed = true};
+    assert_int_equal(metrics_open(&metrics, place->path, 0), STATUS_OK);
+    step.mfu = mfu_against(800.0, &limit);
+    assert_int_equal(metrics_step(metrics, &step), STATUS_OK);
+    cJSON *object = take_line(place);
+    assert_null_member(object, "mfu");
+    assert_number(object, "speed_of_light", 0.5);
+    assert_null(cJSON_GetObjectItemCaseSensitive(object, "emulated"));
+    cJSON_Delete(object);
+    limit.emulated = true;
+    step.mfu = mfu_against(800.0, &limit);
+    assert_int_equal(metrics_step(metrics, &step), STATUS_OK);
+    object = take_line(place);
+    assert_null_member(object, "mfu");
+    assert_null_member(object, "speed_of_light");
+    assert_true(cJSON_IsTrue(member(object, "emulated")));
+    cJSON_Delete(object);
+    assert_int_equal(metrics_close(metrics), STATUS_OK);
+}
+
 static void the_other_records(void **state) {
     const struct place *place = *state;
     struct metrics *metrics = NULL;
@@ -318,6 +344,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_step_reads_back_to_the_same_bits, make_folder,
                                         remove_folder),
+        cmocka_unit_test_setup_teardown(a_mixture_has_no_mfu, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(what_is_not_finite_is_null_and_said, make_folder,
                                         remove_folder),
         cmocka_unit_test_setup_teardown(the_other_records, make_folder, remove_folder),

@@ -246,6 +246,30 @@ static void errors_come_through(void **state) {
     device_close(&device);
 }
 
+/* A step of more operations than the device has marks is refused with the way out, and the trace
+ * comes off all the same. */
+static void too_many_operations_are_refused(void **state) {
+    (void)state;
+    static struct op_trace trace;
+    struct small_run run;
+    enum status status = STATUS_OK;
+    small_config(&run.config, CONFIG_RECIPE_FP32);
+    small_run_open(&run, ENGINE_TRAIN);
+    struct device *device = &run.engine.device;
+    EXPECT_OK(op_trace_attach(&trace, device, false));
+    for (size_t i = 1; i < DEVICE_MARKS; i++) EXPECT_OK(op_trace_data(device, 8));
+    status = device->ops->loss_sum(device, run.engine.state, run.engine.training.losses, 1);
+    expect_status(STATUS_CONFIG, status);
+    assert_non_null(strstr(status_message(), "Lower train.batch"));
+    EXPECT_OK(op_trace_detach(&trace, device));
+    const struct op_total *data = find(&trace, "data");
+    assert_int_equal(data->calls, DEVICE_MARKS - 1);
+    assert_true(data->bytes == 8.0 * (DEVICE_MARKS - 1) && data->flops == 0.0);
+    EXPECT_OK(op_trace_data(device, 8)); /* nobody counts any more */
+    assert_int_equal(data->calls, DEVICE_MARKS - 1);
+    small_run_close(&run);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(narrow_products_are_those_of_the_formula),
@@ -254,6 +278,7 @@ int main(void) {
         cmocka_unit_test(gemm_shapes),
         cmocka_unit_test(a_traced_step_is_the_same_step),
         cmocka_unit_test(errors_come_through),
+        cmocka_unit_test(too_many_operations_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -105,8 +105,35 @@ static void above_the_peak_is_an_error(void **state) {
     }
 }
 
+/* By hand, on the H200's row: 3/4 at 1979 and 1/4 at 989.5 take 5/8 of the time of all at 989.5. */
+static void a_mixture_has_a_speed_of_light(void **state) {
+    char text[MFU_TEXT_BYTES];
+    (void)state;
+    const struct peak *h200 = peak_find("NVIDIA H200", 90), *a100 = peak_find("A100-SXM4-80GB", 80);
+    const double share[PEAK_TYPE_COUNT] = {[PEAK_FP8] = 0.75, [PEAK_BF16] = 0.25};
+    struct speed_limit limit = speed_limit_mixed(h200, share);
+    assert_true(limit.mixed && !limit.emulated);
+    assert_true(limit.tflops > 1583.199 && limit.tflops < 1583.201); /* 989.5 x 8 / 5 */
+    struct mfu mfu = mfu_against(682.4, &limit);
+    assert_string_equal(mfu_text(text, &mfu), "speed of light 43.1% (FP8 + BF16 dense)");
+    mfu = mfu_against(1200.0, &limit); /* above BF16's peak, and no error */
+    assert_int_equal(mfu.state, MFU_KNOWN);
+    mfu = mfu_against(1600.0, &limit);
+    assert_non_null(strstr(mfu_text(text, &mfu), "speed of light: measurement error, 1600.0"));
+    const struct speed_limit unknown[] = {speed_limit_mixed(NULL, share),
+                                          speed_limit_mixed(a100, share)}; /* it has no FP8 */
+    for (size_t i = 0; i < 2; i++) {
+        mfu = mfu_against(100.0, &unknown[i]);
+        assert_string_equal(mfu_text(text, &mfu), "speed of light n/a");
+    }
+    limit.emulated = true;
+    mfu = mfu_against(100.0, &limit);
+    assert_string_equal(mfu_text(text, &mfu), "emulated");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_mixture_has_a_speed_of_light),
         cmocka_unit_test(names_as_drivers_report_them),
         cmocka_unit_test(other_devices_have_no_peak),
         cmocka_unit_test(rows_follow_the_rules),

@@ -111,9 +111,8 @@ static cJSON *damaged_value(enum damage damage) {
 static void every_number_is_needed(void **test_state) {
     (void)test_state;
     static const char *const names[] = {"step", "loss_scale", "good_steps", "updates",
-                                        "skipped_nonfinite", "skipped_outlier", "nonfinite_in_a_row",
-                                        "losses_seen",
-                                        "norms_seen"};
+                                        "skipped_nonfinite", "skipped_outlier",
+                                        "nonfinite_in_a_row", "losses_seen", "norms_seen"};
     const struct run_state state = odd_state();
     struct config config;
     config_defaults(&config);

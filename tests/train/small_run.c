@@ -3,6 +3,7 @@
 
 void small_config(struct config *config, enum config_recipe recipe) {
     config_defaults(config);
+    config->device = CONFIG_DEVICE_CPU; /* tests look into the memory of the device */
     config->threads = 2;
     config->model = (struct config_model){
         .layers = 2, .heads = 3, .width = 24, .context = 9, .vocabulary = VOCABULARY};

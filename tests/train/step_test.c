@@ -1,7 +1,7 @@
 /*
  * The optimizer step as a whole: micro-batches, loss scaling, clipping, outliers. Oracles: the
  * rules of step_control.h followed by hand; bit equality with a single pass, and of everything that
- * a skipped step must not touch.
+ * a skipped step must not touch; the message of the operation that breaks a recording.
  *
  * The norm is summed in double on both sides, in another order: equal to a relative 1e-12, and
  * after the rounding to FP32 to one unit.
@@ -260,8 +260,84 @@ static void policies(void **state) {
     assert_int_equal(step_tokens(&config), BATCH * 9);
 }
 
+/* A recording that breaks in its midst: how the device takes its end must not hide why. */
+static int recordings_open;
+static bool end_fails;
+
+static enum status begin_recording(struct device *device) {
+    (void)device;
+    return STATUS_OK;
+}
+
+static enum status end_recording(struct device *device, struct device_recording **out) {
+    (void)device;
+    *out = NULL;
+    if (end_fails) return status_set(STATUS_DEVICE, "the capture was invalidated");
+    *out = (struct device_recording *)&recordings_open;
+    recordings_open++;
+    return STATUS_OK;
+}
+
+static enum status replay_recording(struct device *device, struct device_recording *recording) {
+    (void)device;
+    assert_ptr_equal(recording, &recordings_open);
+    return STATUS_OK;
+}
+
+static void close_recording(struct device_recording *recording) {
+    assert_ptr_equal(recording, &recordings_open);
+    recordings_open--;
+}
+
+static enum status refuse_loss_sum(struct device *device, struct step_state *state,
+                                   const float *losses, size_t count) {
+    (void)device;
+    (void)state;
+    (void)losses;
+    (void)count;
+    return status_set(STATUS_MEMORY, "what went wrong first");
+}
+
+static void a_broken_recording_says_what_broke_it(void **state) {
+    (void)state;
+    for (int fails = 0; fails < 2; fails++) {
+        struct small_run run;
+        small_config(&run.config, CONFIG_RECIPE_FP32);
+        small_run_open(&run, ENGINE_TRAIN);
+        struct device *device = &run.engine.device;
+        const struct step_policy policy = step_policy(&run.config, 0);
+        const struct device_calls *const own_calls = device->calls;
+        const struct ops *const own_ops = device->ops;
+        struct device_calls calls = *own_calls;
+        struct ops ops = *own_ops;
+        calls.record_begin = begin_recording;
+        calls.record_end = end_recording;
+        calls.replay = replay_recording;
+        calls.recording_close = close_recording;
+        device->calls = &calls;
+        device->ops = &ops;
+        small_run_gradients(&run, &policy); /* the first of each is not recorded */
+        ops.loss_sum = refuse_loss_sum;
+        end_fails = fails == 1;
+        expect_status(STATUS_MEMORY, step_micro_batch(&run.engine, &policy, true));
+        assert_string_equal(status_message(), "what went wrong first");
+        assert_null(run.engine.micro_batches[0].recording);
+        assert_int_equal(recordings_open, 0);
+        ops.loss_sum = own_ops->loss_sum;
+        end_fails = false;
+        EXPECT_OK(step_micro_batch(&run.engine, &policy, true));
+        assert_int_equal(recordings_open, 1);
+        device_recording_close(device, run.engine.micro_batches[0].recording);
+        run.engine.micro_batches[0].recording = NULL;
+        device->calls = own_calls;
+        device->ops = own_ops;
+        small_run_close(&run);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_broken_recording_says_what_broke_it),
         cmocka_unit_test(micro_batches_add_up),
         cmocka_unit_test(overflow_skips_and_scales),
         cmocka_unit_test(the_scale_has_bounds),

@@ -2,9 +2,12 @@
  * The trainer on a device whose answers come late, as an accelerator's do.
  *
  * Oracle: bit equality. The CPU's own calls answer at once; here they are wrapped so that a step's
- * outcome is there only when it is waited for. Losses, weights, skipped steps and what is saved must
- * be the same; so must be what a run that cannot go on says, and where it stops, although a step
- * more had been asked for.
+ * outcome is there only when it is waited for. Losses, weights, skipped steps and what is saved
+ * must be the same; so must be what a run that cannot go on says, and where it stops, although a
+ * step more had been asked for.
+ *
+ * For the time of a step, a clock that only marks advance: a quarter of a second each, so that
+ * every step took 250 ms, whenever and together with which others the host saw it.
  */
 #include <math.h>
 #include <stdio.h>
@@ -70,6 +73,31 @@ static enum status late_read_end(struct device *device, size_t slot) {
     late_reads[slot].to_host = NULL;
     reads_under_way--;
     return STATUS_OK;
+}
+
+/* A clock of the device that stands still but for marks. */
+static const double mark_seconds = 0.25;
+static double marks[DEVICE_MARKS], marked_seconds;
+static int64_t answers;
+
+static enum status counted_mark(struct device *device, size_t index) {
+    (void)device;
+    marks[index] = marked_seconds += mark_seconds;
+    return STATUS_OK;
+}
+
+static enum status counted_seconds(struct device *device, size_t first, size_t second,
+                                   double *seconds) {
+    (void)device;
+    *seconds = marks[second] - marks[first];
+    return STATUS_OK;
+}
+
+/* Ready two times out of three: now none, now one and now two steps are seen in one call. */
+static bool sometimes_ready(struct device *device, size_t slot) {
+    (void)device;
+    (void)slot;
+    return ++answers % 3 != 0;
 }
 
 /* What a run leaves behind. */
@@ -185,8 +213,8 @@ static void late_answers_change_nothing(void **state) {
     release(&outcome);
 }
 
-/* The scale falls from far beyond FP16's range: the first steps are skipped, unseen by the host when
- * it asks for the next. */
+/* The scale falls from far beyond FP16's range: the first steps are skipped, unseen by the host
+ * when it asks for the next. */
 static void overflows_are_skipped(void **state) {
     (void)state;
     struct config config = base_config(CONFIG_RECIPE_FP16);
@@ -220,8 +248,46 @@ static void a_run_that_cannot_go_on_stops_where_it_is(void **state) {
     }
 }
 
+static void a_steps_time_is_the_devices(void **state) {
+    (void)state;
+    struct config config = base_config(CONFIG_RECIPE_FP32);
+    struct trainer trainer;
+    char path[PATH_BYTES], *text = NULL;
+    size_t bytes = 0, steps = 0;
+    EXPECT_OK(path_join(path, folder, "timed"));
+    set_text(config.train.out, sizeof config.train.out, path);
+    set_text(config.data.train, sizeof config.data.train, shard);
+    config.data.validation[0] = '\0';
+    EXPECT_OK(config_check(&config));
+    EXPECT_OK(trainer_open(&trainer, &config));
+    const struct device_calls *const own = trainer.engine.device.calls;
+    struct device_calls wrapped = *own;
+    wrapped.read_begin = late_read_begin;
+    wrapped.read_ready = sometimes_ready;
+    wrapped.read_end = late_read_end;
+    wrapped.mark = counted_mark;
+    wrapped.seconds_between = counted_seconds;
+    trainer.engine.device.calls = &wrapped;
+    EXPECT_OK(trainer_run(&trainer));
+    trainer.engine.device.calls = own;
+    EXPECT_OK(trainer_close(&trainer));
+    EXPECT_OK(path_join(path, config.train.out, "metrics.jsonl"));
+    EXPECT_OK(file_read(path, 1 << 20, &text, &bytes));
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        cJSON *record = cJSON_Parse(line);
+        const cJSON *ms = cJSON_GetObjectItem(record, "step_ms");
+        if (ms != NULL) assert_true(ms->valuedouble == 250.0);
+        steps += ms != NULL;
+        cJSON_Delete(record);
+    }
+    assert_int_equal(steps, STEPS);
+    free(text);
+    EXPECT_OK(folder_remove(config.train.out));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_steps_time_is_the_devices),
         cmocka_unit_test(late_answers_change_nothing),
         cmocka_unit_test(overflows_are_skipped),
         cmocka_unit_test(a_run_that_cannot_go_on_stops_where_it_is),

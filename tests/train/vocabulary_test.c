@@ -101,7 +101,8 @@ static void from_the_description(void **state) {
     config = config_for(FIXTURE_TOKENS - 1);
     assert_int_equal(vocabulary_resolve(&config), STATUS_CONFIG);
     assert_words("another model's");
-    write_text("dataset.json", "{\"tokenizer\":\"gone.json\",\"vocabulary\":605,\"end_of_text\":7}");
+    write_text("dataset.json",
+               "{\"tokenizer\":\"gone.json\",\"vocabulary\":605,\"end_of_text\":7}");
     config = config_for(FIXTURE_TOKENS);
     assert_int_equal(vocabulary_resolve(&config), STATUS_IO);
     assert_words("gone.json");
