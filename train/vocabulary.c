@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "data/choices.h"
 #include "data/description.h"
 
 /* Takes a tokenizer that was found, not asked for. One that is not read here (with a normalizer,
@@ -62,7 +63,17 @@ enum status vocabulary_resolve(struct config *config) {
                           "data.end_of_text, the token that samples begin with, found none in the "
                           "data: set it, or give a prompt");
     }
+    if (choices_is_text(config->eval.file) && config->data.tokenizer[0] == '\0' &&
+        config->model.vocabulary != BYTE_VOCABULARY) {
+        return status_set(STATUS_CONFIG, "eval.file is %s, questions as text: expected "
+                          "data.tokenizer, which makes tokens of them, found none: set it, or name "
+                          "a file of tokens in llm.c's form", config->eval.file);
+    }
     return STATUS_OK;
+}
+
+bool vocabulary_is_text(const struct vocabulary *vocabulary) {
+    return vocabulary->tokenizer != NULL || vocabulary->size == BYTE_VOCABULARY;
 }
 
 enum status vocabulary_prefer_checkpoint(struct config *config, const char *folder) {
