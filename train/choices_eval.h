@@ -15,8 +15,8 @@ struct choices_score {
     double accuracy_norm; /* by their mean: what llm.c reports and tables call acc_norm */
 };
 
-/* Makes the tokens of questions that are text, by the tokenizer or as bytes; STATUS_CONFIG where the
- * vocabulary has neither. choices_evaluate does so too if it was not done before. */
+/* Makes the tokens of questions that are text, by the tokenizer or as bytes; STATUS_CONFIG where
+ * the vocabulary has neither. choices_evaluate does so too if it was not done before. */
 enum status choices_prepare(struct choices *choices, const struct vocabulary *vocabulary);
 
 /* The first `examples` (0: all). A context that is too long for the engine's evaluation loses its

@@ -24,7 +24,7 @@ static const char usage[] =
     "  --sequences N        only the first N sequences (default: all)\n"
     "  --choices FILE       instead: multiple-choice questions, as llm.c writes them\n"
     "                       (hellaswag_val.bin), or FILE.jsonl, an object a line with HellaSwag's\n"
-    "                       fields ctx, endings and label; --sequences limits their number\n"
+    "                       ctx, endings and label; --sequences limits their number\n"
     "  --logits FILE        also writes the logits of the first sequence, as safetensors\n"
     "\n"
     "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n"

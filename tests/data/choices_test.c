@@ -105,9 +105,11 @@ static void malformed_files_are_refused(void **state) {
 /* ---- text ---- */
 
 static const char two_lines[] =
-    "{\"ind\": 24, \"ctx\": \"A man\", \"label\": 1, \"endings\": [\"sits.\", \"r\\u00e9d\", \"\"]}\n"
+    "{\"ind\": 24, \"ctx\": \"A man\", \"label\": 1, "
+    "\"endings\": [\"sits.\", \"r\\u00e9d\", \"\"]}\n"
     " \r\n"
-    "{\"endings\": [\"no\", \"<e>\"], \"ctx\": \"Yes\\\\u0000\", \"label\": \"0\", \"split\": null}";
+    "{\"endings\": [\"no\", \"<e>\"], \"ctx\": \"Yes\\\\u0000\", "
+    "\"label\": \"0\", \"split\": null}";
 
 static void assert_bytes(const int32_t *tokens, size_t count, const char *expected) {
     assert_int_equal(count, strlen(expected));
@@ -200,7 +202,7 @@ static void malformed_lines_are_refused(void **state) {
         {"{\"ctx\":\"a\",\"endings\":[\"b\",2]}", "expected text as ending 1"},
         {"{\"ctx\":\"a\",\"endings\":[]}", "expected 2 to 64 \"endings\", found 0"},
         {"{\"ctx\":\"a\",\"endings\":[\"b\"]}", "expected 2 to 64 \"endings\", found 1"},
-        {"{\"ctx\":\"\",\"endings\":[\"b\",\"c\"],\"label\":0}", "expected text as \"ctx\", found an"},
+        {"{\"ctx\":\"\",\"endings\":[\"b\",\"c\"],\"label\":0}", "as \"ctx\", found an empty"},
         {"{\"ctx\":\"a\",\"endings\":[\"b\",\"c\"]}", "the number of an ending"},
         {WITH_LABEL("2"), ":2: expected as \"label\"|from 0 to 1"},
         {WITH_LABEL("-1"), "from 0 to 1"},

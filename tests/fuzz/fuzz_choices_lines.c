@@ -64,7 +64,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 size_t fuzz_seeds(size_t index, uint8_t *seed, size_t capacity) {
     static const char *const texts[] = {
         "{\"ind\":24,\"ctx\":\"the cat\",\"endings\":[\"sat.\",\"the <e> ab\"],\"label\":1}\n\n"
-        "{\"ctx\":\"caf\\u00e9 \xE2\x82\xAC\",\"endings\":[\"\",\"b\",\"\\\\u0000\"],\"label\":\"2\"}",
+        "{\"ctx\":\"caf\\u00e9 \xE2\x82\xAC\","
+        "\"endings\":[\"\",\"b\",\"\\\\u0000\"],\"label\":\"2\"}",
         "{\"label\":0,\"endings\":[\"\\ud83d\\ude00\",\"\xFF\"],\"ctx\":\"x\",\"more\":[{}]}\r\n",
     };
     if (index >= sizeof texts / sizeof texts[0] || strlen(texts[index]) > capacity) return 0;
