@@ -104,7 +104,8 @@ static void a_stop_ends_the_text(void **state) {
     e2e_expect(STATUS_CONFIG, "stop: expected 1 to 256 bytes, found 0", "sample run --stop=");
 }
 
-/* A stopped call prints what it had and says that it was stopped. */
+/* A stopped call prints what it had and says that it was stopped. So many texts, since each may end
+ * by itself at any token. */
 static void a_signal_is_no_success(void **state) {
     (void)state;
     static const int numbers[] = {SIGTERM, SIGINT};
@@ -113,7 +114,7 @@ static void a_signal_is_no_success(void **state) {
     e2e_expect(0, "", "train ../tiny.conf");
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
         const struct stalled run = e2e_stall("the", "sample run --device cpu --prompt the "
-                                             "--tokens 1000000 --count 3");
+                                             "--count 1000000");
         assert_int_equal(kill(run.process.pid, numbers[i]), 0);
         const struct outcome *outcome = e2e_release(&run);
         if (outcome->code != STATUS_INTERRUPTED) fail_msg("code %d", outcome->code);
