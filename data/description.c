@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "data/shard.h"
+#include "data/shard_paths.h"
 #include "data/tokenizer.h"
 
 enum { DESCRIPTION_BYTES_MAX = 1 << 24 };
@@ -40,6 +41,18 @@ static void folder_of(const char *path, char folder[PATH_BYTES]) {
     else snprintf(folder, PATH_BYTES, "%.*s", slash == path ? 1 : (int)(slash - path), path);
 }
 
+/* The folder of the first shard that a pattern stands for: its folders may have wildcards too. */
+static enum status folder_of_first(const char *pattern, char folder[PATH_BYTES]) {
+    char **paths = NULL;
+    size_t count = 0;
+    folder_of(pattern, folder);
+    if (strpbrk(folder, "*?[") == NULL) return STATUS_OK;
+    TRY(shard_paths(pattern, &paths, &count));
+    folder_of(paths[0], folder);
+    names_free(paths, count);
+    return STATUS_OK;
+}
+
 static enum status read_fields(struct description *description, const char *folder) {
     const cJSON *root = description->root;
     const char *tokenizer = NULL;
@@ -61,7 +74,7 @@ enum status description_open(struct description *description, const char *patter
     char folder[PATH_BYTES], *text = NULL;
     size_t bytes = 0;
     *description = (struct description){.found = false};
-    folder_of(pattern, folder);
+    TRY(folder_of_first(pattern, folder));
     TRY(path_join(description->path, folder, "dataset.json"));
     if (!path_is_file(description->path)) return STATUS_OK;
     TRY(file_read(description->path, DESCRIPTION_BYTES_MAX, &text, &bytes));

@@ -60,8 +60,9 @@ cleanup:
     return status;
 }
 
-/* One shard against its description; opened with its header's own checks in any case. */
-static enum status check_shard(const struct description *description, const char *path, FILE *out) {
+/* One shard against the description; opened with its header's own checks in any case. */
+static enum status check_against(const struct description *description, const char *path,
+                                 FILE *out) {
     struct shard shard;
     bool known = false;
     char tokens[TEXT_BYTES];
@@ -76,18 +77,22 @@ static enum status check_shard(const struct description *description, const char
     return STATUS_OK;
 }
 
+/* Shards of one pattern may lie in several folders, each with a description of its own. */
+static enum status check_shard(const char *path, FILE *out) {
+    struct description description;
+    TRY(description_open(&description, path));
+    enum status status = description.found ? description_check_tokenizer(&description) : STATUS_OK;
+    if (status == STATUS_OK) status = check_against(&description, path, out);
+    description_close(&description);
+    return status;
+}
+
 enum status inspect_check(const char *pattern, FILE *out) {
     enum status status = STATUS_OK;
-    struct description description = {.found = false};
     char **paths = NULL;
     size_t count = 0;
     TRY(shard_paths(pattern, &paths, &count));
-    TRY_GOTO(description_open(&description, pattern), cleanup);
-    if (description.found) TRY_GOTO(description_check_tokenizer(&description), cleanup);
-    for (size_t i = 0; i < count; i++) TRY_GOTO(check_shard(&description, paths[i], out), cleanup);
-
-cleanup:
-    description_close(&description);
+    for (size_t i = 0; i < count && status == STATUS_OK; i++) status = check_shard(paths[i], out);
     names_free(paths, count);
     return status;
 }

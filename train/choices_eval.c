@@ -25,6 +25,16 @@ struct scorer {
     size_t right, right_norm;
 };
 
+enum status choices_prepare(struct choices *choices, const struct vocabulary *vocabulary) {
+    if (choices->lines == NULL) return STATUS_OK;
+    if (!vocabulary_is_text(vocabulary)) {
+        return status_set(STATUS_CONFIG, "%s: expected data.tokenizer, which makes tokens of "
+                          "questions that are text, found none: name a tokenizer.json, or give the "
+                          "questions as tokens in llm.c's form", choices->path);
+    }
+    return choices_tokenise(choices, vocabulary->tokenizer);
+}
+
 static size_t least(const double *losses, size_t count) {
     size_t best = 0;
     for (size_t i = 1; i < count; i++) {
@@ -41,10 +51,11 @@ static enum status count_row(struct scorer *s, const struct row *row, const floa
     s->sums[row->completion] = sum;
     s->means[row->completion] = sum / (double)row->count;
     if (!isfinite(sum)) {
+        char place[CHOICES_PLACE_BYTES];
         return status_set(STATUS_NUMERICS,
-                          "the loss of completion %zu of example %zu is %g: the weights are no "
-                          "usable model; use an earlier checkpoint",
-                          row->completion, row->example, sum);
+                          "%s: the loss of completion %zu is %g: the weights are no usable model; "
+                          "use an earlier checkpoint",
+                          choices_place(s->choices, row->example, place), row->completion, sum);
     }
     if (row->completion + 1 < example.completion_count) return STATUS_OK;
     s->right += least(s->sums, example.completion_count) == example.label;
@@ -85,10 +96,11 @@ static enum status add_row(struct scorer *s, const struct choice_example *exampl
     const size_t all = example->context_tokens + count;
     const size_t inputs = size_min(all - 1, length), skipped = all - 1 - inputs;
     if (count > length) {
+        char place[CHOICES_PLACE_BYTES];
         return status_set(STATUS_DATA,
-                          "%s: example %zu has a completion of %zu tokens, longer than the "
-                          "sequences of %zu that the model is run on",
-                          s->choices->path, index, count, length);
+                          "%s: completion %zu has %zu tokens, more than the sequences of %zu that "
+                          "the model is run on: take it out of the file",
+                          choices_place(s->choices, index, place), completion, count, length);
     }
     struct row *row = &s->rows[s->used];
     *row = (struct row){.example = index,
@@ -115,8 +127,9 @@ static enum status score_all(struct scorer *s, size_t examples, bool until_signa
     return flush(s);
 }
 
-enum status choices_evaluate(struct engine *engine, const struct choices *choices, size_t examples,
+enum status choices_evaluate(struct engine *engine, struct choices *choices, size_t examples,
                              bool until_signal, struct choices_score *score) {
+    TRY(choices_prepare(choices, &engine->vocabulary));
     const size_t batch = engine->evaluation.shape.batch;
     const size_t tokens = batch * engine->evaluation.shape.sequence_length;
     const size_t wanted = examples == 0 ? choices->count : size_min(examples, choices->count);

@@ -15,10 +15,14 @@ struct choices_score {
     double accuracy_norm; /* by their mean: what llm.c reports and tables call acc_norm */
 };
 
+/* Makes the tokens of questions that are text, by the tokenizer or as bytes; STATUS_CONFIG where
+ * the vocabulary has neither. choices_evaluate does so too if it was not done before. */
+enum status choices_prepare(struct choices *choices, const struct vocabulary *vocabulary);
+
 /* The first `examples` (0: all). A context that is too long for the engine's evaluation loses its
  * beginning; a completion that is longer than that: STATUS_DATA. With `until_signal` it fails with
  * STATUS_INTERRUPTED once a signal has come. */
-enum status choices_evaluate(struct engine *engine, const struct choices *choices, size_t examples,
+enum status choices_evaluate(struct engine *engine, struct choices *choices, size_t examples,
                              bool until_signal, struct choices_score *score);
 
 #endif

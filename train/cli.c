@@ -120,6 +120,15 @@ static enum status set_real(const struct cli_option *option, const char *value) 
     return STATUS_OK;
 }
 
+static enum status add_text(const struct cli_option *option, const char *value) {
+    if (option->texts->count == CLI_TEXTS_MAX) {
+        return status_set(STATUS_CONFIG, "%s: expected it at most %d times, found it once more",
+                          option->name, CLI_TEXTS_MAX);
+    }
+    option->texts->items[option->texts->count++] = value;
+    return STATUS_OK;
+}
+
 static enum status apply_option(const struct cli_option *option, int argc, char *const *argv,
                                 int *index, struct config *config) {
     const char *argument = argv[(*index)++];
@@ -139,6 +148,7 @@ static enum status apply_option(const struct cli_option *option, int argc, char 
     if (option->whole != NULL) return set_whole(option, value);
     if (option->fraction != NULL) return set_fraction(option, value);
     if (option->real != NULL) return set_real(option, value);
+    if (option->texts != NULL) return add_text(option, value);
     if (option->text != NULL) {
         *option->text = value;
         return STATUS_OK;

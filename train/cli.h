@@ -16,8 +16,16 @@
 #include "base/status.h"
 #include "train/config.h"
 
-/* One of flag, whole, fraction, real, text and config_key is set: where the value goes. The last
- * one wins. */
+enum { CLI_NAMES_MAX = 4096, CLI_OPTIONS_MAX = 16, CLI_TEXTS_MAX = 16 };
+
+/* The values of an option that may be given more than once, in their order. */
+struct cli_texts {
+    const char *items[CLI_TEXTS_MAX];
+    size_t count;
+};
+
+/* One of flag, whole, fraction, real, text, texts and config_key is set: where the value goes. The
+ * last one wins, but where all go to texts. */
 struct cli_option {
     const char *name;       /* "--prompt" */
     bool *flag;             /* set to true; takes no value */
@@ -26,6 +34,7 @@ struct cli_option {
     double *fraction;       /* a number above 0 and below 1 */
     double *real;           /* a number above 0 and up to `most` */
     const char **text;      /* as it stands */
+    struct cli_texts *texts; /* as they stand; one more than CLI_TEXTS_MAX is refused */
     const char *config_key; /* a short name for a configuration key */
 };
 
@@ -36,8 +45,6 @@ struct cli {
     size_t option_count; /* at most CLI_OPTIONS_MAX */
     bool takes_config;   /* configuration keys are options too */
 };
-
-enum { CLI_NAMES_MAX = 4096, CLI_OPTIONS_MAX = 16 };
 
 struct cli_names {
     const char *names[CLI_NAMES_MAX];

@@ -43,9 +43,24 @@ static const char help_prune[] =
     "  --keep N             the newest N stay\n"
     "  --keep_every M       those of steps that are multiples of M stay too\n";
 
+static enum status count_steps(const char *run, size_t *count) {
+    int64_t *steps = NULL;
+    TRY(layout_steps(run, &steps, count));
+    free(steps);
+    return STATUS_OK;
+}
+
 static enum status require_run(const char *run) {
-    if (path_is_folder(run)) return STATUS_OK;
-    return status_set(STATUS_CHECKPOINT, "there is no run folder %.1000s", run);
+    char configuration[PATH_BYTES];
+    size_t count = 0;
+    if (!path_is_folder(run)) {
+        return status_set(STATUS_CHECKPOINT, "there is no run folder %.1000s", run);
+    }
+    TRY(count_steps(run, &count));
+    TRY(path_join(configuration, run, "configuration.conf"));
+    if (count > 0 || path_is_file(configuration)) return STATUS_OK;
+    return status_set(STATUS_CHECKPOINT, "expected a run's folder, with checkpoints such as "
+                      "step_00001000 in it, found none in %.1000s", run);
 }
 
 static enum status print_one(const char *run, int64_t step) {
@@ -181,9 +196,15 @@ static enum status prune(int argc, char **argv) {
     }
     TRY(require_run(names.names[0]));
     TRY(run_lock_acquire(&lock, names.names[0]));
-    const enum status status = checkpoint_prune(names.names[0], &retention);
+    size_t before = 0, after = 0;
+    enum status status = count_steps(names.names[0], &before);
+    if (status == STATUS_OK) status = checkpoint_prune(names.names[0], &retention);
+    if (status == STATUS_OK) status = count_steps(names.names[0], &after);
     run_lock_release(&lock);
-    return status;
+    TRY(status);
+    printf("removed %zu checkpoint%s, kept %zu\n", before - after, before - after == 1 ? "" : "s",
+           after);
+    return STATUS_OK;
 }
 
 static const struct {

@@ -75,6 +75,16 @@ static const char help_show[] =
     "Example:\n"
     "  deepwell data show runs/shakespeare/data/validation.bin --first 1000 --count 500\n";
 
+/* Whole documents are chosen, so a few long ones may miss the share by far. */
+static void note_share(const struct prepare_report *report, double wished) {
+    const double all = (double)report->train_tokens + (double)report->validation_tokens;
+    const double share = (double)report->validation_tokens / all;
+    if (share < 2.0 * wished && share > 0.5 * wished) return;
+    printf("note: validation is %.3g %% of the tokens, %.3g %% was asked for: whole documents are "
+           "chosen, and %zu are few or of very different length; one file is cut instead\n",
+           100.0 * share, 100.0 * wished, report->documents);
+}
+
 static void print_report(const struct prepare_report *report, const char *folder, double seconds) {
     char train[TEXT_BYTES], validation[TEXT_BYTES], duration[TEXT_BYTES];
     printf("documents   %zu", report->documents);
@@ -120,6 +130,7 @@ static enum status prepare(int argc, char **argv) {
     const double start_seconds = clock_seconds();
     TRY(prepare_text(&options, &report));
     print_report(&report, options.out_folder, clock_seconds() - start_seconds);
+    note_share(&report, options.validation_fraction);
     return STATUS_OK;
 }
 

@@ -23,11 +23,13 @@ static const char usage[] =
     "  --tokenizer FILE     tokenizer.json for bits a byte (default: the checkpoint's, the run's)\n"
     "  --sequences N        only the first N sequences (default: all)\n"
     "  --choices FILE       instead: multiple-choice questions, as llm.c writes them\n"
-    "                       (hellaswag_val.bin); --sequences limits their number\n"
+    "                       (hellaswag_val.bin), or FILE.jsonl, an object a line with HellaSwag's\n"
+    "                       ctx, endings and label; --sequences limits their number\n"
     "  --logits FILE        also writes the logits of the first sequence, as safetensors\n"
     "\n"
     "  deepwell eval runs/quickstart --data other/validation.bin --train.sequence_length 64\n"
-    "  deepwell eval runs/mine --choices hellaswag_val.bin\n";
+    "  deepwell eval runs/mine --choices hellaswag_val.bin\n"
+    "  deepwell eval runs/mine --choices hellaswag_val.jsonl\n";
 
 static void print_result(const struct config *config, const struct run_model *model,
                          const struct validation *result, double seconds) {
@@ -90,6 +92,20 @@ static void print_score(const struct run_model *model, const struct choices *cho
     printf("took        %s\n", text_duration(duration, seconds));
 }
 
+/* The questions as tokens of the model's vocabulary. */
+static enum status open_choices(struct choices *choices, const char *path,
+                                const struct config *config) {
+    struct vocabulary vocabulary;
+    enum status status = STATUS_OK;
+    TRY(vocabulary_open(&vocabulary, config));
+    TRY_GOTO(choices_open(choices, path, vocabulary.size), close_vocabulary);
+    status = choices_prepare(choices, &vocabulary);
+    if (status != STATUS_OK) choices_close(choices);
+close_vocabulary:
+    vocabulary_close(&vocabulary);
+    return status;
+}
+
 /* Sequences no longer than the questions need. */
 static enum status score_choices(const struct run_model *model, struct config *config,
                                  const char *path) {
@@ -97,7 +113,7 @@ static enum status score_choices(const struct run_model *model, struct config *c
     struct engine engine = {0};
     struct choices_score score;
     enum status status = STATUS_OK;
-    TRY(choices_open(&choices, path, (size_t)config->model.vocabulary));
+    TRY(open_choices(&choices, path, config));
     if (choices.longest_tokens - 1 < (size_t)config_sequence_length(config)) {
         config->train.sequence_length = (int64_t)choices.longest_tokens - 1;
     }

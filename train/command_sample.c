@@ -1,10 +1,9 @@
 /* deepwell sample */
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "train/cli.h"
 #include "train/commands.h"
+#include "train/prompts.h"
 #include "train/run_folder.h"
 #include "train/sampler.h"
 #include "train/signals.h"
@@ -13,13 +12,16 @@
 static const char usage[] =
     "usage: deepwell sample MODEL [options]\n"
     "\n"
-    "Continues a prompt with a trained model: a run's newest checkpoint, the one named, or a\n"
-    "GPT-2 of Hugging Face or llm.c.\n"
+    "Continues prompts with a trained model: a run's newest checkpoint, the one named, or a GPT-2\n"
+    "of Hugging Face or llm.c.\n"
     "\n"
-    "  --prompt TEXT        what to continue (default: the start of a new document); token\n"
-    "                       numbers separated by spaces where tokens are not bytes and there is\n"
-    "                       no tokenizer\n"
-    "  --tokenizer FILE     tokenizer.json (default: the checkpoint's, or data.tokenizer)\n"
+    "  --prompt TEXT        what to continue (default: the start of a new document); token numbers\n"
+    "                       separated by spaces where tokens are not bytes and there is no tokenizer\n"
+    "  --prompts FILE       instead: a prompt a line, one after the other; each text is the one\n"
+    "                       that --prompt gives\n"
+    "  --stop TEXT          ends a text before TEXT (token numbers where tokens are not text);\n"
+    "                       may be given 16 times\n"
+    "  --tokenizer FILE     tokenizer.json (default: the checkpoint's, or the run's data.tokenizer)\n"
     "  --tokens N           new tokens at most\n"
     "  --temperature T      0: always the most likely token; 1: the model's own distribution\n"
     "  --top_k K            only the K most likely tokens (0: all)\n"
@@ -27,12 +29,21 @@ static const char usage[] =
     "  --seed S             the same seed gives the same text\n"
     "  --count N            so many texts, with seeds S, S+1, ... (default 1)\n"
     "\n"
-    "  deepwell sample runs/quickstart --prompt 'enum status ' --temperature 0.8 --tokens 200\n";
+    "  deepwell sample runs/quickstart --prompt 'enum status ' --temperature 0.8 --tokens 200\n"
+    "  deepwell sample gpt2 --prompts questions.txt --stop Q: --temperature 0\n";
+
+/* What a call asks for, beside the configuration. */
+struct order {
+    const char *prompt;  /* of any length, unlike the configuration's; NULL: that one */
+    const char *prompts; /* a file; NULL: none */
+    struct cli_texts stops;
+    int64_t count;
+};
 
 static bool print_token(void *context, int32_t token) {
-    token_printer_add(context, token, stdout);
+    const bool more = token_printer_add(context, token, stdout);
     fflush(stdout);
-    return signals_received() == NULL;
+    return more && signals_received() == NULL;
 }
 
 /* The sampler keeps what fits: all of a prompt up to the context, otherwise half a context. */
@@ -44,19 +55,26 @@ static void warn_of_long_prompt(size_t tokens, size_t context) {
             tokens, context, context > 1 ? context / 2 : 1);
 }
 
-static enum status sample(struct engine *engine, const struct config *config, const char *text,
-                          int64_t count) {
+/* Which of several texts follows. */
+static void print_heading(const struct prompt *prompt, const struct order *order, uint64_t seed) {
+    if (prompt->line > 0) printf("--- prompt %zu", prompt->line);
+    if (order->count > 1) {
+        printf("%s seed %llu", prompt->line > 0 ? "," : "---", (unsigned long long)seed);
+    }
+    if (prompt->line > 0 || order->count > 1) putchar('\n');
+}
+
+static enum status continue_prompt(struct engine *engine, const struct config *config,
+                                   const struct prompt *prompt, const struct stop_list *stops,
+                                   const struct order *order) {
     const struct vocabulary *vocabulary = &engine->vocabulary;
-    int32_t *prompt = NULL;
-    size_t prompt_count = 0;
-    enum status status = STATUS_OK;
-    TRY(prompt_tokens(vocabulary, text, &prompt, &prompt_count));
-    warn_of_long_prompt(prompt_count, engine->gpt.config.context);
-    for (int64_t i = 0; i < count && signals_received() == NULL; i++) {
-        struct token_printer printer = {.vocabulary = vocabulary};
+    warn_of_long_prompt(prompt->token_count, engine->gpt.config.context);
+    for (int64_t i = 0; i < order->count; i++) {
+        struct stop_filter filter = {.list = stops};
+        struct token_printer printer = {.vocabulary = vocabulary, .stops = &filter};
         struct generation_request request = {
-            .prompt = prompt,
-            .prompt_count = prompt_count,
+            .prompt = prompt->tokens,
+            .prompt_count = prompt->token_count,
             .tokens = (size_t)config->sample.tokens,
             .stop = vocabulary->end_of_text,
             .sampling = sampling_from_config(config),
@@ -64,42 +82,73 @@ static enum status sample(struct engine *engine, const struct config *config, co
             .context = &printer,
         };
         request.sampling.seed += (uint64_t)i;
-        if (count > 1) printf("--- seed %llu\n", (unsigned long long)request.sampling.seed);
-        fputs(text, stdout);
-        TRY_GOTO(sampler_generate(engine, &request), cleanup);
+        print_heading(prompt, order, request.sampling.seed);
+        fputs(prompt->text, stdout);
+        if (!vocabulary_is_text(vocabulary) && prompt->text[0] != '\0') putchar(' ');
+        TRY(sampler_generate(engine, &request));
         token_printer_end(&printer, stdout);
         putchar('\n');
+        if (signals_received() != NULL) {
+            return status_set(STATUS_INTERRUPTED, "sampling stopped by %s", signals_received());
+        }
+    }
+    return STATUS_OK;
+}
+
+/* One after the other: beside others in a batch a text would be summed in another order, and its
+ * bits would depend on its neighbours. */
+static enum status sample(struct engine *engine, const struct config *config,
+                          const struct order *order) {
+    const struct vocabulary *vocabulary = &engine->vocabulary;
+    struct prompt_list prompts = {.items = NULL};
+    struct stop_list stops = {.count = 0};
+    enum status status = STATUS_OK;
+    for (size_t i = 0; i < order->stops.count; i++) {
+        TRY_GOTO(stop_list_add(&stops, vocabulary, order->stops.items[i]), cleanup);
+    }
+    if (order->prompts != NULL) {
+        status = prompt_list_read(&prompts, vocabulary, order->prompts);
+    } else {
+        const char *prompt = order->prompt != NULL ? order->prompt : config->sample.prompt;
+        status = prompt_list_add(&prompts, vocabulary, prompt);
+    }
+    if (status != STATUS_OK) goto cleanup;
+    for (size_t i = 0; i < prompts.count; i++) {
+        TRY_GOTO(continue_prompt(engine, config, &prompts.items[i], &stops, order), cleanup);
     }
 cleanup:
-    free(prompt);
+    stop_list_free(&stops);
+    prompt_list_free(&prompts);
     return status;
 }
 
 static enum status load_and_sample(const struct run_model *model, const struct config *config,
-                                   const char *prompt, int64_t count) {
+                                   const struct order *order) {
     struct engine engine;
+    if (order->prompt != NULL && order->prompts != NULL) {
+        return status_set(STATUS_CONFIG, "expected --prompt or --prompts, found both");
+    }
     TRY(config_check(config));
     TRY(engine_open(&engine, config, ENGINE_GENERATE, ENGINE_REAL));
     enum status status = run_model_load(model, &engine, config);
-    if (status == STATUS_OK) {
-        status = sample(&engine, config, prompt != NULL ? prompt : config->sample.prompt, count);
-    }
+    if (status == STATUS_OK) status = sample(&engine, config, order);
     engine_close(&engine);
     return status;
 }
 
 enum status command_sample(int argc, char **argv) {
-    int64_t count = 1;
-    const char *prompt = NULL; /* of any length, unlike the configuration's */
+    struct order order = {.count = 1};
     const struct cli_option options[] = {
-        {.name = "--prompt", .text = &prompt},
+        {.name = "--prompt", .text = &order.prompt},
+        {.name = "--prompts", .text = &order.prompts},
+        {.name = "--stop", .texts = &order.stops},
         {.name = "--tokenizer", .config_key = "data.tokenizer"},
         {.name = "--tokens", .config_key = "sample.tokens"},
         {.name = "--temperature", .config_key = "sample.temperature"},
         {.name = "--top_k", .config_key = "sample.top_k"},
         {.name = "--top_p", .config_key = "sample.top_p"},
         {.name = "--seed", .config_key = "sample.seed"},
-        {.name = "--count", .whole = &count, .least = 1, .most = 1000000},
+        {.name = "--count", .whole = &order.count, .least = 1, .most = 1000000},
     };
     const struct cli cli = {
         .command = "sample", .usage = usage, .options = options,
@@ -114,7 +163,7 @@ enum status command_sample(int argc, char **argv) {
     TRY(run_model_open(&model, names.names[0], &config));
     enum status status = vocabulary_prefer_checkpoint(&config, model.path);
     if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);
-    if (status == STATUS_OK) status = load_and_sample(&model, &config, prompt, count);
+    if (status == STATUS_OK) status = load_and_sample(&model, &config, &order);
     run_model_close(&model);
     return status;
 }

@@ -149,8 +149,8 @@ const struct config_key config_keys[] = {
     INTEGER(validation.micro_batch, "0", 0, COUNT_MAX, "sequences at a time; 0: as in training"),
 
     TEXT(eval.file, "",
-         "multiple-choice questions as llm.c writes them (hellaswag_val.bin), scored during the "
-         "run; empty: none"),
+         "multiple-choice questions as llm.c writes them (hellaswag_val.bin), or as text "
+         "(FILE.jsonl, docs/formats.md), scored during the run; empty: none"),
     INTEGER(eval.every, "0", 0, STEPS_MAX, "steps between scorings; 0: at the end only"),
     INTEGER(eval.examples, "0", 0, STEPS_MAX, "questions, at most; 0: all"),
 

@@ -16,8 +16,8 @@ struct command {
 
 static const struct command commands[] = {
     {"train", "train a model, or continue training one", command_train},
-    {"sample", "continue a prompt with a trained model", command_sample},
-    {"eval", "the loss of a trained model on a validation set", command_eval},
+    {"sample", "continue prompts with a trained model", command_sample},
+    {"eval", "the loss of a trained model, or its answers to questions", command_eval},
     {"checkpoint", "list, verify and remove the checkpoints of a run", command_checkpoint},
     {"convert", "models of Hugging Face and llm.c in, any type out", command_convert},
     {"data", "make token shards from text, and look into them", command_data},

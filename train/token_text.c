@@ -9,10 +9,6 @@
 
 #include "base/utf8.h"
 
-static bool is_bytes(const struct vocabulary *vocabulary) {
-    return vocabulary->tokenizer == NULL && vocabulary->size == BYTE_VOCABULARY;
-}
-
 /* Numbers separated by white space; there are at most as many as half the characters, rounded
  * up. */
 static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t *tokens,
@@ -27,7 +23,7 @@ static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t 
         if (end == at || !separated || errno != 0 || value < 0 ||
             (unsigned long long)value >= vocabulary) {
             return status_set(STATUS_CONFIG,
-                              "prompt: expected token numbers from 0 to %zu separated by "
+                              "expected token numbers from 0 to %zu separated by "
                               "spaces (the model's vocabulary is not bytes), found \"%.20s\"",
                               vocabulary - 1, at);
         }
@@ -37,15 +33,15 @@ static enum status parse_numbers(const char *prompt, size_t vocabulary, int32_t 
     return STATUS_OK;
 }
 
-/* The prompt without a tokenizer: bytes or numbers. */
-static enum status plain_tokens(const struct vocabulary *vocabulary, const char *prompt,
-                                int32_t **tokens, size_t *count) {
+/* Text as bytes where tokens stand for text, otherwise its numbers. */
+static enum status plain_symbols(const struct vocabulary *vocabulary, const char *prompt,
+                                 int32_t **tokens, size_t *count) {
     const size_t bytes = strlen(prompt);
     int32_t *list = calloc(bytes + 1, sizeof *list);
     enum status status = STATUS_OK;
     if (list == NULL)
-        return status_set(STATUS_MEMORY, "out of memory for a prompt of %zu bytes", bytes);
-    if (is_bytes(vocabulary)) {
+        return status_set(STATUS_MEMORY, "out of memory for a text of %zu bytes", bytes);
+    if (vocabulary_is_text(vocabulary)) {
         byte_encode((const unsigned char *)prompt, bytes, list);
         *count = bytes;
     } else {
@@ -65,7 +61,8 @@ enum status prompt_tokens(const struct vocabulary *vocabulary, const char *promp
     if (vocabulary->tokenizer != NULL) {
         TRY(tokenizer_encode(vocabulary->tokenizer, prompt, strlen(prompt), true, &list, count));
     } else {
-        TRY(plain_tokens(vocabulary, prompt, &list, count));
+        const enum status status = plain_symbols(vocabulary, prompt, &list, count);
+        if (status != STATUS_OK) return status_context(status, "prompt");
     }
     if (*count == 0 && vocabulary->end_of_text < 0) {
         free(list);
@@ -75,6 +72,28 @@ enum status prompt_tokens(const struct vocabulary *vocabulary, const char *promp
     if (*count == 0) list[(*count)++] = vocabulary->end_of_text; /* both make room for one */
     *tokens = list;
     return STATUS_OK;
+}
+
+enum status stop_list_add(struct stop_list *list, const struct vocabulary *vocabulary,
+                          const char *text) {
+    struct stop stop = {.symbols = NULL};
+    if (list->count == STOPS_MAX) {
+        return status_set(STATUS_CONFIG, "expected at most %d stops, found one more", STOPS_MAX);
+    }
+    const enum status status = plain_symbols(vocabulary, text, &stop.symbols, &stop.count);
+    if (status != STATUS_OK) return status_context(status, "stop");
+    if (stop.count < 1 || stop.count > STOP_SYMBOLS_MAX) {
+        free(stop.symbols);
+        return status_set(STATUS_CONFIG, "stop: expected 1 to %d %s, found %zu", STOP_SYMBOLS_MAX,
+                          vocabulary_is_text(vocabulary) ? "bytes" : "tokens", stop.count);
+    }
+    list->items[list->count++] = stop;
+    return STATUS_OK;
+}
+
+void stop_list_free(struct stop_list *list) {
+    for (size_t i = 0; i < list->count; i++) free(list->items[i].symbols);
+    list->count = 0;
 }
 
 /* Bytes that a UTF-8 sequence starting with this byte has; 1 for what starts none. */
@@ -116,18 +135,46 @@ static void add_byte(struct token_printer *printer, unsigned char byte, FILE *ou
     drain(printer, false, out);
 }
 
-void token_printer_add(struct token_printer *printer, int32_t token, FILE *out) {
-    const struct vocabulary *vocabulary = printer->vocabulary;
-    if (vocabulary->tokenizer != NULL) {
-        size_t bytes = 0;
-        const char *text = tokenizer_text(vocabulary->tokenizer, token, &bytes);
-        for (size_t i = 0; i < bytes; i++) add_byte(printer, (unsigned char)text[i], out);
-        if (bytes == 0) fputs(UTF8_REPLACEMENT, out); /* it only pads the vocabulary */
-    } else if (is_bytes(vocabulary)) {
-        add_byte(printer, (unsigned char)token, out);
+/* Where symbols go: bytes of text, or numbers. */
+struct sink {
+    struct token_printer *printer;
+    FILE *out;
+};
+
+static void print_symbol(void *context, int32_t symbol) {
+    const struct sink *sink = context;
+    if (vocabulary_is_text(sink->printer->vocabulary)) {
+        add_byte(sink->printer, (unsigned char)symbol, sink->out);
     } else {
-        fprintf(out, "%d ", token);
+        fprintf(sink->out, "%d ", symbol);
     }
 }
 
-void token_printer_end(struct token_printer *printer, FILE *out) { drain(printer, true, out); }
+static void add_symbol(struct sink *sink, int32_t symbol) {
+    struct stop_filter *stops = sink->printer->stops;
+    if (stops != NULL) stop_filter_add(stops, symbol, print_symbol, sink);
+    else print_symbol(sink, symbol);
+}
+
+bool token_printer_add(struct token_printer *printer, int32_t token, FILE *out) {
+    const struct vocabulary *vocabulary = printer->vocabulary;
+    struct sink sink = {.printer = printer, .out = out};
+    if (vocabulary->tokenizer != NULL) {
+        size_t bytes = 0;
+        const char *text = tokenizer_text(vocabulary->tokenizer, token, &bytes);
+        if (bytes == 0) { /* one that only pads the model's vocabulary */
+            text = UTF8_REPLACEMENT;
+            bytes = strlen(text);
+        }
+        for (size_t i = 0; i < bytes; i++) add_symbol(&sink, (unsigned char)text[i]);
+    } else {
+        add_symbol(&sink, token); /* a byte, or a number */
+    }
+    return printer->stops == NULL || !printer->stops->stopped;
+}
+
+void token_printer_end(struct token_printer *printer, FILE *out) {
+    struct sink sink = {.printer = printer, .out = out};
+    if (printer->stops != NULL) stop_filter_end(printer->stops, print_symbol, &sink);
+    drain(printer, true, out);
+}

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "data/choices.h"
 #include "data/description.h"
 
 /* Takes a tokenizer that was found, not asked for. One that is not read here (with a normalizer,
@@ -28,11 +29,30 @@ int32_t vocabulary_end_of_text(const struct config *config) {
     return config->model.vocabulary == BYTE_VOCABULARY ? BYTE_END_OF_TEXT : -1;
 }
 
+/* Losses of one vocabulary say nothing about another's. Shards without a description may be of any. */
+static enum status check_validation(const struct config *config, const struct description *train) {
+    struct description validation;
+    if (config->data.validation[0] == '\0' || !train->found) return STATUS_OK;
+    TRY(description_open(&validation, config->data.validation));
+    const bool same = !validation.found ||
+                      (validation.vocabulary == train->vocabulary &&
+                       (validation.tokenizer[0] == '\0') == (train->tokenizer[0] == '\0'));
+    const enum status status =
+        same ? STATUS_OK
+             : status_set(STATUS_DATA,
+                          "data.validation: expected shards of data.train's tokenizer (%.1000s: "
+                          "%lld tokens), found another's (%.1000s: %lld tokens)",
+                          train->path, (long long)train->vocabulary, validation.path,
+                          (long long)validation.vocabulary);
+    description_close(&validation);
+    return status;
+}
+
 static enum status resolve_from_shards(struct config *config) {
     struct description description;
-    enum status status = STATUS_OK;
     TRY(description_open(&description, config->data.train));
-    if (description.found) {
+    enum status status = check_validation(config, &description);
+    if (description.found && status == STATUS_OK) {
         if (config->data.end_of_text < 0) config->data.end_of_text = description.end_of_text;
         if (config->data.tokenizer[0] == '\0' && description.tokenizer[0] != '\0') {
             status = take_tokenizer(config, description.tokenizer);
@@ -62,7 +82,17 @@ enum status vocabulary_resolve(struct config *config) {
                           "data.end_of_text, the token that samples begin with, found none in the "
                           "data: set it, or give a prompt");
     }
+    if (choices_is_text(config->eval.file) && config->data.tokenizer[0] == '\0' &&
+        config->model.vocabulary != BYTE_VOCABULARY) {
+        return status_set(STATUS_CONFIG, "eval.file is %s, questions as text: expected "
+                          "data.tokenizer, which makes tokens of them, found none: set it, or name "
+                          "a file of tokens in llm.c's form", config->eval.file);
+    }
     return STATUS_OK;
+}
+
+bool vocabulary_is_text(const struct vocabulary *vocabulary) {
+    return vocabulary->tokenizer != NULL || vocabulary->size == BYTE_VOCABULARY;
 }
 
 enum status vocabulary_prefer_checkpoint(struct config *config, const char *folder) {

@@ -17,8 +17,12 @@ struct vocabulary {
     int32_t end_of_text;         /* -1: none is known */
 };
 
+/* Whether tokens stand for text: there is a tokenizer, or they are bytes. */
+bool vocabulary_is_text(const struct vocabulary *vocabulary);
+
 /* Fills data.tokenizer and data.end_of_text where they are left to be found. STATUS_CONFIG where
- * samples during the run would begin with an end of text that is not known. */
+ * samples during the run would begin with an end of text that is not known, or eval.file is text
+ * and nothing makes tokens of it. */
 enum status vocabulary_resolve(struct config *config);
 
 /* Prefers the tokenizer.json in a checkpoint's folder to the one that its configuration names. */

@@ -172,7 +172,7 @@ static void write_config(const struct folder *folder, size_t vocabulary) {
 static void write_sharded(struct folder *folder, size_t files) {
     char index[16384] = "{\"metadata\":{\"total_size\":1},\"weight_map\":{";
     for (size_t f = 0; f < files; f++) {
-        char name[32];
+        char name[48];
         const size_t first = folder->count * f / files, end = folder->count * (f + 1) / files;
         snprintf(name, sizeof name, "part-%zu.safetensors", f);
         write_part(folder, name, first, end);

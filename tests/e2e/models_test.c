@@ -160,6 +160,55 @@ static void choices_are_scored(void **state) {
                "train ../tiny.conf --train.out new --eval.file ../data/train.bin");
 }
 
+/* The same questions as text are the same tokens, an ending being what stands behind a space. */
+static void choices_as_text_are_the_same(void **state) {
+    (void)state;
+    static const uint16_t body[] = {65535, 32, 0, 1, 2, 1,   't', 3, ' ', 'h', 'e', 4,
+                                    ' ',   'z', 'q', 'x', 65535, 26, 1, 0, 2, 2, 't', 'h',
+                                    2,     ' ', 'e', 1, ' '};
+    static const char lines[] = "{\"ctx\": \"t\", \"endings\": [\"he\", \"zqx\"], \"label\": 1}\n"
+                                "{\"ctx\": \"th\", \"endings\": [\"e\", \"\"], \"label\": \"0\"}\n";
+    static const char cut[] = "{\"ctx\": \"t\", \"endings\": [\"h\", \"z\"], \"label\": 1}\n{\"ctx";
+    static const char long_ending[] = "\n{\"ctx\": \"t\", \"endings\": [\"h\", \"an ending too long"
+                                      " for it\"], \"label\": 1}";
+    const int32_t header[] = {20240522, 1, 2, 32};
+    char file[1024 + sizeof body] = {0};
+    memcpy(file, header, sizeof header);
+    memcpy(file + 1024, body, sizeof body);
+    e2e_write("choices.bin", file, sizeof file);
+    e2e_write("choices.jsonl", lines, strlen(lines));
+    e2e_write("cut.jsonl", cut, strlen(cut));
+    e2e_write("long.jsonl", long_ending, strlen(long_ending));
+    e2e_expect(0, "", "train ../tiny.conf --eval.file choices.bin --data.validation=");
+    e2e_expect(0, "",
+               "train ../tiny.conf --eval.file choices.jsonl --data.validation= --train.out text");
+    const char *const runs[] = {"run", "text"}, *const files[] = {"choices.bin", "choices.jsonl"};
+    double accuracy[2], accuracy_norm[2];
+    char *shares[2];
+    for (size_t i = 0; i < 2; i++) {
+        cJSON *metrics = e2e_metrics(runs[i]);
+        const cJSON *record = e2e_record(metrics, "choices", 0);
+        accuracy[i] = e2e_number(record, "accuracy");
+        accuracy_norm[i] = e2e_number(record, "accuracy_norm");
+        cJSON_Delete(metrics);
+        const struct outcome *eval = e2e_expect(0, "", "eval run --choices %s", files[i]);
+        const char *value = e2e_value(eval->out, "right");
+        shares[i] = strndup(value, (size_t)(strstr(value, "took") - value));
+    }
+    assert_true(accuracy[0] == accuracy[1] && accuracy_norm[0] == accuracy_norm[1]);
+    assert_string_equal(shares[0], shares[1]);
+    free(shares[0]);
+    free(shares[1]);
+    e2e_expect(STATUS_DATA, "cut.jsonl:2: expected a JSON object", "eval run --choices cut.jsonl");
+    e2e_expect(STATUS_DATA, "cut.jsonl:2: expected a JSON object",
+               "train ../tiny.conf --train.out new --eval.file cut.jsonl");
+    e2e_expect(STATUS_DATA, "long.jsonl:2: completion 1 has 26 tokens, more than the sequences of "
+               "16", "eval run --choices long.jsonl");
+    e2e_expect(STATUS_CONFIG, "eval.file is choices.jsonl|data.tokenizer",
+               "train ../tiny.conf --train.out new --model.vocabulary 300 --eval.file "
+               "choices.jsonl");
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(a_converted_model_computes_the_same),
@@ -167,6 +216,7 @@ int main(int argc, char **argv) {
         E2E_TEST(a_damaged_source_is_refused),
         E2E_TEST(a_tokenizer_goes_along),
         E2E_TEST(choices_are_scored),
+        E2E_TEST(choices_as_text_are_the_same),
     };
     return E2E_MAIN(argc, argv, tests);
 }

@@ -1,5 +1,5 @@
-/* Fuzz entry for data/choices.h. Every token of every example of a file that is accepted is below
- * the vocabulary and can be read. */
+/* Fuzz entry for llm.c's files of data/choices.h (fuzz_choices_lines.c has text). Every token of
+ * every example of a file that is accepted is below the vocabulary and can be read. */
 #include "data/choices.h"
 
 #include <stdlib.h>
@@ -9,9 +9,9 @@
 
 enum { VOCABULARY = 300 };
 
-static void read_all(const uint16_t *tokens, size_t count) {
+static void read_all(const int32_t *tokens, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        if (tokens[i] >= VOCABULARY) abort();
+        if (tokens[i] < 0 || tokens[i] >= VOCABULARY) abort();
     }
 }
 

@@ -18,12 +18,13 @@ enum { ARGUMENTS_MAX = 10 };
 struct values {
     bool verbose, quick;
     int64_t count;
+    struct cli_texts stops;
     struct config config;
 };
 
 struct command {
     struct values values;
-    struct cli_option options[4];
+    struct cli_option options[5];
     struct cli cli;
 };
 
@@ -36,10 +37,14 @@ static void command_make(struct command *command, bool takes_config) {
         {.name = "--quick", .flag = &v->quick},
         {.name = "--count", .whole = &v->count, .least = 1, .most = 100},
         {.name = "--prompt", .config_key = "sample.prompt"},
+        {.name = "--stop", .texts = &v->stops},
     };
     memcpy(command->options, options, sizeof options);
-    command->cli = (struct cli){.command = "try", .usage = "usage\n", .options = command->options,
-                                .option_count = 4, .takes_config = takes_config};
+    command->cli = (struct cli){.command = "try",
+                                .usage = "usage\n",
+                                .options = command->options,
+                                .option_count = 5,
+                                .takes_config = takes_config};
 }
 
 /* argv[0] is the command, as cli.h has it. */
@@ -172,6 +177,26 @@ static void values_as_they_stand(void **state) {
     }
 }
 
+/* All in their order, in either form; one beyond the room is refused. */
+static void an_option_given_more_than_once(void **state) {
+    (void)state;
+    static const struct line line = {{"try", "--stop", "a b", "--count", "5",
+                                      "--stop=", "--stop=c=d"}},
+                             once = {{"try", "--stop", "x"}};
+    struct command command;
+    command_make(&command, false);
+    assert_int_equal(parse(&command, &line), STATUS_OK);
+    assert_int_equal(command.values.stops.count, 3);
+    assert_string_equal(command.values.stops.items[0], "a b");
+    assert_string_equal(command.values.stops.items[1], "");
+    assert_string_equal(command.values.stops.items[2], "c=d");
+    while (command.values.stops.count < CLI_TEXTS_MAX) {
+        assert_int_equal(parse(&command, &once), STATUS_OK);
+    }
+    assert_int_equal(parse(&command, &once), STATUS_CONFIG);
+    assert_message_has("--stop: expected it at most 16 times");
+}
+
 static void refusals(void **state) {
     (void)state;
     static const struct {
@@ -223,6 +248,7 @@ int main(void) {
         cmocka_unit_test(help_wins),
         cmocka_unit_test(options_in_both_forms),
         cmocka_unit_test(values_as_they_stand),
+        cmocka_unit_test(an_option_given_more_than_once),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

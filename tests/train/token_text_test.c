@@ -193,6 +193,65 @@ static void bad_prompts(void **state) {
     }
 }
 
+/* Stops of text are bytes, of numbers tokens: 1 is no part of 11. */
+static void stops(void **state) {
+    (void)state;
+    static const struct {
+        const struct vocabulary *vocabulary;
+        const char *stop;
+        int32_t tokens[6];
+        size_t count, taken; /* up to the one that ends the text; 0: none does */
+        const char *text;
+    } cases[] = {
+        {BYTES, "b", {'a', 'b', 'c'}, 3, 2, "a"},
+        {BYTES, "bc", {'a', 'b', 'b', 'c'}, 4, 4, "ab"},
+        {BYTES, "bc", {'a', 'b'}, 2, 0, "ab"}, /* held to the end, and printed */
+        {BYTES, "\n\n", {'a', '\n', 'b', '\n', '\n'}, 5, 5, "a\nb"},
+        {BYTES, "\xC3\xA9", {'a', 0xC3, 0xA9}, 3, 3, "a"},
+        {BYTES, "\xA9", {'a', 0xC3, 0xA9}, 3, 3, "a" FFFD}, /* inside a character */
+        {GPT2, "1", {11, 2, 1, 3}, 4, 3, "11 2 "},
+        {GPT2, " 2 1", {1, 2, 2, 1}, 4, 4, "1 2 "},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        struct stop_list list = {.count = 0};
+        struct stop_filter filter = {.list = &list};
+        struct token_printer printer = {.vocabulary = cases[c].vocabulary, .stops = &filter};
+        char text[64] = "";
+        size_t taken = 0;
+        assert_int_equal(stop_list_add(&list, cases[c].vocabulary, cases[c].stop), STATUS_OK);
+        FILE *out = fmemopen(text, sizeof text, "w");
+        assert_non_null(out);
+        for (size_t i = 0; i < cases[c].count && taken == 0; i++) {
+            if (!token_printer_add(&printer, cases[c].tokens[i], out)) taken = i + 1;
+        }
+        token_printer_end(&printer, out);
+        assert_int_equal(fclose(out), 0);
+        assert_int_equal(taken, cases[c].taken);
+        assert_string_equal(text, cases[c].text);
+        stop_list_free(&list);
+    }
+}
+
+static void bad_stops(void **state) {
+    (void)state;
+    char text[STOP_SYMBOLS_MAX + 2] = "";
+    struct stop_list list = {.count = 0};
+    assert_int_equal(stop_list_add(&list, BYTES, ""), STATUS_CONFIG);
+    assert_message_has("stop: expected 1 to 256 bytes, found 0");
+    memset(text, 'x', STOP_SYMBOLS_MAX + 1);
+    assert_int_equal(stop_list_add(&list, BYTES, text), STATUS_CONFIG);
+    assert_message_has("found 257");
+    assert_int_equal(stop_list_add(&list, GPT2, "end"), STATUS_CONFIG);
+    assert_message_has("stop: expected token numbers from 0 to 50256");
+    assert_int_equal(list.count, 0);
+    for (size_t i = 0; i < STOPS_MAX; i++) {
+        assert_int_equal(stop_list_add(&list, BYTES, text + 1), STATUS_OK);
+    }
+    assert_int_equal(stop_list_add(&list, BYTES, "x"), STATUS_CONFIG);
+    assert_message_has("at most 16 stops");
+    stop_list_free(&list);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_become_whole_characters),
@@ -201,6 +260,8 @@ int main(void) {
         cmocka_unit_test(other_vocabularies_are_numbers),
         cmocka_unit_test(prompts),
         cmocka_unit_test(bad_prompts),
+        cmocka_unit_test(stops),
+        cmocka_unit_test(bad_stops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

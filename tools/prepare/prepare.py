@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections import deque
+from concurrent.futures.process import BrokenProcessPool
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes instead
 
@@ -260,7 +261,7 @@ def main(arguments):
         return fail(failure)
     except KeyboardInterrupt:
         return fail(Failure(INTERRUPTED, "interrupted; the same command goes on from here"))
-    except (MemoryError, concurrent.futures.process.BrokenProcessPool):
+    except (MemoryError, BrokenProcessPool):
         return fail(Failure(MEMORY, "a worker ended unexpectedly, probably for lack of memory: use fewer "
                                     "--workers; the same command goes on from here"))
     except OSError as error:
