@@ -113,7 +113,8 @@ static enum status read_example(struct reader *reader) {
         return refuse(reader, "a whole example", reader->end - reader->next);
     }
     if (head[0] != START_OF_EXAMPLE) return refuse(reader, "65535 at its start", head[0]);
-    if (head[1] % 2 != 0 || head[1] / 2 > reader->end - reader->next) {
+    if (head[1] % 2 != 0 || head[1] < 2 * EXAMPLE_HEAD ||
+        head[1] / 2 > reader->end - reader->next) {
         return refuse(reader, "a size within the file", head[1]);
     }
     reader->end = reader->next + head[1] / 2;

@@ -151,3 +151,15 @@ enum status description_check_tokenizer(const struct description *description) {
                         cJSON_GetObjectItemCaseSensitive(description->root,
                                                          "tokenizer_xxh3_128"));
 }
+
+static const char *tokenizer_digest(const struct description *description) {
+    return cJSON_GetStringValue(
+        cJSON_GetObjectItemCaseSensitive(description->root, "tokenizer_xxh3_128"));
+}
+
+bool description_same_tokenizer(const struct description *a, const struct description *b) {
+    const char *first = tokenizer_digest(a), *second = tokenizer_digest(b);
+    return a->vocabulary == b->vocabulary &&
+           (a->tokenizer[0] == '\0') == (b->tokenizer[0] == '\0') &&
+           (first == NULL || second == NULL || strcmp(first, second) == 0);
+}

@@ -168,15 +168,16 @@ static bool pause_after(const struct config *c, int64_t step) {
            due(step, c->sample.every) || due(step, c->checkpoint.every) || step == c->train.steps;
 }
 
-/* What belongs between two steps; not counted in the steps' time. Every step was seen. */
+/* What belongs between two steps; not counted in the steps' time. Every step was seen. The save comes
+ * first: nothing behind it changes the state, and what fails or is interrupted there costs no step. */
 static enum status after_step(struct trainer *t) {
     const struct config *c = t->config;
     const int64_t step = t->state.step;
     const bool last = step == c->train.steps;
+    if (due(step, c->checkpoint.every) || last) TRY(trainer_save(t));
     if (due(step, c->validation.every) || last) TRY(trainer_validate(t));
     if (due(step, c->eval.every) || last) TRY(trainer_score_choices(t));
     if (due(step, c->sample.every)) TRY(trainer_sample(t));
-    if (due(step, c->checkpoint.every) || last) TRY(trainer_save(t));
     t->paused = true;
     return STATUS_OK;
 }

@@ -34,9 +34,7 @@ static enum status check_validation(const struct config *config, const struct de
     struct description validation;
     if (config->data.validation[0] == '\0' || !train->found) return STATUS_OK;
     TRY(description_open(&validation, config->data.validation));
-    const bool same = !validation.found ||
-                      (validation.vocabulary == train->vocabulary &&
-                       (validation.tokenizer[0] == '\0') == (train->tokenizer[0] == '\0'));
+    const bool same = !validation.found || description_same_tokenizer(train, &validation);
     const enum status status =
         same ? STATUS_OK
              : status_set(STATUS_DATA,

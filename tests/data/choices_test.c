@@ -71,6 +71,9 @@ static void malformed_files_are_refused(void **state) {
         {20240522, 1, 2, 0, 1, 0, "example 0: expected 65535"},
         {20240522, 1, 2, 1, 33, 0, "size within the file"},
         {20240522, 1, 2, 1, 65534, 0, "size within the file"},
+        {20240522, 1, 2, 1, 0, 0, "size within the file"}, /* less than its own head */
+        {20240522, 1, 2, 1, 2, 0, "size within the file"},
+        {20240522, 1, 2, 1, 8, 0, "size within the file"},
         {20240522, 1, 2, 1, 30, 0, "within the example"},
         {20240522, 1, 2, 1, 36, 0, "words too many"},
         {20240522, 1, 2, 3, 3, 0, "a label that is a completion"},

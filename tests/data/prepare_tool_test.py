@@ -191,6 +191,23 @@ class Prepare(unittest.TestCase):
         self.good("--tokenizer", FIXTURE, "--out", "out2", "text")
         self.assertEqual(lists, self.tokens("out2")[0])
 
+    def test_goes_on_after_a_kill_at_the_end(self):
+        self.write("text", "".join(f"the loss of step {step}\n\n" for step in range(3000)))
+        arguments = ["--tokenizer", FIXTURE, "--separator", "\\n\\n", "text"]
+        self.good(*arguments, "--out", "whole")
+        script = ("import os, signal, sys; sys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
+                  "import output, prepare\n"
+                  "output.digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+                  "prepare.main(sys.argv[2:])\n")
+        child = subprocess.run([sys.executable, "-c", script, TOOL, *arguments, "--workers", "1",
+                                "--out", "killed"], capture_output=True, check=False)
+        self.assertEqual(child.returncode, -signal.SIGKILL)
+        self.assertIn("train.bin", os.listdir("killed.unfinished"))
+        self.good(*arguments, "--out", "killed")
+        for name in sorted(os.listdir("whole")):
+            with open("whole/" + name, "rb") as a, open("killed/" + name, "rb") as b:
+                self.assertEqual(a.read(), b.read())
+
     def test_goes_on_after_a_kill(self):
         rng = random.Random(5)
         with open("big.jsonl", "w") as file:

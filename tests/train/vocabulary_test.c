@@ -118,6 +118,37 @@ static void from_the_description(void **state) {
     assert_words("dataset.json");
 }
 
+/* Validation shards of another tokenizer: of another size, of bytes, of another file; and those that
+ * may be of the same one. */
+static void validation_is_of_the_same_tokenizer(void **state) {
+    (void)state;
+    static const struct {
+        const char *description; /* NULL: none */
+        enum status status;
+    } cases[] = {
+        {"{\"tokenizer\":\"t.json\",\"vocabulary\":605,\"end_of_text\":7,"
+         "\"tokenizer_xxh3_128\":\"aa\"}", STATUS_OK},
+        {"{\"tokenizer\":\"t.json\",\"vocabulary\":605,\"end_of_text\":7}", STATUS_OK},
+        {NULL, STATUS_OK},
+        {"{\"tokenizer\":\"t.json\",\"vocabulary\":605,\"end_of_text\":7,"
+         "\"tokenizer_xxh3_128\":\"bb\"}", STATUS_DATA},
+        {"{\"tokenizer\":\"t.json\",\"vocabulary\":604,\"end_of_text\":7}", STATUS_DATA},
+        {"{\"tokenizer\":\"bytes\",\"vocabulary\":605,\"end_of_text\":0}", STATUS_DATA},
+    };
+    put_fixture("t.json");
+    write_text("dataset.json", "{\"tokenizer\":\"t.json\",\"vocabulary\":605,\"end_of_text\":7,"
+                               "\"tokenizer_xxh3_128\":\"aa\"}");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct config config = config_for(FIXTURE_TOKENS);
+        assert_int_equal(folder_remove(path_of("other")), STATUS_OK);
+        assert_int_equal(folder_create(path_of("other")), STATUS_OK);
+        if (cases[i].description != NULL) write_text("other/dataset.json", cases[i].description);
+        assert_int_equal(config_set(&config, "data.validation", path_of("other/v.bin")), STATUS_OK);
+        assert_int_equal(vocabulary_resolve(&config), cases[i].status);
+        if (cases[i].status != STATUS_OK) assert_words("data.validation");
+    }
+}
+
 static void from_the_tokenizer_and_the_checkpoint(void **state) {
     (void)state;
     put_fixture("mine.json");
@@ -172,6 +203,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         TEST(without_a_description),
         TEST(from_the_description),
+        TEST(validation_is_of_the_same_tokenizer),
         TEST(from_the_tokenizer_and_the_checkpoint),
         TEST(text_comes_back),
     };

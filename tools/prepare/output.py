@@ -127,6 +127,9 @@ class Shards:
             self.counts[split] = list(noted["counts"][split])
             for index, tokens in enumerate(self.counts[split]):
                 path = self.staging.file(self._name(split, index))
+                alone = self.staging.file(NAMES[split] + ".bin")
+                if not os.path.isfile(path) and os.path.isfile(alone):
+                    os.rename(alone, path)  # finish() had begun
                 size = HEADER_BYTES + tokens * self.token_bytes
                 if not os.path.isfile(path) or os.path.getsize(path) < size:
                     raise Failure(IO, f"expected {size} bytes in {path}, as {JOURNAL} beside it notes, found "
