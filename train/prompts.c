@@ -19,10 +19,12 @@ static enum status add(struct prompt_list *list, const struct vocabulary *vocabu
         list->items = grown;
         list->capacity = capacity;
     }
-    struct prompt prompt = {.text = strndup(text, bytes), .line = line};
+    struct prompt prompt = {.text = malloc(bytes + 1), .line = line};
     if (prompt.text == NULL) {
         return status_set(STATUS_MEMORY, "out of memory for a prompt of %zu bytes", bytes);
     }
+    memcpy(prompt.text, text, bytes);
+    prompt.text[bytes] = '\0';
     const enum status status = prompt_tokens(vocabulary, prompt.text, &prompt.tokens,
                                              &prompt.token_count);
     if (status == STATUS_OK)

@@ -355,6 +355,9 @@ enum status device_open_cuda(struct device *device, const struct device_options 
     enum status status = backend == NULL || backend->marks == NULL
                              ? status_set(STATUS_MEMORY, "out of host memory for the GPU's state")
                              : open_backend(device);
-    if (status != STATUS_OK) device_close(device);
+    if (status != STATUS_OK) {
+        cuda_close(device);
+        *device = (struct device){0};
+    }
     return status;
 }
