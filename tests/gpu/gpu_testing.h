@@ -14,7 +14,7 @@
 #include "tests/gpu/presence.h"
 #include "tests/kernels/testing.h"
 
-static struct device cpu, gpu;
+extern struct device cpu, gpu; /* gpu_testing.c */
 
 struct pair {
     struct tensor host, there;
