@@ -26,6 +26,23 @@ enum status path_join(char out[PATH_BYTES], const char *folder, const char *name
     return STATUS_OK;
 }
 
+static enum status path_too_long(const char *path) {
+    return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes: use a shorter one",
+                      path, PATH_BYTES - 1);
+}
+
+enum status path_copy(char out[PATH_BYTES], const char *path) {
+    const size_t length = strlen(path);
+    if (length >= PATH_BYTES) return path_too_long(path);
+    memcpy(out, path, length + 1);
+    return STATUS_OK;
+}
+
+enum status path_temporary(char out[PATH_BYTES], const char *path) {
+    const int length = snprintf(out, PATH_BYTES, "%s.%ld.tmp", path, (long)getpid());
+    return length < 0 || length >= PATH_BYTES ? path_too_long(path) : STATUS_OK;
+}
+
 bool path_is_file(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 && S_ISREG(info.st_mode);
@@ -226,10 +243,7 @@ static enum status write_all(int file, const char *path, const void *data, size_
 
 enum status file_write_durable(const char *path, const void *data, size_t bytes) {
     char temporary[PATH_BYTES], folder[PATH_BYTES];
-    const int length = snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
-    if (length < 0 || (size_t)length >= sizeof temporary) {
-        return status_set(STATUS_CONFIG, "the path %.100s... is too long", path);
-    }
+    TRY(path_temporary(temporary, path));
     const char *slash = strrchr(path, '/');
     if (slash == NULL) {
         snprintf(folder, sizeof folder, ".");

@@ -16,6 +16,12 @@ enum { PATH_BYTES = 4096 };
 /* out = "folder/name"; STATUS_CONFIG if it is longer than PATH_BYTES. */
 enum status path_join(char out[PATH_BYTES], const char *folder, const char *name);
 
+/* out = path; STATUS_CONFIG if it is longer than PATH_BYTES. */
+enum status path_copy(char out[PATH_BYTES], const char *path);
+
+/* out = "PATH.PID.tmp", what a file is called until it is whole; STATUS_CONFIG as above. */
+enum status path_temporary(char out[PATH_BYTES], const char *path);
+
 bool path_is_file(const char *path);
 bool path_is_folder(const char *path);
 

@@ -76,30 +76,24 @@ static void writer_free(struct digest_writer *writer) {
 }
 
 enum status digest_writer_open(struct digest_writer **out, const char *path) {
-    const size_t length = strlen(path);
-    if (length >= PATH_BYTES) {
-        return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes", path,
-                          PATH_BYTES - 1);
-    }
+    enum status status = STATUS_OK;
     struct digest_writer *writer = calloc(1, sizeof *writer);
     if (writer == NULL) return no_memory(path);
-    memcpy(writer->path, path, length + 1);
+    TRY_GOTO(path_copy(writer->path, path), fail);
     writer->hash = XXH3_createState();
     writer->buffer = malloc(BUFFER_BYTES);
-    if (writer->hash == NULL || writer->buffer == NULL) {
-        writer_free(writer);
-        return no_memory(path);
-    }
+    if (writer->hash == NULL || writer->buffer == NULL) TRY_GOTO(no_memory(path), fail);
     XXH3_128bits_reset(writer->hash);
     writer->file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (writer->file < 0) {
-        const enum status status =
-            status_set(STATUS_IO, "cannot create %s: %s", path, strerror(errno));
-        writer_free(writer);
-        return status;
+        TRY_GOTO(status_set(STATUS_IO, "cannot create %s: %s", path, strerror(errno)), fail);
     }
     *out = writer;
     return STATUS_OK;
+
+fail:
+    writer_free(writer);
+    return status;
 }
 
 static enum status write_all(struct digest_writer *writer, const char *data, size_t bytes) {

@@ -84,12 +84,7 @@ static enum status parse(struct llmc_model *file) {
 
 enum status llmc_model_open(struct llmc_model *file, const char *path) {
     memset(file, 0, sizeof *file);
-    const size_t length = strlen(path);
-    if (length >= sizeof file->path) {
-        return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes", path,
-                          PATH_BYTES - 1);
-    }
-    memcpy(file->path, path, length + 1);
+    TRY(path_copy(file->path, path));
     TRY(file_map_open(path, &file->map));
     const enum status status = parse(file);
     if (status != STATUS_OK) llmc_model_close(file);

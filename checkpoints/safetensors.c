@@ -276,12 +276,7 @@ static enum status parse(struct safetensors *file) {
 
 enum status safetensors_open(struct safetensors *file, const char *path) {
     memset(file, 0, sizeof *file);
-    const size_t length = strlen(path);
-    if (length >= sizeof file->path) {
-        return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes", path,
-                          PATH_BYTES - 1);
-    }
-    memcpy(file->path, path, length + 1);
+    TRY(path_copy(file->path, path));
     TRY(file_map_open(path, &file->map));
     const enum status status = parse(file);
     if (status != STATUS_OK) safetensors_close(file);

@@ -170,12 +170,7 @@ static enum status read_llmc(struct choices *choices, const struct file_map *map
 
 static enum status begin(struct choices *choices, const char *path) {
     memset(choices, 0, sizeof *choices);
-    const size_t length = strlen(path);
-    if (length >= sizeof choices->path) {
-        return status_set(STATUS_CONFIG, "the path %.100s... is too long", path);
-    }
-    memcpy(choices->path, path, length + 1);
-    return STATUS_OK;
+    return path_copy(choices->path, path);
 }
 
 bool choices_is_text(const char *path) {

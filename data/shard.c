@@ -177,13 +177,8 @@ static enum status check_tokens(const struct shard *shard, size_t vocabulary) {
 
 enum status shard_open(struct shard *shard, const char *path, size_t vocabulary) {
     enum status status = STATUS_OK;
-    const size_t length = strlen(path);
     *shard = (struct shard){.tokens = 0};
-    if (length >= sizeof shard->path) {
-        return status_set(STATUS_CONFIG, "the path %.100s... is longer than %zu bytes: use a "
-                          "shorter one", path, sizeof shard->path - 1);
-    }
-    memcpy(shard->path, path, length + 1);
+    TRY(path_copy(shard->path, path));
     TRY(file_map_open(path, &shard->map));
     TRY_GOTO(check_header(shard), fail);
     if (vocabulary > 0) TRY_GOTO(check_tokens(shard, vocabulary), fail);

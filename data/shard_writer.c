@@ -45,24 +45,21 @@ enum status shard_writer_open(struct shard_writer **out, const char *path, size_
     struct shard_writer *writer = calloc(1, sizeof *writer);
     if (writer == NULL) return status_set(STATUS_MEMORY, "out of memory to write %s", path);
     writer->format = token_bytes == 2 ? &shard_formats[0] : &shard_formats[1];
-    const int length = snprintf(writer->temporary, PATH_BYTES, "%s.%ld.tmp", path, (long)getpid());
-    if (length < 0 || length >= PATH_BYTES) {
-        free(writer);
-        return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes: use a "
-                          "shorter one", path, PATH_BYTES - 32);
+    enum status status = path_copy(writer->path, path);
+    if (status == STATUS_OK) status = path_temporary(writer->temporary, path);
+    if (status == STATUS_OK && (writer->file = fopen(writer->temporary, "wxe")) == NULL) {
+        status = status_set(STATUS_IO, "cannot create %s: %s", path, strerror(errno));
     }
-    strcpy(writer->path, path); /* shorter than the temporary name */
-    writer->file = fopen(writer->temporary, "wxe");
-    if (writer->file == NULL) {
+    if (status != STATUS_OK) {
         free(writer);
-        return status_set(STATUS_IO, "cannot create %s: %s", path, strerror(errno));
+        return status;
     }
-    *out = writer;
     if (fseeko(writer->file, SHARD_HEADER_BYTES, SEEK_SET) != 0) {
-        const enum status status = fail(writer, "write");
+        status = fail(writer, "write");
         shard_writer_abandon(writer);
         return status;
     }
+    *out = writer;
     return STATUS_OK;
 }
 

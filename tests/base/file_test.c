@@ -35,6 +35,20 @@ static const char *under_root(char path[PATH_BYTES], const char *name) {
     return path;
 }
 
+static void test_path_copy(void **state) {
+    char copy[PATH_BYTES], name[PATH_BYTES + 1];
+    (void)state;
+    memset(name, 'x', sizeof name);
+    name[PATH_BYTES] = '\0';
+    assert_int_equal(path_copy(copy, name), STATUS_CONFIG);
+    assert_int_equal(path_copy(copy, name + 1), STATUS_OK); /* the longest */
+    assert_string_equal(copy, name + 1);
+    assert_int_equal(path_temporary(copy, name + 1), STATUS_CONFIG);
+    assert_int_equal(path_temporary(copy, "a/b"), STATUS_OK);
+    snprintf(name, sizeof name, "a/b.%ld.tmp", (long)getpid());
+    assert_string_equal(copy, name);
+}
+
 static void test_path_join(void **state) {
     char path[PATH_BYTES], name[PATH_BYTES];
     (void)state;
@@ -166,7 +180,7 @@ static void test_lock(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_path_join),
+        cmocka_unit_test(test_path_join), cmocka_unit_test(test_path_copy),
         cmocka_unit_test(test_folders),
         cmocka_unit_test(test_remove_follows_no_link),
         cmocka_unit_test(test_write_and_read),
