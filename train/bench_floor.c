@@ -107,11 +107,10 @@ enum status bench_floor(int argc, char **argv) {
         .command = "bench floor", .usage = usage, .options = options,
         .option_count = sizeof options / sizeof options[0], .takes_config = true,
     };
-    struct cli_names names;
     struct config config;
+    bool help = false;
     struct bench_floor_result result;
-    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
-    if (names.help) return STATUS_OK;
-    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
+    TRY(cli_one_config(&cli, argc, argv, &config, &help));
+    if (help) return STATUS_OK;
     return bench_floor_run(&config, seconds, true, &result);
 }

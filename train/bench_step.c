@@ -217,10 +217,9 @@ enum status bench_step(int argc, char **argv) {
         .command = "bench step", .usage = usage, .options = options,
         .option_count = sizeof options / sizeof options[0], .takes_config = true,
     };
-    struct cli_names names;
     struct config config;
-    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
-    if (names.help) return STATUS_OK;
-    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
+    bool help = false;
+    TRY(cli_one_config(&cli, argc, argv, &config, &help));
+    if (help) return STATUS_OK;
     return run(&config, &request);
 }

@@ -213,3 +213,49 @@ enum status cli_config(const struct cli *cli, const char *path, int argc, char *
     TRY(cli_options(cli, argc, argv, config));
     return config_check(config);
 }
+
+enum status cli_one_config(const struct cli *cli, int argc, char *const *argv,
+                           struct config *config, bool *help) {
+    struct cli_names names;
+    TRY(cli_positionals(cli, argc, argv, 0, 1, &names));
+    *help = names.help;
+    if (names.help) return STATUS_OK;
+    return cli_config(cli, names.count > 0 ? names.names[0] : NULL, argc, argv, config);
+}
+
+/* "list, verify and prune" */
+static const char *list_subcommands(const struct cli_group *group, const char *last, char *text,
+                                    size_t bytes) {
+    size_t used = 0;
+    for (size_t i = 0; i < group->count && used < bytes; i++) {
+        const char *between = i == 0 ? "" : i + 1 < group->count ? ", " : last;
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s", between,
+                                 group->subcommands[i].name);
+    }
+    return text;
+}
+
+enum status cli_dispatch(const struct cli_group *group, int argc, char **argv) {
+    const char *names[CLI_SUBCOMMANDS_MAX];
+    char list[OPTION_NAME_BYTES];
+    if (argc < 2) {
+        return status_set(STATUS_CONFIG,
+                          "expected a subcommand of `deepwell %s`: %s; `deepwell %s --help` "
+                          "explains them",
+                          group->command, list_subcommands(group, " or ", list, sizeof list),
+                          group->command);
+    }
+    if (is_help(argv[1])) {
+        fputs(group->usage, stdout);
+        return STATUS_OK;
+    }
+    for (size_t i = 0; i < group->count; i++) {
+        names[i] = group->subcommands[i].name;
+        if (strcmp(argv[1], names[i]) == 0) return group->subcommands[i].run(argc - 1, argv + 1);
+    }
+    const char *nearest = text_nearest(argv[1], names, group->count);
+    return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell %s`%s%s; there are %s",
+                      argv[1], group->command, nearest == NULL ? "" : ", did you mean ",
+                      nearest == NULL ? "" : nearest,
+                      list_subcommands(group, " and ", list, sizeof list));
+}

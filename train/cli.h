@@ -16,7 +16,7 @@
 #include "base/status.h"
 #include "train/config.h"
 
-enum { CLI_NAMES_MAX = 4096, CLI_OPTIONS_MAX = 16, CLI_TEXTS_MAX = 16 };
+enum { CLI_NAMES_MAX = 4096, CLI_OPTIONS_MAX = 16, CLI_TEXTS_MAX = 16, CLI_SUBCOMMANDS_MAX = 8 };
 
 /* The values of an option that may be given more than once, in their order. */
 struct cli_texts {
@@ -63,5 +63,26 @@ enum status cli_options(const struct cli *cli, int argc, char *const *argv, stru
 /* The configuration of a run: defaults, the file (`path` NULL: none), the options, checked. */
 enum status cli_config(const struct cli *cli, const char *path, int argc, char *const *argv,
                        struct config *config);
+
+/* What a command begins with whose one name, if any, is a configuration file: cli_positionals and,
+ * unless `help` was asked for, cli_config. */
+enum status cli_one_config(const struct cli *cli, int argc, char *const *argv,
+                           struct config *config, bool *help);
+
+/* A command that is one of several: `deepwell COMMAND SUBCOMMAND ...`. */
+struct cli_subcommand {
+    const char *name;
+    enum status (*run)(int argc, char **argv); /* argv[0] is the subcommand */
+};
+
+struct cli_group {
+    const char *command; /* "bench" */
+    const char *usage;   /* what --help prints */
+    const struct cli_subcommand *subcommands;
+    size_t count; /* at most CLI_SUBCOMMANDS_MAX */
+};
+
+/* Runs the subcommand that argv[1] names. An unknown one is told which there are, and the nearest. */
+enum status cli_dispatch(const struct cli_group *group, int argc, char **argv);
 
 #endif

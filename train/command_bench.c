@@ -1,10 +1,7 @@
 /* deepwell bench: the choice of what to measure. */
-#include <stdio.h>
-#include <string.h>
-
-#include "base/text.h"
 #include "train/bench.h"
 #include "train/bench_numerics.h"
+#include "train/cli.h"
 #include "train/commands.h"
 #include "train/signals.h"
 
@@ -21,36 +18,14 @@ static const char usage[] =
     "\n"
     "`deepwell bench SUBCOMMAND --help` says more; docs/measuring.md says how it is measured.\n";
 
-static const struct {
-    const char *name;
-    enum status (*run)(int argc, char **argv);
-} subcommands[] = {
-    {"step", bench_step}, {"floor", bench_floor}, {"gemm", bench_gemm}, {"ops", bench_ops},
-    {"numerics", bench_numerics},
-};
-
-enum { SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
-
 enum status command_bench(int argc, char **argv) {
-    const char *names[SUBCOMMANDS];
-    if (argc < 2) {
-        return status_set(STATUS_CONFIG,
-                          "expected a subcommand of `deepwell bench`: step, floor, gemm, "
-                          "ops or numerics; `deepwell bench --help` explains them");
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        fputs(usage, stdout);
-        return STATUS_OK;
-    }
+    static const struct cli_subcommand subcommands[] = {
+        {"step", bench_step}, {"floor", bench_floor},       {"gemm", bench_gemm},
+        {"ops", bench_ops},   {"numerics", bench_numerics},
+    };
+    static const struct cli_group group = {
+        "bench", usage, subcommands, sizeof subcommands / sizeof subcommands[0],
+    };
     TRY(signals_install());
-    for (size_t i = 0; i < SUBCOMMANDS; i++) {
-        names[i] = subcommands[i].name;
-        if (strcmp(argv[1], names[i]) == 0) return subcommands[i].run(argc - 1, argv + 1);
-    }
-    const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
-    return status_set(STATUS_CONFIG,
-                      "unknown subcommand %s of `deepwell bench`%s%s; there are step, "
-                      "floor, gemm, ops and numerics",
-                      argv[1], nearest == NULL ? "" : ", did you mean ",
-                      nearest == NULL ? "" : nearest);
+    return cli_dispatch(&group, argc, argv);
 }

@@ -1,7 +1,6 @@
 /* deepwell checkpoint: what lies in a run's folder, whether it is whole, and less of it. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/text.h"
 #include "checkpoints/checkpoint.h"
@@ -207,31 +206,12 @@ static enum status prune(int argc, char **argv) {
     return STATUS_OK;
 }
 
-static const struct {
-    const char *name;
-    enum status (*run)(int argc, char **argv);
-} subcommands[] = {{"list", list}, {"verify", verify}, {"prune", prune}};
-enum { SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
-
 enum status command_checkpoint(int argc, char **argv) {
-    const char *names[SUBCOMMANDS];
-    if (argc < 2) {
-        return status_set(STATUS_CONFIG,
-                          "expected a subcommand of `deepwell checkpoint`: list, "
-                          "verify or prune; `deepwell checkpoint --help` explains them");
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        fputs(help, stdout);
-        return STATUS_OK;
-    }
-    for (size_t i = 0; i < SUBCOMMANDS; i++) {
-        names[i] = subcommands[i].name;
-        if (strcmp(argv[1], names[i]) == 0) return subcommands[i].run(argc - 1, argv + 1);
-    }
-    const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
-    return status_set(STATUS_CONFIG,
-                      "unknown subcommand %s of `deepwell checkpoint`%s%s; there are "
-                      "list, verify and prune",
-                      argv[1], nearest == NULL ? "" : ", did you mean ",
-                      nearest == NULL ? "" : nearest);
+    static const struct cli_subcommand subcommands[] = {
+        {"list", list}, {"verify", verify}, {"prune", prune},
+    };
+    static const struct cli_group group = {
+        "checkpoint", help, subcommands, sizeof subcommands / sizeof subcommands[0],
+    };
+    return cli_dispatch(&group, argc, argv);
 }

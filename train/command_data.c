@@ -3,7 +3,6 @@
 
 #include <stdint.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/text.h"
@@ -180,29 +179,12 @@ static enum status show(int argc, char **argv) {
     return inspect_tokens(shard.names[0], &range, stdout);
 }
 
-static const struct {
-    const char *name;
-    enum status (*run)(int argc, char **argv);
-} subcommands[] = {{"prepare", prepare}, {"info", info}, {"check", check}, {"show", show}};
-
-enum { SUBCOMMANDS = sizeof subcommands / sizeof subcommands[0] };
-
 enum status command_data(int argc, char **argv) {
-    const char *names[SUBCOMMANDS];
-    if (argc < 2) {
-        return status_set(STATUS_CONFIG, "expected a subcommand of `deepwell data`: prepare, info, "
-                          "check or show; `deepwell data --help` explains them");
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        fputs(help_data, stdout);
-        return STATUS_OK;
-    }
-    for (size_t i = 0; i < SUBCOMMANDS; i++) {
-        names[i] = subcommands[i].name;
-        if (strcmp(argv[1], names[i]) == 0) return subcommands[i].run(argc - 1, argv + 1);
-    }
-    const char *nearest = text_nearest(argv[1], names, SUBCOMMANDS);
-    return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell data`%s%s; there are "
-                      "prepare, info, check and show", argv[1],
-                      nearest == NULL ? "" : ", did you mean ", nearest == NULL ? "" : nearest);
+    static const struct cli_subcommand subcommands[] = {
+        {"prepare", prepare}, {"info", info}, {"check", check}, {"show", show},
+    };
+    static const struct cli_group group = {
+        "data", help_data, subcommands, sizeof subcommands / sizeof subcommands[0],
+    };
+    return cli_dispatch(&group, argc, argv);
 }

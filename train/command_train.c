@@ -44,11 +44,10 @@ static enum status train(const struct config *config) {
 }
 
 enum status command_train(int argc, char **argv) {
-    struct cli_names names;
     struct config config;
-    TRY(cli_positionals(&cli, argc, argv, 0, 1, &names));
-    if (names.help) return STATUS_OK;
-    TRY(cli_config(&cli, names.count > 0 ? names.names[0] : NULL, argc, argv, &config));
+    bool help = false;
+    TRY(cli_one_config(&cli, argc, argv, &config, &help));
+    if (help) return STATUS_OK;
     TRY(vocabulary_resolve(&config));
     return train(&config);
 }
