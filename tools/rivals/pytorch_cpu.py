@@ -17,47 +17,11 @@ import platform
 import time
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+
+from pytorch_gpt2 import GPT2
 
 SHAPES = {"124m": (12, 12, 768), "355m": (24, 16, 1024)}  # layers, heads, width
 CONTEXT, VOCABULARY, PADDED_VOCABULARY = 1024, 50257, 50304
-
-
-class Block(nn.Module):
-    def __init__(self, heads, width):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x):
-        batch, length, width = x.shape
-        query, key, value = (part.view(batch, length, self.heads, -1).transpose(1, 2)
-                             for part in self.qkv(self.norm1(x)).split(width, dim=2))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.mlp_out(F.gelu(self.fc(self.norm2(x)), approximate="tanh"))
-
-
-class GPT2(nn.Module):
-    def __init__(self, layers, heads, width):
-        super().__init__()
-        self.tokens = nn.Embedding(PADDED_VOCABULARY, width)
-        self.positions = nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(Block(heads, width) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        for parameter in self.parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
-
-    def forward(self, inputs, targets):
-        x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        logits = F.linear(self.norm(x), self.tokens.weight)  # tied head
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 class Run:
@@ -138,7 +102,7 @@ def main():
     options = parse()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = GPT2(*SHAPES[options.model])
+    model = GPT2(*SHAPES[options.model], PADDED_VOCABULARY, CONTEXT)
     runs = [Run(mode, copy.deepcopy(model)) for mode in options.modes]
     del model
     batches = torch.randint(0, VOCABULARY, (options.steps + options.warmup, options.batch,

@@ -48,45 +48,10 @@ def read_shard(path, vocabulary):
 
 
 def make_model(torch, options):
-    from torch import nn
-    functional = nn.functional
-    width, heads, vocabulary = options.width, options.heads, padded(options.vocabulary)
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.fc, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-        def forward(self, x):
-            batch, length, _ = x.shape
-            query, key, value = (part.view(batch, length, heads, -1).transpose(1, 2)
-                                 for part in self.qkv(self.norm1(x)).split(width, dim=2))
-            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            x = x + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
-            return x + self.mlp_out(functional.gelu(self.fc(self.norm2(x)), approximate="tanh"))
-
-    class GPT2(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.tokens = nn.Embedding(vocabulary, width)
-            self.positions = nn.Embedding(options.sequence, width)
-            self.blocks = nn.ModuleList(Block() for _ in range(options.layers))
-            self.norm = nn.LayerNorm(width)
-            for parameter in self.parameters():
-                if parameter.dim() == 2:
-                    nn.init.normal_(parameter, std=0.02)
-
-        def forward(self, inputs, targets):
-            x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
-            for block in self.blocks:
-                x = block(x)
-            logits = functional.linear(self.norm(x), self.tokens.weight)  # tied head
-            return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
+    from pytorch_gpt2 import GPT2  # needs torch, which the parsing of options does not
     torch.manual_seed(1)
-    return GPT2().to(options.device)
+    return GPT2(options.layers, options.heads, options.width, padded(options.vocabulary),
+                options.sequence).to(options.device)
 
 
 class Batches:
