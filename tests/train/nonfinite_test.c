@@ -18,17 +18,10 @@ enum { RARE_TOKEN = 30, ABSENT_TOKEN = 31, RARE_MICRO_BATCH = 1, RARE_ROW = 1, R
 
 static int make_shard(void **state) {
     (void)state;
-    const char *base = getenv("TEST_TMPDIR");
-    struct shard_writer *writer = NULL;
     int32_t tokens[SAMPLES * LENGTH + 1];
-    EXPECT_OK(path_join(folder, base == NULL ? "/tmp" : base, "nonfinite_XXXXXX"));
-    assert_non_null(mkdtemp(folder));
-    EXPECT_OK(path_join(shard, folder, "train.bin"));
     for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) tokens[i] = (int32_t)(i * 7 % 29);
     tokens[7 * LENGTH + RARE_POSITION] = RARE_TOKEN;
-    EXPECT_OK(shard_writer_open(&writer, shard, 2));
-    EXPECT_OK(shard_writer_append(writer, tokens, sizeof tokens / sizeof tokens[0]));
-    EXPECT_OK(shard_writer_finish(writer));
+    small_shard(folder, shard, tokens, sizeof tokens / sizeof tokens[0]);
     return 0;
 }
 

@@ -1,6 +1,28 @@
 /* The run behind small_run.h. */
 #include "tests/train/small_run.h"
 
+#include "base/file.h"
+#include "base/random.h"
+#include "data/shard.h"
+
+void small_tokens(int32_t *tokens, size_t count, uint64_t key) {
+    for (size_t i = 0; i < count; i++) {
+        tokens[i] = (int32_t)(random_uniform(key, RANDOM_TEST, i) * VOCABULARY);
+    }
+}
+
+void small_shard(char folder[PATH_BYTES], char shard[PATH_BYTES], const int32_t *tokens,
+                 size_t count) {
+    const char *base = getenv("TEST_TMPDIR");
+    struct shard_writer *writer = NULL;
+    EXPECT_OK(path_join(folder, base == NULL ? "/tmp" : base, "small_XXXXXX"));
+    assert_non_null(mkdtemp(folder));
+    EXPECT_OK(path_join(shard, folder, "tokens.bin"));
+    EXPECT_OK(shard_writer_open(&writer, shard, 2));
+    EXPECT_OK(shard_writer_append(writer, tokens, count));
+    EXPECT_OK(shard_writer_finish(writer));
+}
+
 void small_config(struct config *config, enum config_recipe recipe) {
     config_defaults(config);
     config->device = CONFIG_DEVICE_CPU; /* tests look into the memory of the device */

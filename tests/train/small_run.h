@@ -16,6 +16,13 @@ struct small_run {
     struct engine engine;
 };
 
+/* Tokens below VOCABULARY, drawn by `key`. */
+void small_tokens(int32_t *tokens, size_t count, uint64_t key);
+
+/* Writes the tokens as one shard into a new folder below $TEST_TMPDIR, which the caller removes. */
+void small_shard(char folder[PATH_BYTES], char shard[PATH_BYTES], const int32_t *tokens,
+                 size_t count);
+
 void small_config(struct config *config, enum config_recipe recipe);
 
 /* Opens the engine for run->config and gives it its first weights. */

@@ -21,18 +21,10 @@ static char folder[PATH_BYTES], shard[PATH_BYTES];
 
 static int make_shard(void **state) {
     (void)state;
-    const char *base = getenv("TEST_TMPDIR");
-    struct shard_writer *writer = NULL;
-    int32_t tokens[SAMPLES * LENGTH + 1];
-    EXPECT_OK(path_join(folder, base == NULL ? "/tmp" : base, "trainer_XXXXXX"));
-    assert_non_null(mkdtemp(folder));
-    EXPECT_OK(path_join(shard, folder, "train.bin"));
-    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
-        tokens[i] = (int32_t)(random_uniform(7, RANDOM_TEST, i) * VOCABULARY);
-    }
-    EXPECT_OK(shard_writer_open(&writer, shard, 2));
-    EXPECT_OK(shard_writer_append(writer, tokens, sizeof tokens / sizeof tokens[0]));
-    EXPECT_OK(shard_writer_finish(writer));
+    enum { TOKENS = SAMPLES * LENGTH + 1 };
+    int32_t tokens[TOKENS];
+    small_tokens(tokens, TOKENS, 7);
+    small_shard(folder, shard, tokens, TOKENS);
     return 0;
 }
 
@@ -138,22 +130,34 @@ static void set_text(char *to, size_t room, const char *text) {
     memcpy(to, text, strlen(text) + 1);
 }
 
-static struct outcome run(struct config config, bool late) {
-    struct trainer trainer;
-    struct outcome outcome = {0};
-    char out[PATH_BYTES], metrics[PATH_BYTES];
+/* Opens a run in `folder`; its device's own calls. */
+static const struct device_calls *open_trainer(struct trainer *trainer, struct config *config) {
+    char out[PATH_BYTES];
     EXPECT_OK(path_join(out, folder, "run"));
-    EXPECT_OK(path_join(metrics, out, "metrics.jsonl"));
-    set_text(config.train.out, sizeof config.train.out, out);
-    set_text(config.data.train, sizeof config.data.train, shard);
-    config.data.validation[0] = '\0';
-    EXPECT_OK(config_check(&config));
-    EXPECT_OK(trainer_open(&trainer, &config));
-    const struct device_calls *const own = trainer.engine.device.calls;
+    set_text(config->train.out, sizeof config->train.out, out);
+    set_text(config->data.train, sizeof config->data.train, shard);
+    config->data.validation[0] = '\0';
+    EXPECT_OK(config_check(config));
+    EXPECT_OK(trainer_open(trainer, config));
+    return trainer->engine.device.calls;
+}
+
+/* The same calls, but that what is read comes late. */
+static struct device_calls late_calls(const struct device_calls *own) {
     struct device_calls wrapped = *own;
     wrapped.read_begin = late_read_begin;
     wrapped.read_ready = late_read_ready;
     wrapped.read_end = late_read_end;
+    return wrapped;
+}
+
+static struct outcome run(struct config config, bool late) {
+    struct trainer trainer;
+    struct outcome outcome = {0};
+    char metrics[PATH_BYTES];
+    const struct device_calls *const own = open_trainer(&trainer, &config);
+    struct device_calls wrapped = late_calls(own);
+    EXPECT_OK(path_join(metrics, config.train.out, "metrics.jsonl"));
     if (late) trainer.engine.device.calls = &wrapped;
     outcome.status = trainer_run(&trainer);
     snprintf(outcome.message, sizeof outcome.message, "%s", status_message());
@@ -166,7 +170,7 @@ static struct outcome run(struct config config, bool late) {
     memcpy(outcome.masters, trainer.engine.masters, outcome.elements * sizeof(float));
     EXPECT_OK(trainer_close(&trainer));
     outcome.metrics = read_steps(metrics);
-    EXPECT_OK(folder_remove(out));
+    EXPECT_OK(folder_remove(config.train.out));
     return outcome;
 }
 
@@ -254,17 +258,9 @@ static void a_steps_time_is_the_devices(void **state) {
     struct trainer trainer;
     char path[PATH_BYTES], *text = NULL;
     size_t bytes = 0, steps = 0;
-    EXPECT_OK(path_join(path, folder, "timed"));
-    set_text(config.train.out, sizeof config.train.out, path);
-    set_text(config.data.train, sizeof config.data.train, shard);
-    config.data.validation[0] = '\0';
-    EXPECT_OK(config_check(&config));
-    EXPECT_OK(trainer_open(&trainer, &config));
-    const struct device_calls *const own = trainer.engine.device.calls;
-    struct device_calls wrapped = *own;
-    wrapped.read_begin = late_read_begin;
+    const struct device_calls *const own = open_trainer(&trainer, &config);
+    struct device_calls wrapped = late_calls(own);
     wrapped.read_ready = sometimes_ready;
-    wrapped.read_end = late_read_end;
     wrapped.mark = counted_mark;
     wrapped.seconds_between = counted_seconds;
     trainer.engine.device.calls = &wrapped;

@@ -23,18 +23,10 @@ static char folder[PATH_BYTES], shard[PATH_BYTES];
 
 static int make_shard(void **state) {
     (void)state;
-    const char *base = getenv("TEST_TMPDIR");
-    struct shard_writer *writer = NULL;
-    int32_t tokens[SEQUENCES * LENGTH + 3]; /* the last two are no whole sequence */
-    EXPECT_OK(path_join(folder, base == NULL ? "/tmp" : base, "validation_XXXXXX"));
-    assert_non_null(mkdtemp(folder));
-    EXPECT_OK(path_join(shard, folder, "validation.bin"));
-    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
-        tokens[i] = (int32_t)(random_uniform(8, RANDOM_TEST, i) * VOCABULARY);
-    }
-    EXPECT_OK(shard_writer_open(&writer, shard, 2));
-    EXPECT_OK(shard_writer_append(writer, tokens, sizeof tokens / sizeof tokens[0]));
-    EXPECT_OK(shard_writer_finish(writer));
+    enum { TOKENS = SEQUENCES * LENGTH + 3 }; /* the last two are no whole sequence */
+    int32_t tokens[TOKENS];
+    small_tokens(tokens, TOKENS, 8);
+    small_shard(folder, shard, tokens, TOKENS);
     return 0;
 }
 
