@@ -289,6 +289,22 @@ heads_view<T> view_of(void *data, size_t first_column, size_t rows, size_t strid
     return {(T *)data + first_column, rows, stride};
 }
 
+/* What forward and backward have in common: heads of this width, and their scale. */
+template <typename Args> void set_heads(Args *a, size_t columns, size_t heads) {
+    a->heads = heads;
+    a->width = (int)(columns / heads);
+    a->scale = (float)(1.0 / sqrt((double)a->width));
+}
+
+/* The same, and query, key and value side by side in rows of 3 C. */
+template <typename T, typename Args>
+void set_packed(Args *a, void *qkv, size_t length, size_t columns, size_t heads) {
+    a->query = view_of<const T>(qkv, 0, length, 3 * columns);
+    a->key = view_of<const T>(qkv, columns, length, 3 * columns);
+    a->value = view_of<const T>(qkv, 2 * columns, length, 3 * columns);
+    set_heads(a, columns, heads);
+}
+
 dim3 grid_of(size_t rows, size_t batch, size_t heads) {
     return dim3(blocks_for(rows, WARPS * QUERIES), (unsigned)(batch * heads));
 }
@@ -329,19 +345,13 @@ extern "C" enum status simple_attention_forward(struct device *device,
                                                 const struct attention_forward *op) {
     const size_t columns = op->out.columns, length = op->sequence_length;
     TRY(check("attention_forward", op->qkv, op->out, op->batch, length, op->heads));
-    const int width = (int)(columns / op->heads);
     enum status status = STATUS_OK;
     FOR_DTYPE(op->out.dtype, {
         forward_args<T> a = {};
-        a.query = view_of<const T>(op->qkv.data, 0, length, 3 * columns);
-        a.key = view_of<const T>(op->qkv.data, columns, length, 3 * columns);
-        a.value = view_of<const T>(op->qkv.data, 2 * columns, length, 3 * columns);
+        set_packed<T>(&a, op->qkv.data, length, columns, op->heads);
         a.out = view_of<T>(op->out.data, 0, length, columns);
         a.log_sum_exp = op->log_sum_exp;
-        a.heads = op->heads;
         a.queries = length;
-        a.width = width;
-        a.scale = (float)(1.0 / sqrt((double)width));
         status = run_forward(device, a, op->batch);
     })
     return status;
@@ -354,13 +364,10 @@ extern "C" enum status simple_attention_backward(struct device *device,
     TRY(check(name, op->qkv, op->out, op->batch, length, op->heads));
     TRY(check(name, op->qkv_gradient, op->out_gradient, op->batch, length, op->heads));
     TRY(cuda_scratch(device, name, op->batch * op->heads * length * sizeof(float)));
-    const int width = (int)(columns / op->heads);
     enum status status = STATUS_OK;
     FOR_DTYPE(op->out.dtype, {
         backward_args<T> a = {};
-        a.query = view_of<const T>(op->qkv.data, 0, length, 3 * columns);
-        a.key = view_of<const T>(op->qkv.data, columns, length, 3 * columns);
-        a.value = view_of<const T>(op->qkv.data, 2 * columns, length, 3 * columns);
+        set_packed<T>(&a, op->qkv.data, length, columns, op->heads);
         a.out = view_of<const T>(op->out.data, 0, length, columns);
         a.out_gradient = view_of<const T>(op->out_gradient.data, 0, length, columns);
         a.query_gradient = view_of<T>(op->qkv_gradient.data, 0, length, 3 * columns);
@@ -368,10 +375,7 @@ extern "C" enum status simple_attention_backward(struct device *device,
         a.value_gradient = view_of<T>(op->qkv_gradient.data, 2 * columns, length, 3 * columns);
         a.log_sum_exp = op->log_sum_exp;
         a.means = (float *)device->scratch;
-        a.heads = op->heads;
         a.length = length;
-        a.width = width;
-        a.scale = (float)(1.0 / sqrt((double)width));
         status = run_backward(device, a, op->batch);
     })
     return status;
@@ -389,7 +393,6 @@ extern "C" enum status cuda_attention_cached(struct device *device,
         return status_set(STATUS_INTERNAL, "%s: %zu more tokens behind %zu in caches of %zu", name,
                           length, op->past, op->capacity);
     }
-    const int width = (int)(columns / op->heads);
     enum status status = STATUS_OK;
     FOR_DTYPE(op->out.dtype, {
         append_kernel<T><<<blocks_for(count, THREADS), THREADS, 0, backend_of(device)->stream>>>(
@@ -400,11 +403,9 @@ extern "C" enum status cuda_attention_cached(struct device *device,
         a.key = view_of<const T>(op->keys.data, 0, op->capacity, columns);
         a.value = view_of<const T>(op->values.data, 0, op->capacity, columns);
         a.out = view_of<T>(op->out.data, 0, length, columns);
-        a.heads = op->heads;
+        set_heads(&a, columns, op->heads);
         a.queries = length;
         a.past = op->past;
-        a.width = width;
-        a.scale = (float)(1.0 / sqrt((double)width));
         status = run_forward(device, a, batch);
     })
     return status;
