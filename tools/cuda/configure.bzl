@@ -161,18 +161,28 @@ def _version(rctx, name, include):
     }[name]
     return _joined(rctx, include + "/" + header, macros)
 
-def _target(rctx, name, thing):
-    """The text of one cc_library; headers are linked into the repository so that sandboxes hold them."""
+def _headers(rctx, folders, include):
+    """The name of the library of the headers in that folder, and its text where it is a new one: one
+    library a folder, linked into the repository so that sandboxes hold it."""
+    if include in folders:
+        return folders[include], ""
+    name = "headers_%d" % len(folders)
+    folders[include] = name
+    rctx.symlink(include, name)
+    return name, 'cc_library(name = "{0}", hdrs = glob(["{0}/**"]), includes = ["{0}"])\n'.format(name)
+
+def _target(rctx, folders, name, thing):
+    """The text of one cc_library."""
     attributes = ['name = "%s"' % name]
+    headers = ""
     if thing:
         attributes.append('defines = ["HAVE_%s=1"]' % name.upper())
     if thing and thing.include not in _COMPILER_FOLDERS:
-        rctx.symlink(thing.include, name + "/include")
-        attributes.append('hdrs = glob(["%s/include/**"])' % name)
-        attributes.append('includes = ["%s/include"]' % name)
+        library, headers = _headers(rctx, folders, thing.include)
+        attributes.append('deps = [":%s"]' % library)
     if thing and thing.lib:
         attributes.append('linkopts = ["-L{0}", "-Wl,-rpath,{0}", "-l:{1}"]'.format(thing.lib, thing.name))
-    return "cc_library(%s)" % ", ".join(attributes)
+    return headers + "cc_library(%s)" % ", ".join(attributes)
 
 def _headers_of(thing):
     """The same without the library: for code that opens it at run time."""
@@ -182,14 +192,15 @@ def _local_cuda_impl(rctx):
     toolkit, found = _find_all(rctx)
     versions = {n: _version(rctx, n, found[n].include) if found[n] else "" for n in found}
     archs = rctx.os.environ.get("DEEPWELL_CUDA_ARCHS") or _DEFAULT_ARCHS
+    folders = {}  # include folder: the library of its headers
 
     rctx.file("BUILD.bazel", "\n".join([
         'load("@rules_cc//cc:defs.bzl", "cc_library")',
         'package(default_visibility = ["//visibility:public"])',
         'cc_library(name = "build_info", hdrs = ["include/local_cuda/build_info.h"],',
         '           includes = ["include"], deps = ["@local_system//:versions"])',
-    ] + [_target(rctx, name, found[name]) for name in sorted(found)] + [
-        _target(rctx, "cudnn_headers", _headers_of(found["cudnn"])),
+    ] + [_target(rctx, folders, name, found[name]) for name in sorted(found)] + [
+        _target(rctx, folders, "cudnn_headers", _headers_of(found["cudnn"])),
     ]) + "\n")
     macros = {
         "CUDA": versions["cudart"],

@@ -1,4 +1,5 @@
-"""cuda_library: .cu files into one static archive that any cc_* target can put in its deps."""
+"""cuda_library: .cu files into one static archive that any cc_* target can put in its deps.
+link_only: libraries without their headers."""
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("@local_cuda//:config.bzl", "ARCHS", "NVCC")
@@ -91,4 +92,15 @@ cuda_library = rule(
     },
     fragments = ["cpp"],
     toolchains = ["@bazel_tools//tools/cpp:toolchain_type"],
+)
+
+def _link_only_impl(ctx):
+    linked = cc_common.merge_cc_infos(cc_infos = [dep[CcInfo] for dep in ctx.attr.deps])
+    return [CcInfo(linking_context = linked.linking_context)]
+
+# What deps link, without the headers they were compiled with: the toolkit has some thousand, and a
+# sandbox that holds them takes longer to make than a source file takes to compile.
+link_only = rule(
+    implementation = _link_only_impl,
+    attrs = {"deps": attr.label_list(providers = [CcInfo])},
 )
