@@ -45,9 +45,8 @@ struct checkpoint_retention {
 /* Writes RUN/step_NNNNNNNN, complete and durable or not at all, reads it back to verify it, and
  * only then prunes. An existing checkpoint of that step is left alone if it verifies, replaced if
  * it does not. The caller holds the run's lock (run_lock.h). STATUS_IO when the disk is full or the
- * folder not writable: then nothing has changed. STATUS_NUMERICS for a state.json with NaN or
- * infinity; weights and moments are written as they are (the trainer skips steps that are not
- * finite). */
+ * folder not writable: then nothing has changed. STATUS_NUMERICS for weights or a state.json with
+ * NaN or infinity: then nothing has changed either; moments are written as they are. */
 enum status checkpoint_save(const char *run_folder, const struct checkpoint_content *content,
                             const struct checkpoint_retention *retention);
 

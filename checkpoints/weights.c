@@ -48,10 +48,26 @@ static void transpose_block(float *out, const float *in, size_t width, size_t c0
     }
 }
 
+/* A model with a number that is not finite is worth nothing, and must not take the place of a
+ * checkpoint that is. One look at the exponents while the numbers are in the cache. */
+static enum status check_finite(const struct param *param, const float *in, size_t count) {
+    uint32_t largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &in[i], sizeof bits);
+        bits &= UINT32_C(0x7fffffff); /* without its sign: larger for a larger magnitude */
+        largest = bits > largest ? bits : largest;
+    }
+    if (largest < UINT32_C(0x7f800000)) return STATUS_OK;
+    return status_set(STATUS_NUMERICS, "%s holds a number that is not finite: not written",
+                      param->name);
+}
+
 /* Appends `count` numbers in the file's type, at most TRANSPOSE_FLOATS, through `narrow`. */
 static enum status append_numbers(struct safetensors_writer *writer, const struct param *param,
                                   enum safetensors_dtype dtype, const float *in, size_t count,
                                   uint16_t *narrow) {
+    TRY(check_finite(param, in, count));
     if (dtype == SAFETENSORS_F32) {
         return safetensors_writer_append(writer, in, count * sizeof *in);
     }
@@ -59,7 +75,7 @@ static enum status append_numbers(struct safetensors_writer *writer, const struc
         narrow[i] = dtype == SAFETENSORS_BF16 ? bf16_from_float(in[i]) : f16_from_float(in[i]);
         const float stored = dtype == SAFETENSORS_BF16 ? float_from_bf16(narrow[i])
                                                        : float_from_f16(narrow[i]);
-        if (isfinite(in[i]) && !isfinite(stored)) {
+        if (!isfinite(stored)) {
             return status_set(STATUS_NUMERICS,
                               "%s holds %g, which %s cannot: choose a type of a wider range",
                               param->name, (double)in[i], safetensors_dtype_name(dtype));

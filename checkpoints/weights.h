@@ -12,7 +12,8 @@
 #include "kernels/param_table.h"
 
 /* Writes `masters` (flat, laid out by the table) to a new file at `path`, rounded to `dtype` (one
- * of the three that hold weights). STATUS_NUMERICS for a number that overflows it. */
+ * of the three that hold weights). STATUS_NUMERICS, and no file, for a number that is not finite or
+ * overflows the type. */
 enum status weights_write(const char *path, const struct param_table *params, const float *masters,
                           enum safetensors_dtype dtype, struct file_digest *digest);
 

@@ -282,6 +282,14 @@ static void what_cannot_be_saved_is_refused(void **unused) {
     cJSON_AddNumberToObject(fixture.state, "loss", (double)NAN);
     expect_refused(checkpoint_save(fixture.run, &fixture.content, &keep_all), STATUS_NUMERICS,
                    "loss");
+    static const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < fixture.params.length; i++) { /* the last number of each parameter */
+        const struct param *param = &fixture.params.params[i];
+        fixture_fill(&fixture, 2);
+        fixture.masters[param->offset + param_count(param) - 1] = bad[i % 4];
+        expect_refused(checkpoint_save(fixture.run, &fixture.content, &keep_all), STATUS_NUMERICS,
+                       param->name);
+    }
     fixture_fill(&fixture, 2);
     fixture.content.model.n_head = 4; /* does not divide 6 */
     expect_refused(checkpoint_save(fixture.run, &fixture.content, &keep_all), STATUS_CONFIG,

@@ -89,13 +89,16 @@ void fixture_close(struct fixture *fixture) {
     param_table_free(&fixture->params);
 }
 
-/* Random bits: every exponent, infinities, NaN with any payload, both zeros, denormals. */
+/* Random bits: every exponent, both zeros, denormals; in moments (kind > 0) infinities and NaN with
+ * any payload too, which weights must not hold. */
 static void fill(float *flat, const struct param_table *params, int64_t step, uint32_t kind) {
     for (size_t p = 0; p < params->length; p++) {
         const struct param *param = &params->params[p];
         for (size_t i = 0; i < param_count(param); i++) {
             uint32_t words[4];
             random_words((uint64_t)step, 100 + kind, param->offset + i, words);
+            const uint32_t exponent = UINT32_C(0x7f800000);
+            if (kind == 0 && (words[0] & exponent) == exponent) words[0] &= ~exponent;
             memcpy(&flat[param->offset + i], &words[0], sizeof(float));
         }
     }
