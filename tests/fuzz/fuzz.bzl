@@ -21,5 +21,9 @@ def fuzz_smoke_test(name, deps):
             "//tests/fuzz:libfuzzer": [],  # brings its own main
             "//conditions:default": ["fuzz_smoke.c"],
         }),
+        linkopts = [
+            "-Wl,--wrap=file_map_open",
+            "-Wl,--wrap=file_map_close",
+        ],
         deps = deps + ["//base"],
     )
