@@ -72,8 +72,8 @@ void checkpoint_close(struct checkpoint *checkpoint);
 
 /* The newest checkpoint of the run that verifies. *found is false if the run has none at all; if
  * there are some and none verifies, STATUS_CHECKPOINT. Broken ones that were passed over are named
- * through `warn` (may be NULL). Temporary folders of interrupted saves are never taken for
- * checkpoints. */
+ * through `warn` (may be NULL), and then the one that is taken instead. Temporary folders of
+ * interrupted saves are never taken for checkpoints. */
 enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], bool *found,
                               void (*warn)(const char *message));
 
@@ -85,8 +85,9 @@ enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
                                     const struct param_table *params, float *moments1,
                                     float *moments2);
 
-/* Removes what retention does not keep and the leftovers of interrupted saves. Never removes the
- * newest one that verifies, nor what is newer than that. The caller holds the run's lock. */
+/* Removes what retention does not keep and the leftovers of interrupted saves. Only checkpoints that
+ * verify count as kept, so up to `keep` and the damaged ones are read. Never removes the newest one
+ * that verifies, nor what is newer than that. The caller holds the run's lock. */
 enum status checkpoint_prune(const char *run_folder, const struct checkpoint_retention *retention);
 
 #endif

@@ -25,15 +25,22 @@ enum status prune_retention_check(const struct checkpoint_retention *retention) 
                       (long long)retention->keep, (long long)retention->keep_every);
 }
 
-/* *newest = the newest step that verifies, -1 if none does. verified_step is not read again. */
-static enum status find_newest(const char *run_folder, const int64_t *steps, size_t count,
-                               int64_t verified_step, int64_t *newest) {
-    *newest = -1;
-    for (size_t i = 0; i < count && *newest < 0; i++) {
-        const enum status status =
-            steps[i] == verified_step ? STATUS_OK : open_verify(run_folder, steps[i]);
+/* *newest = the newest step that verifies, *oldest = the last of the newest `keep` that do; -1 where
+ * there are none or fewer. verified_step is not read again, and behind it, after a save, nothing is:
+ * each was read when it was saved. Without it, only what is read now counts. */
+static enum status find_kept(const char *run_folder, const struct checkpoint_retention *retention,
+                             const int64_t *steps, size_t count, int64_t verified_step,
+                             int64_t *newest, int64_t *oldest) {
+    int64_t kept = 0;
+    *newest = *oldest = -1;
+    for (size_t i = 0; i < count && *oldest < 0; i++) {
+        const bool trusted =
+            steps[i] == verified_step || (verified_step >= 0 && *newest >= 0);
+        const enum status status = trusted ? STATUS_OK : open_verify(run_folder, steps[i]);
         if (status == STATUS_MEMORY) return status; /* says nothing about the checkpoint */
-        if (status == STATUS_OK) *newest = steps[i];
+        if (status != STATUS_OK) continue;
+        if (*newest < 0) *newest = steps[i];
+        if (++kept == retention->keep) *oldest = steps[i];
     }
     return STATUS_OK;
 }
@@ -49,14 +56,14 @@ static enum status retire(const char *run_folder, int64_t step) {
 
 static enum status retire_old(const char *run_folder, const struct checkpoint_retention *retention,
                               int64_t verified_step, int64_t *newest) {
-    int64_t *steps = NULL;
+    int64_t *steps = NULL, oldest = -1;
     size_t count = 0;
     enum status status = STATUS_OK;
     TRY(layout_steps(run_folder, &steps, &count));
-    TRY_GOTO(find_newest(run_folder, steps, count, verified_step, newest), done);
-    for (size_t i = (size_t)retention->keep; i < count; i++) {
+    TRY_GOTO(find_kept(run_folder, retention, steps, count, verified_step, newest, &oldest), done);
+    for (size_t i = 0; i < count; i++) {
         const bool landmark = retention->keep_every > 0 && steps[i] % retention->keep_every == 0;
-        if (landmark || steps[i] >= *newest || steps[i] == verified_step) continue;
+        if (landmark || steps[i] >= oldest || steps[i] == verified_step) continue;
         TRY_GOTO(retire(run_folder, steps[i]), done);
     }
 

@@ -17,7 +17,7 @@ static const char help[] =
     "  deepwell checkpoint verify PATH   reads a run's checkpoints, or the one named, to the last\n"
     "                                    byte; exit code 4 if one is damaged\n"
     "  deepwell checkpoint prune RUN --keep N\n"
-    "                                    removes all but the newest\n"
+    "                                    removes all but the newest that verify\n"
     "\n"
     "`deepwell checkpoint SUBCOMMAND --help` says more.\n";
 
@@ -39,7 +39,7 @@ static const char help_prune[] =
     "Removes checkpoints and what interrupted saves left. Nothing is removed that is not older\n"
     "than a checkpoint that was read to its last byte first. Refused while the run is training.\n"
     "\n"
-    "  --keep N             the newest N stay\n"
+    "  --keep N             the newest N that verify stay, and damaged ones among them\n"
     "  --keep_every M       those of steps that are multiples of M stay too\n";
 
 static enum status count_steps(const char *run, size_t *count) {

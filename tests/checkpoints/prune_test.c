@@ -33,6 +33,9 @@ static const struct prune_case cases[] = {
     {"the newest that verifies stays", {1, 2, 3, 4, 5}, {4, 5}, {1, 0}, {3, 4, 5}},
     {"what is newer than that stays too", {1, 2, 3, 4}, {2, 3, 4}, {1, 0}, {1, 2, 3, 4}},
     {"none verifies: none goes", {1, 2, 3}, {1, 2, 3}, {1, 0}, {1, 2, 3}},
+    {"a damaged one takes no other's place", {1, 2, 3, 4, 5}, {4}, {2, 0}, {3, 4, 5}},
+    {"too few that verify: none goes", {1, 2, 3, 4}, {2, 3}, {3, 0}, {1, 2, 3, 4}},
+    {"a damaged landmark is no other's loss", {10, 15, 20}, {20}, {1, 10}, {10, 15, 20}},
     {"damaged old ones go like others", {1, 2, 3, 4}, {1, 2}, {2, 0}, {3, 4}},
 };
 
