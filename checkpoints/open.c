@@ -137,6 +137,13 @@ enum status checkpoint_open(struct checkpoint *checkpoint, const char *path) {
     return status == STATUS_CHECKPOINT ? offer_another(status, run_folder) : status;
 }
 
+/* Which one it is, after newer ones were named that it is not. */
+static void warn_of_older(const char *path, void (*warn)(const char *message)) {
+    char message[PATH_BYTES + SHOWN_MESSAGE_BYTES];
+    snprintf(message, sizeof message, "%s is the newest that is whole, and is taken instead", path);
+    warn(message);
+}
+
 enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], bool *found,
                               void (*warn)(const char *message)) {
     int64_t *steps = NULL;
@@ -152,6 +159,7 @@ enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], boo
         *found = status == STATUS_OK;
         if (*found) {
             status = layout_step_path(path, run_folder, steps[i]);
+            if (status == STATUS_OK && i > 0 && warn != NULL) warn_of_older(path, warn);
         } else {
             if (i == 0) snprintf(newest_reason, sizeof newest_reason, "%s", status_message());
             if (warn != NULL) warn(status_message());
