@@ -168,8 +168,9 @@ def _headers(rctx, folders, include):
         return folders[include], ""
     name = "headers_%d" % len(folders)
     folders[include] = name
-    rctx.symlink(include, name)
-    return name, 'cc_library(name = "{0}", hdrs = glob(["{0}/**"]), includes = ["{0}"])\n'.format(name)
+    rctx.symlink(include, name + "/include")  # cuDNN's frontend asks for "../include/..."
+    attributes = 'name = "{0}", hdrs = glob(["{0}/include/**"]), includes = ["{0}/include"]'.format(name)
+    return name, "cc_library(%s)\n" % attributes
 
 def _target(rctx, folders, name, thing):
     """The text of one cc_library."""
