@@ -24,25 +24,10 @@ struct question {
     size_t ending_count, label;
 };
 
-/* cJSON ends a text at a zero byte without a word, so there must be none, as a byte or escaped. */
-static enum status refuse_zero(const char *text, size_t bytes) {
-    if (memchr(text, '\0', bytes) != NULL) {
-        return status_set(STATUS_DATA, "expected text, found a zero byte");
-    }
-    for (size_t i = 0; i + 1 < bytes; i++) {
-        if (text[i] != '\\') continue;
-        if (strncmp(text + i, "\\u0000", strlen("\\u0000")) == 0) {
-            return status_set(STATUS_DATA, "expected text, found the character \\u0000");
-        }
-        i++; /* what is escaped, a backslash too */
-    }
-    return STATUS_OK;
-}
-
 /* One line, NUL-terminated. */
 static enum status parse_line(const char *text, size_t bytes, cJSON **root) {
     const char *end = text;
-    TRY(refuse_zero(text, bytes));
+    TRY(tokenizer_json_refuse_zero(text, bytes));
     *root = cJSON_ParseWithLengthOpts(text, bytes + 1, &end, true);
     if (*root != NULL) return STATUS_OK;
     return status_set(STATUS_DATA,

@@ -18,6 +18,22 @@ struct reader {
     char *string_end;
 };
 
+enum status tokenizer_json_refuse_zero(const char *text, size_t bytes) {
+    static const char escaped[] = "\\u0000";
+    const size_t length = sizeof escaped - 1;
+    if (memchr(text, '\0', bytes) != NULL) {
+        return status_set(STATUS_DATA, "expected text, found a zero byte");
+    }
+    for (size_t i = 0; i + 1 < bytes; i++) {
+        if (text[i] != '\\') continue;
+        if (bytes - i >= length && memcmp(text + i, escaped, length) == 0) {
+            return status_set(STATUS_DATA, "expected text, found the character \\u0000");
+        }
+        i++; /* what is escaped, a backslash too */
+    }
+    return STATUS_OK;
+}
+
 enum status tokenizer_json_find(const cJSON *object, const char *key, const cJSON **item) {
     *item = NULL;
     if (!cJSON_IsObject(object)) {
@@ -385,6 +401,7 @@ static enum status parse_text(const char *json, size_t bytes, cJSON **root) {
         return status_set(STATUS_DATA, "expected a tokenizer.json, found the byte 0x%02X at place "
                           "%zu, which is no text", (unsigned char)json[i], i + 1);
     }
+    TRY(tokenizer_json_refuse_zero(json, bytes));
     const char *end = json;
     *root = cJSON_ParseWithLengthOpts(json, bytes, &end, false);
     while (*root != NULL && end < json + bytes && strchr(" \t\r\n", *end) != NULL) end++;

@@ -218,6 +218,8 @@ static void what_is_no_json_is_refused(void **state) {
         {"{} x", 4, "no JSON"},
         {"{\"a\0b\":1}", 9, "0x00 at place 4"},
         {"{\"\xff\":1}", 7, "0xFF at place 3"},
+        {"{\"model\":{\"vocab\":{\"a\\u0000b\":1}}}", 34, "character \\u0000"},
+        {"{\"\\\\u0000\":1}", 13, "no \"model\""}, /* a backslash and u0000 */
         {"{\"!\":0,\"a\":1}", 13, "encoder.json"},
         {"{\"model\":{},\"model\":{}}", 23, "stands twice"},
     };
