@@ -241,15 +241,33 @@ static enum status write_all(int file, const char *path, const void *data, size_
     return STATUS_OK;
 }
 
+/* The folder that the file at `path` lies in; the path is shorter than PATH_BYTES. */
+static void folder_of(char folder[PATH_BYTES], const char *path) {
+    const char *slash = strrchr(path, '/');
+    if (slash == NULL) {
+        snprintf(folder, PATH_BYTES, ".");
+    } else {
+        snprintf(folder, PATH_BYTES, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    }
+}
+
+enum status file_check_output(const char *path, bool replace) {
+    char folder[PATH_BYTES];
+    struct stat info;
+    if (path[0] == '\0') return status_set(STATUS_CONFIG, "expected the name of a file, found none");
+    if (strlen(path) >= PATH_BYTES) return path_too_long(path);
+    if (lstat(path, &info) == 0 && !(replace && S_ISREG(info.st_mode))) {
+        return status_set(STATUS_CONFIG, "%s exists: name a new file, nothing is overwritten", path);
+    }
+    folder_of(folder, path);
+    if (access(folder, W_OK | X_OK) == 0 && path_is_folder(folder)) return STATUS_OK;
+    return status_set(STATUS_IO, "cannot write %s: its folder is not there or not writable", path);
+}
+
 enum status file_write_durable(const char *path, const void *data, size_t bytes) {
     char temporary[PATH_BYTES], folder[PATH_BYTES];
     TRY(path_temporary(temporary, path));
-    const char *slash = strrchr(path, '/');
-    if (slash == NULL) {
-        snprintf(folder, sizeof folder, ".");
-    } else {
-        snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-    }
+    folder_of(folder, path);
     const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file < 0) {
         return status_set(STATUS_IO, "cannot create %s: %s", temporary, strerror(errno));

@@ -44,14 +44,24 @@ static enum status discard(const char *temporary, enum status code) {
     return status_set(code, "%s", reason);
 }
 
-enum status model_export_write(const char *folder, const struct model_export *model) {
-    char parent[PATH_BYTES], name[PATH_BYTES], temporary[PATH_BYTES], full[PATH_BYTES];
+/* The folder's path without a slash at its end, and the folder it is to lie in. */
+static enum status find_place(const char *folder, char full[PATH_BYTES], char parent[PATH_BYTES]) {
+    char name[PATH_BYTES];
     struct stat info;
     TRY(layout_split(folder, parent, name));
-    TRY(path_join(full, parent, name)); /* without a slash at its end */
-    if (lstat(full, &info) == 0) {
-        return status_set(STATUS_IO, "%s exists: name a new folder, nothing is overwritten", full);
-    }
+    TRY(path_join(full, parent, name));
+    if (lstat(full, &info) != 0) return STATUS_OK;
+    return status_set(STATUS_CONFIG, "%s exists: name a new folder, nothing is overwritten", full);
+}
+
+enum status model_export_check(const char *folder) {
+    char full[PATH_BYTES], parent[PATH_BYTES];
+    return find_place(folder, full, parent);
+}
+
+enum status model_export_write(const char *folder, const struct model_export *model) {
+    char parent[PATH_BYTES], temporary[PATH_BYTES], full[PATH_BYTES];
+    TRY(find_place(folder, full, parent));
     const int length = snprintf(temporary, sizeof temporary, "%s.tmp-%ld", full, (long)getpid());
     if (length < 0 || (size_t)length >= sizeof temporary) {
         return status_set(STATUS_CONFIG, "the path %.100s... is too long", full);

@@ -19,8 +19,11 @@ struct model_export {
     const struct tokenizer_files *tokenizer;
 };
 
+/* STATUS_CONFIG if the folder exists: asked before the model is read. */
+enum status model_export_check(const char *folder);
+
 /* Writes config.json, model.safetensors and the tokenizer's files into a new folder, complete and
- * durable or not at all. STATUS_IO if the folder exists, STATUS_NUMERICS for a number that the type
+ * durable or not at all. STATUS_CONFIG if the folder exists, STATUS_NUMERICS for a number that the type
  * cannot hold. */
 enum status model_export_write(const char *folder, const struct model_export *model);
 

@@ -337,6 +337,7 @@ enum status bench_numerics(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
     TRY(cli_config(&cli, names.names[0], argc, argv, &n.configs[0]));
+    if (out != NULL) TRY(file_check_output(out, true));
     if (recipe != NULL) TRY(config_set(&n.configs[0], "precision.recipe", recipe));
     n.configs[1] = n.configs[0];
     /* What it is measured against is that recipe throughout. */

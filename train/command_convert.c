@@ -138,6 +138,7 @@ enum status command_convert(int argc, char **argv) {
     TRY(cli_positionals(&cli, argc, argv, 2, 2, &names));
     if (names.help) return STATUS_OK;
     TRY(cli_options(&cli, argc, argv, NULL));
+    TRY(model_export_check(names.names[1]));
     TRY(model_source_open(&source, names.names[0], print_warning));
     const enum status status = convert(&source, names.names[1], &options);
     model_source_close(&source);

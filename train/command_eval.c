@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/text.h"
 #include "train/choices_eval.h"
 #include "train/cli.h"
@@ -155,6 +156,7 @@ enum status command_eval(int argc, char **argv) {
     config.validation.sequences = 0; /* all, however many the run looked at */
     enum status status = vocabulary_prefer_checkpoint(&config, model.path);
     if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);
+    if (status == STATUS_OK && logits_path != NULL) status = file_check_output(logits_path, false);
     if (status == STATUS_OK) {
         status = choices_path != NULL ? score_choices(&model, &config, choices_path)
                                       : evaluate(&model, &config, logits_path);

@@ -165,6 +165,21 @@ static void test_failed_write_leaves_the_old_file(void **state) {
 }
 
 /* A second holder waits its time and is refused; once the first lets go it is let in. */
+static void test_check_output(void **state) {
+    char path[PATH_BYTES];
+    (void)state;
+    assert_int_equal(file_check_output(under_root(path, "new"), false), STATUS_OK);
+    assert_false(path_is_file(path));
+    assert_int_equal(file_write_durable(path, "x", 1), STATUS_OK);
+    assert_int_equal(file_check_output(path, true), STATUS_OK);
+    assert_int_equal(file_check_output(path, false), STATUS_CONFIG);
+    assert_int_equal(file_check_output(root, true), STATUS_CONFIG); /* a folder */
+    assert_int_equal(file_check_output(under_root(path, "nowhere/new"), true), STATUS_IO);
+    assert_int_equal(file_check_output(under_root(path, "new/below"), true), STATUS_IO);
+    assert_int_equal(unlink(under_root(path, "new")), 0);
+    assert_int_equal(file_check_output("", true), STATUS_CONFIG);
+}
+
 static void test_lock(void **state) {
     char path[PATH_BYTES];
     int first = -1, second = -1;
@@ -186,6 +201,7 @@ int main(void) {
         cmocka_unit_test(test_write_and_read),
         cmocka_unit_test(test_empty_missing_and_odd_files),
         cmocka_unit_test(test_failed_write_leaves_the_old_file),
+        cmocka_unit_test(test_check_output),
         cmocka_unit_test(test_lock),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -465,7 +465,7 @@ static void exported_models_load(void **state) {
         expect_loads(out);
         assert_int_equal(path_join(inside, out, "tokenizer_config.json"), STATUS_OK);
         assert_true(path_is_file(inside)); /* made: there was none */
-        expect_refused(model_export_write(out, &model), STATUS_IO, "exists");
+        expect_refused(model_export_write(out, &model), STATUS_CONFIG, "exists");
         assert_int_equal(folder_remove(out), STATUS_OK);
     }
     masters[1] = 70000.0f; /* FP16 ends at 65504 */

@@ -36,7 +36,15 @@ static void a_converted_model_computes_the_same(void **state) {
                 strtod(narrow, NULL) < strtod(ours, NULL) + 0.01);
     assert_true(path_is_file("narrow.safetensors"));
     e2e_expect(0, "", "sample out --tokens 4 --device cpu");
-    e2e_expect(STATUS_IO, "exists", "convert run out");
+    e2e_expect(STATUS_CONFIG, "exists", "convert run out");
+    /* said before the work, not behind it */
+    const char *const late[] = {"eval run --logits nowhere/x",
+                                "bench numerics ../tiny.conf --steps 1 --out nowhere/x"};
+    for (size_t i = 0; i < sizeof late / sizeof late[0]; i++) {
+        assert_string_equal(e2e_expect(STATUS_IO, "nowhere/x", "%s", late[i])->out, "");
+    }
+    e2e_expect(STATUS_CONFIG, "exists", "eval run --logits narrow.safetensors");
+    e2e_expect(STATUS_CONFIG, "exists", "convert nowhere narrow");
     e2e_expect(STATUS_CONFIG, "fp32, bf16 or fp16", "convert run x --to int8");
     e2e_expect(STATUS_CHECKPOINT, "no model at nowhere", "convert nowhere x");
     e2e_expect(STATUS_CHECKPOINT, "holds no model", "convert ../data x");
