@@ -167,7 +167,14 @@ enum status inspect_tokens(const char *path, const struct inspect_range *range, 
     struct tokenizer *tokenizer = NULL;
     struct shard shard;
     bool bytes = false;
-    TRY(shard_open(&shard, path, 0));
+    char **paths = NULL;
+    size_t count = 0;
+    TRY(shard_paths(path, &paths, &count));
+    status = count == 1 ? shard_open(&shard, paths[0], 0)
+                        : status_set(STATUS_CONFIG, "expected one shard to show, found %zu at '%s'",
+                                     count, path);
+    names_free(paths, count);
+    TRY(status);
     if (range->first >= shard.tokens) {
         status = status_set(STATUS_CONFIG, "expected a first token below %zu, the number of tokens "
                             "in %s, found %zu", shard.tokens, path, range->first);

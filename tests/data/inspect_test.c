@@ -78,7 +78,8 @@ static void impossible_wishes_are_refused(void **state) {
     write_counting_shard(in_folder(state, "a.bin"), 2, 0, 10);
     assert_int_equal(inspect_tokens(in_folder(state, "a.bin"), &late, stdout), STATUS_CONFIG);
     assert_message("below 10|found 10");
-    assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), &first, stdout), STATUS_IO);
+    assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), &first, stdout), STATUS_DATA);
+    assert_message("no such file");
     assert_int_equal(inspect_shards(in_folder(state, "b*.bin"), stdout), STATUS_DATA);
     write_text(in_folder(state, "b.bin"), "text");
     assert_int_equal(inspect_tokens(in_folder(state, "b.bin"), &first, stdout), STATUS_DATA);

@@ -38,6 +38,14 @@ PANELS = [
 NOISY = {"loss", "gradient_norm", "tokens_per_s", "mfu", "gpu_power_w", "gpu_clock_mhz"}  # smoothed
 
 
+CONFIG, DATA, IO = 2, 3, 5  # docs/exit_codes.md
+
+
+def fail(code, message):
+    sys.stderr.write(f"deepwell: {message}\n")
+    sys.exit(code)
+
+
 class Run:
     """The records of one run, and the axes that they can be drawn over."""
 
@@ -60,7 +68,7 @@ class Run:
             step = record["step"]
             self.places[step] = {"steps": step, "tokens": tokens, "hours": hours}
         if len(self.places) == 1:
-            sys.exit(f"plot: {self.file} holds no steps: expected what `deepwell train` writes")
+            fail(DATA, f"{self.file} holds no steps: expected what `deepwell train` writes")
 
     def curve(self, kind, field, axis):
         """x and y of the records that have a finite number there."""
@@ -86,7 +94,8 @@ def read_records(path):
         with open(path, encoding="utf-8") as file:
             lines = file.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"plot: cannot read {path}: {error}; expected a run's folder or its metrics.jsonl")
+        fail(DATA if isinstance(error, UnicodeDecodeError) else IO,
+             f"cannot read {path}: {error}; expected a run's folder or its metrics.jsonl")
     records = []
     for place, line in enumerate(lines[:-1], 1):
         try:
@@ -94,7 +103,7 @@ def read_records(path):
             if not isinstance(record["record"], str) or not isinstance(record["step"], int):
                 raise ValueError("no record and step")
         except (ValueError, TypeError, KeyError) as error:
-            sys.exit(f"plot: {path}:{place}: expected a record of metrics.jsonl: {error}")
+            fail(DATA, f"{path}:{place}: expected a record of metrics.jsonl: {error}")
         records.append(record)
     return records
 
@@ -275,7 +284,7 @@ def parse():
 def main():
     options = parse()
     if options.smooth < 1 or not 20 <= options.dpi <= 1000:
-        sys.exit("plot: expected --smooth of at least 1 and --dpi from 20 to 1000")
+        fail(CONFIG, "expected --smooth of at least 1 and --dpi from 20 to 1000")
     runs = [Run(path) for path in options.runs]
     labels = label_runs(runs)
     pictures, overview = draw_all(runs, labels, options)
@@ -292,4 +301,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as failure:
+        fail(IO, f"cannot write {failure.filename or 'the output'}: {failure.strerror}")
