@@ -40,8 +40,16 @@ struct order {
     int64_t count;
 };
 
+/* A text that is being printed. */
+struct text {
+    struct token_printer printer;
+    size_t tokens; /* so far */
+};
+
 static bool print_token(void *context, int32_t token) {
-    const bool more = token_printer_add(context, token, stdout);
+    struct text *text = context;
+    const bool more = token_printer_add(&text->printer, token, stdout);
+    text->tokens++;
     fflush(stdout);
     return more && signals_received() == NULL;
 }
@@ -53,6 +61,12 @@ static void warn_of_long_prompt(size_t tokens, size_t context) {
             "note: the prompt has %zu tokens, the model's context is %zu: only the last %zu "
             "are used\n",
             tokens, context, context > 1 ? context / 2 : 1);
+}
+
+/* An end-of-text token cannot be seen in what is printed; a stop was asked for. */
+static void note_of_end(const struct text *text, size_t wished) {
+    if (text->tokens == wished || text->printer.stops->stopped || signals_received() != NULL) return;
+    fprintf(stderr, "note: the text ended by itself after %zu of %zu tokens\n", text->tokens, wished);
 }
 
 /* Which of several texts follows. */
@@ -71,7 +85,7 @@ static enum status continue_prompt(struct engine *engine, const struct config *c
     warn_of_long_prompt(prompt->token_count, engine->gpt.config.context);
     for (int64_t i = 0; i < order->count; i++) {
         struct stop_filter filter = {.list = stops};
-        struct token_printer printer = {.vocabulary = vocabulary, .stops = &filter};
+        struct text text = {.printer = {.vocabulary = vocabulary, .stops = &filter}};
         struct generation_request request = {
             .prompt = prompt->tokens,
             .prompt_count = prompt->token_count,
@@ -79,15 +93,17 @@ static enum status continue_prompt(struct engine *engine, const struct config *c
             .stop = vocabulary->end_of_text,
             .sampling = sampling_from_config(config),
             .emit = print_token,
-            .context = &printer,
+            .context = &text,
         };
         request.sampling.seed += (uint64_t)i;
         print_heading(prompt, order, request.sampling.seed);
         fputs(prompt->text, stdout);
         if (!vocabulary_is_text(vocabulary) && prompt->text[0] != '\0') putchar(' ');
         TRY(sampler_generate(engine, &request));
-        token_printer_end(&printer, stdout);
+        token_printer_end(&text.printer, stdout);
         putchar('\n');
+        fflush(stdout); /* before the note where both go to one place */
+        note_of_end(&text, request.tokens);
         if (signals_received() != NULL) {
             return status_set(STATUS_INTERRUPTED, "sampling stopped by %s", signals_received());
         }

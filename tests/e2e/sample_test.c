@@ -104,6 +104,31 @@ static void a_stop_ends_the_text(void **state) {
     e2e_expect(STATUS_CONFIG, "stop: expected 1 to 256 bytes, found 0", "sample run --stop=");
 }
 
+/* A text that ended by itself says after how many tokens; asked for so many, it is the same text and
+ * says nothing. The end is one token of 256, so that a text of 40 has it once in seven. */
+static void an_early_end_is_noted(void **state) {
+    (void)state;
+    e2e_expect(0, "", "train ../tiny.conf");
+    for (int seed = 1; seed <= 200; seed++) {
+        const struct outcome *outcome = e2e_expect(0, "", "%s --prompt the --seed %d", model, seed);
+        size_t tokens = 0;
+        if (outcome->err[0] == '\0') continue;
+        if (sscanf(outcome->err, "note: the text ended by itself after %zu of 40 tokens\n",
+                   &tokens) != 1) {
+            fail_msg("%s", outcome->err);
+        }
+        if (tokens == 0) continue; /* no text of no tokens can be asked for */
+        char *text = strdup(outcome->out);
+        outcome = e2e_expect(0, "", "sample run --device cpu --prompt the --seed %d --tokens %zu",
+                             seed, tokens);
+        assert_string_equal(outcome->out, text);
+        assert_string_equal(outcome->err, "");
+        free(text);
+        return;
+    }
+    fail_msg("none of 200 texts ended by itself");
+}
+
 /* A stopped call prints what it had and says that it was stopped. So many texts, since each may end
  * by itself at any token. */
 static void a_signal_is_no_success(void **state) {
@@ -127,6 +152,7 @@ int main(int argc, char **argv) {
         E2E_TEST(a_seed_is_a_text),
         E2E_TEST(prompts_of_a_file),
         E2E_TEST(a_stop_ends_the_text),
+        E2E_TEST(an_early_end_is_noted),
         E2E_TEST(a_signal_is_no_success),
     };
     return E2E_MAIN(argc, argv, tests);
