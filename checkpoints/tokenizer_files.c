@@ -22,11 +22,16 @@ static const char *const names[TOKENIZER_FILES_MAX] = {
 static const char default_config[] = "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n"
                                      "  \"clean_up_tokenization_spaces\": false\n}\n";
 
-static bool has(const struct tokenizer_files *files, const char *name) {
+const struct tokenizer_file *tokenizer_files_find(const struct tokenizer_files *files,
+                                                  const char *name) {
     for (size_t i = 0; i < files->count; i++) {
-        if (strcmp(files->files[i].name, name) == 0) return true;
+        if (strcmp(files->files[i].name, name) == 0) return &files->files[i];
     }
-    return false;
+    return NULL;
+}
+
+static bool has(const struct tokenizer_files *files, const char *name) {
+    return tokenizer_files_find(files, name) != NULL;
 }
 
 static enum status read_all(struct tokenizer_files *files, const char *folder) {

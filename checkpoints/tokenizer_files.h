@@ -30,6 +30,10 @@ enum status tokenizer_files_read(struct tokenizer_files *files, const char *fold
 /* For a configuration: `path` is a tokenizer.json, or a folder that must hold one. STATUS_CONFIG
  * if there is none. */
 enum status tokenizer_files_require(struct tokenizer_files *files, const char *path);
+
+/* The file of this name, or NULL. */
+const struct tokenizer_file *tokenizer_files_find(const struct tokenizer_files *files,
+                                                  const char *name);
 void tokenizer_files_free(struct tokenizer_files *files);
 
 #endif

@@ -6,6 +6,7 @@
 #include "base/text.h"
 #include "checkpoints/model_export.h"
 #include "checkpoints/model_source.h"
+#include "data/tokenizer.h"
 #include "layers/gpt.h"
 #include "train/cli.h"
 #include "train/commands.h"
@@ -74,6 +75,37 @@ static enum status find_tokenizer(const struct model_source *source,
     return STATUS_OK;
 }
 
+/* A tokenizer with tokens that the model has no rows for is another model's. One that the built-in
+ * tokenizer cannot read may be transformers' all the same. */
+static enum status check_tokenizer(const struct tokenizer_files *files,
+                                   const struct hf_config *model) {
+    static const char *const name = "tokenizer.json";
+    struct tokenizer *tokenizer = NULL;
+    const struct tokenizer_file *file = tokenizer_files_find(files, name);
+    if (file == NULL) return STATUS_OK;
+    const enum status status = tokenizer_parse(&tokenizer, name, file->text, file->bytes);
+    if (status == STATUS_MEMORY) return status;
+    if (status != STATUS_OK) {
+        fprintf(stderr, "note: not compared with the model's vocabulary: %s\n", status_message());
+        return STATUS_OK;
+    }
+    const size_t tokens = tokenizer_vocabulary(tokenizer);
+    tokenizer_close(tokenizer);
+    if (tokens > model->vocab_size) {
+        return status_set(STATUS_CONFIG,
+                          "expected a tokenizer of at most %zu tokens, which the model has, found "
+                          "%zu in its %s: it is another model's",
+                          model->vocab_size, tokens, name);
+    }
+    if (tokens < model->vocab_size) {
+        fprintf(stderr, "note: the tokenizer has %zu tokens, the model %zu: the others stand for "
+                        "nothing%s\n", tokens, model->vocab_size,
+                model->vocab_size - tokens <= VOCABULARY_PADDING_ROWS_MAX
+                    ? " (--vocabulary leaves out padding)" : "");
+    }
+    return STATUS_OK;
+}
+
 static void print_result(const struct model_source *source, const struct model_export *model,
                          const char *folder, const char *type) {
     char count[TEXT_BYTES];
@@ -98,6 +130,7 @@ static enum status convert(const struct model_source *source, const char *folder
     TRY(choose_shape(source, options, &model.model));
     const struct gpt_config shape = engine_gpt_config(&model.model);
     TRY(find_tokenizer(source, options, &tokenizer));
+    TRY_GOTO(check_tokenizer(&tokenizer, &model.model), done);
     TRY_GOTO(gpt_open(&gpt, &shape, 0), done);
     masters = calloc(gpt.table.elements, sizeof *masters);
     if (masters == NULL) {

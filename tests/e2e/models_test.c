@@ -103,8 +103,9 @@ static void a_damaged_source_is_refused(void **state) {
     assert_false(path_is_folder("out"));
 }
 
-/* The least byte-level tokenizer: a token for each byte, written as GPT-2's printable stand-ins. */
-static void write_tokenizer(const char *path) {
+/* The least byte-level tokenizer: a token for each byte, written as GPT-2's printable stand-ins; and
+ * `more` JSON members of its vocabulary. */
+static void write_tokenizer(const char *path, const char *more) {
     char *text = NULL;
     size_t bytes = 0;
     unsigned stand_in = 256;
@@ -119,7 +120,7 @@ static void write_tokenizer(const char *path) {
         fprintf(out, "%s\"\\u%04x\": %u", byte > 0 ? ", " : "", printable ? byte : stand_in, byte);
         if (!printable) stand_in++;
     }
-    fputs("}}}", out);
+    fprintf(out, "%s}}}", more);
     assert_int_equal(fclose(out), 0);
     e2e_write(path, text, bytes);
     free(text);
@@ -129,7 +130,7 @@ static void a_tokenizer_goes_along(void **state) {
     (void)state;
     size_t bytes = 0;
     assert_int_equal(folder_create("words"), STATUS_OK);
-    write_tokenizer("words/tokenizer.json");
+    write_tokenizer("words/tokenizer.json", "");
     e2e_expect(0, "", "train ../tiny.conf --data.tokenizer words");
     e2e_assert_same_file("words/tokenizer.json", "run/step_00000016/tokenizer.json");
     char *config = e2e_read("run/step_00000016/tokenizer_config.json", &bytes);
@@ -138,6 +139,16 @@ static void a_tokenizer_goes_along(void **state) {
     e2e_expect(0, "", "convert run out");
     e2e_assert_same_file("words/tokenizer.json", "out/tokenizer.json");
     e2e_expect(0, "", "checkpoint verify run");
+    assert_int_equal(folder_create("larger"), STATUS_OK);
+    write_tokenizer("larger/tokenizer.json", ", \"zz\": 256");
+    e2e_expect(STATUS_CONFIG, "at most 256 tokens|found 257",
+               "convert run refused --tokenizer larger");
+    assert_false(path_is_folder("refused"));
+    e2e_expect(0, "", "train ../tiny.conf --train.out padded --model.vocabulary 260");
+    e2e_expect(0, "256 tokens, the model 260|--vocabulary leaves out padding",
+               "convert padded cut --tokenizer words");
+    e2e_write("larger/tokenizer.json", "{}", 2);
+    e2e_expect(0, "not compared", "convert run unread --tokenizer larger");
     e2e_expect(STATUS_IO, "data.tokenizer|nowhere",
                "train ../tiny.conf --train.out new --data.tokenizer nowhere");
 }
