@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -39,6 +40,8 @@ struct prepare {
     size_t train_bytes; /* of the only document; with several documents unused */
     double threshold;   /* positions below it are for validation; with one document unused */
     char out[PATH_BYTES], parent[PATH_BYTES], staging[PATH_BYTES];
+    int lock;           /* of staging, held while it is worked in; -1: none */
+    size_t left_behind; /* by earlier preparations of OUT that were killed: removed */
     struct shard_writer *writers[SPLITS];
     size_t tokens[SPLITS];
 };
@@ -343,10 +346,10 @@ static enum status publish(struct prepare *prepare) {
     return folder_sync(prepare->parent);
 }
 
-/* OUT without links, its parent, and a folder beside it to write in. */
-static enum status create_staging(struct prepare *prepare) {
+/* OUT without links, and its parent, which is made. */
+static enum status find_place(struct prepare *prepare) {
     const char *out = prepare->options->out_folder;
-    char name[PATH_BYTES], folder[PATH_BYTES];
+    char folder[PATH_BYTES];
     snprintf(folder, sizeof folder, "%s", out);
     size_t length = strlen(folder);
     if (length + 64 > sizeof folder) {
@@ -365,12 +368,58 @@ static enum status create_staging(struct prepare *prepare) {
     snprintf(prepare->parent, sizeof prepare->parent, "%.*s",
              slash == NULL ? 1 : slash == prepare->out ? 1 : (int)(slash - prepare->out),
              slash == NULL ? "." : prepare->out);
-    TRY(folder_create(prepare->parent));
-    snprintf(name, sizeof name, "%.*s.unfinished-%ld", (int)sizeof name - 64,
-             slash == NULL ? prepare->out : slash + 1, (long)getpid());
+    return folder_create(prepare->parent);
+}
+
+/* Takes the lock of a folder that is worked in, which ends with the process; -1 if it cannot. */
+static int lock_folder(const char *path) {
+    const int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) == 0) return folder;
+    if (folder >= 0) close(folder);
+    return -1;
+}
+
+/* Removes the folders whose names are `prefix` and a process number, if nobody works in them. */
+static enum status remove_left_behind(struct prepare *prepare, const char *prefix) {
+    enum status status = STATUS_OK;
+    char path[PATH_BYTES], **names = NULL;
+    const size_t length = strlen(prefix);
+    size_t count = 0;
+    TRY(folder_list(prepare->parent, &names, &count));
+    for (size_t i = 0; i < count; i++) {
+        const char *number = names[i] + length;
+        if (strncmp(names[i], prefix, length) != 0 || *number == '\0' ||
+            number[strspn(number, "0123456789")] != '\0') {
+            continue;
+        }
+        TRY_GOTO(path_join(path, prepare->parent, names[i]), done);
+        const int lock = lock_folder(path);
+        if (lock < 0) continue;
+        status = folder_remove(path);
+        close(lock);
+        if (status != STATUS_OK) goto done;
+        prepare->left_behind++;
+    }
+
+done:
+    names_free(names, count);
+    return status;
+}
+
+/* A folder beside OUT to write in. */
+static enum status create_staging(struct prepare *prepare) {
+    char prefix[PATH_BYTES], name[PATH_BYTES];
+    TRY(find_place(prepare));
+    const char *slash = strrchr(prepare->out, '/');
+    snprintf(prefix, sizeof prefix, "%.*s.unfinished-", (int)sizeof prefix - 64,
+             slash == NULL ? prepare->out : slash + 1);
+    TRY(remove_left_behind(prepare, prefix));
+    snprintf(name, sizeof name, "%.*s%ld", (int)sizeof name - 32, prefix, (long)getpid());
     TRY(path_join(prepare->staging, prepare->parent, name));
-    TRY(folder_remove(prepare->staging)); /* of a process with this number that was killed */
-    return folder_create(prepare->staging);
+    TRY(folder_create(prepare->staging));
+    /* Where a file system has no locks, nobody else gets one either, and removes nothing. */
+    prepare->lock = lock_folder(prepare->staging);
+    return STATUS_OK;
 }
 
 /* Removes what is left, without a word: the message of the first error stays. */
@@ -381,12 +430,13 @@ static void clean_up(struct prepare *prepare) {
         snprintf(message, sizeof message, "%s", status_message());
         if (folder_remove(prepare->staging) != STATUS_OK) status_set(STATUS_OK, "%s", message);
     }
+    if (prepare->lock >= 0) close(prepare->lock);
     documents_release(&prepare->documents);
 }
 
 enum status prepare_text(const struct prepare_options *options, struct prepare_report *report) {
     enum status status = STATUS_OK;
-    struct prepare prepare = {.options = options};
+    struct prepare prepare = {.options = options, .lock = -1};
     bool present = false;
     TRY(check_options(options));
     TRY(check_outputs(options, &present));
@@ -405,6 +455,7 @@ enum status prepare_text(const struct prepare_options *options, struct prepare_r
         .skipped_special = prepare.documents.skipped_special,
         .train_tokens = prepare.tokens[SPLIT_TRAIN],
         .validation_tokens = prepare.tokens[SPLIT_VALIDATION],
+        .left_behind = prepare.left_behind,
     };
 
 cleanup:

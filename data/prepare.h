@@ -29,6 +29,7 @@ struct prepare_report {
     size_t skipped_hidden;  /* names with a leading dot: a hidden folder counts once */
     size_t skipped_special; /* symbolic links, pipes, sockets, devices */
     size_t train_tokens, validation_tokens;
+    size_t left_behind; /* OUT.unfinished-PID of preparations that were killed: removed */
 };
 
 enum status prepare_text(const struct prepare_options *options, struct prepare_report *report);

@@ -92,6 +92,10 @@ static void print_report(const struct prepare_report *report, const char *folder
            report->skipped_special);
     printf("train       %s tokens\n", text_count(train, report->train_tokens));
     printf("validation  %s tokens\n", text_count(validation, report->validation_tokens));
+    if (report->left_behind > 0) {
+        printf("removed     %zu unfinished, left beside it by preparations that were killed\n",
+               report->left_behind);
+    }
     printf("written to %s in %s\n", folder, text_duration(duration, seconds));
 }
 

@@ -5,9 +5,11 @@
  */
 #include "tests/data/data_test.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -370,6 +372,31 @@ static void earlier_output_is_safe(void **state) {
     assert_int_equal(names_in(in_folder(state, "out")), 3);
 }
 
+/* What a killed preparation left goes; what another works in, or somebody else made, does not. */
+static void what_was_left_behind_is_removed(void **state) {
+    struct prepare_report report;
+    static const char *const names[] = {"out.unfinished-1", "out.unfinished-2",
+                                        "out.unfinished-2x", "out.unfinished",
+                                        "in.unfinished-3"};
+    write_corpus(state, "in", 60);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        assert_int_equal(folder_create(in_folder(state, names[i])), STATUS_OK);
+        char file[64];
+        snprintf(file, sizeof file, "%s/train.bin.1.tmp", names[i]);
+        write_text(in_folder(state, file), "half");
+    }
+    const int in_use = open(in_folder(state, "out.unfinished-2"), O_RDONLY | O_DIRECTORY);
+    assert_int_equal(flock(in_use, LOCK_EX), 0);
+    assert_int_equal(prepare(state, "in", "out", 0.2, false, &report), STATUS_OK);
+    assert_int_equal(report.left_behind, 1);
+    assert_false(path_is_folder(in_folder(state, names[0])));
+    assert_int_equal(names_in(*state), 2 + 4); /* in, out */
+    close(in_use);
+    assert_int_equal(prepare(state, "in", "out", 0.2, true, &report), STATUS_OK);
+    assert_int_equal(report.left_behind, 1);
+    assert_int_equal(names_in(*state), 2 + 3);
+}
+
 static void outputs_that_are_refused(void **state) {
     struct prepare_report report;
     write_text(in_folder(state, "text"), "text enough for both sides\n");
@@ -408,6 +435,7 @@ int main(void) {
         TEST(inputs_that_are_refused),
         TEST(no_side_is_empty),
         TEST(earlier_output_is_safe),
+        TEST(what_was_left_behind_is_removed),
         TEST(outputs_that_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
