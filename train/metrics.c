@@ -87,8 +87,10 @@ enum verdict { LINE_KEEP, LINE_DROP, LINE_BROKEN, LINE_NO_MEMORY };
 static enum verdict judge_line(const char *line, size_t bytes, int64_t steps_done) {
     enum verdict verdict = LINE_BROKEN;
     if (memchr(line, '\0', bytes) != NULL) return LINE_BROKEN;
-    char *text = strndup(line, bytes); /* cJSON wants an end */
+    char *text = malloc(bytes + 1); /* cJSON wants an end, and strndup may look for one */
     if (text == NULL) return LINE_NO_MEMORY;
+    memcpy(text, line, bytes);
+    text[bytes] = '\0';
     cJSON *object = cJSON_ParseWithOpts(text, NULL, 1);
     const cJSON *kind = cJSON_GetObjectItemCaseSensitive(object, "record");
     const cJSON *step = cJSON_GetObjectItemCaseSensitive(object, "step");
