@@ -54,12 +54,48 @@ show_errors() { # LOG
     grep -vE "$noise" "$1" | tail -n 100 >&2 || true
 }
 
+# What, beside the sources, decides which binary a build gives; and which one it gave.
+build_state() {
+    local variable
+    for variable in CC CUDA_HOME CUDA_PATH CUDNN_FRONTEND_PATH CUDNN_HOME DEEPWELL_BUILD_FOLDER \
+        DEEPWELL_CUDA DEEPWELL_CUDA_ARCHS DEEPWELL_OPENBLAS_HOME DEEPWELL_PYTHON HOME MPI_HOME \
+        NCCL_HOME PATH; do
+        printf '%s=%s\n' "$variable" "${!variable:-}"
+    done
+    readlink -f "$binary" && stat -L -c '%i %Y' "$binary"
+}
+
+# Whether nothing changed since Bazel last said so: asking it takes seconds when its server has gone.
+# By the time of change, which no tool sets back; folders that are not named here are looked into.
+build_is_current() {
+    local stamp=$logs/build.stamp name prune=()
+    [[ -x $binary && -f $stamp && $(<"$stamp") == "$(build_state)" ]] || return 1
+    for name in built runs docs configs tests .git .venv .cudnn_frontend; do
+        prune+=(-path "$root/$name" -o)
+    done
+    [[ -z $(find "$root" -mindepth 1 \( "${prune[@]}" -name __pycache__ \) -prune -o \
+        -cnewer "$stamp" -print -quit 2>/dev/null) ]]
+}
+
+build_if_changed() {
+    if build_is_current; then return; fi
+    if [[ -x $binary && -w $root ]]; then say "checking the build..."; fi
+    build
+}
+
 build() {
-    local code=0 log=$logs/build.log
+    local code=0 log=$logs/build.log stamp=$logs/build.stamp
     if [[ -x $binary && ! -w $root ]]; then return; fi # somebody else's: run it as it was built
     require_set_up
+    mkdir -p "$logs" && : >"$stamp.new" # older than any change while Bazel works
     run_bazel "$log" build //train:deepwell || code=$?
-    ((code != 0)) || return 0
+    if ((code == 0)); then
+        build_state >"$stamp"
+        touch -r "$stamp.new" "$stamp"
+        rm -f "$stamp.new"
+        return 0
+    fi
+    rm -f "$stamp" "$stamp.new"
     show_errors "$log"
     die 1 "the build failed; all of Bazel's output: $log"
 }
