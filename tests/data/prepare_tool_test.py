@@ -143,6 +143,46 @@ class Prepare(unittest.TestCase):
         self.assertEqual((len(lists["train"]), len(lists["validation"])), (4500, 501))
         self.assertEqual(bytes(lists["train"] + lists["validation"]), b"line\n" * 1000 + b"\0")
 
+    def test_no_character_is_cut(self):
+        whole = "é" * 1000 + "x"  # 2001 bytes: nine tenths end within a character
+        self.write("text", whole)
+        self.assertNotIn("U+FFFD", self.good("--tokenizer", "bytes", "--out", "out", "text"))
+        lists, _ = self.tokens("out")
+        self.assertEqual(len(lists["train"]), 1800)
+        self.assertEqual(bytes(lists["train"] + lists["validation"]), whole.encode() + b"\0")
+
+    def test_separators_across_blocks(self):
+        rng = random.Random(7)
+        ends = "<end>"  # 1 MiB is read at once: separators on and around the borders
+        whole = ""
+        for border in range(1, 4):
+            whole += "x" * ((border << 20) - len(whole) - rng.randrange(2 * len(ends))) + ends + "ab" + ends
+        whole += "<en"
+        self.write("text", whole)
+        self.good("--tokenizer", "bytes", "--out", "out", "--separator", ends, "--validation-tokens", "5", "text")
+        lists, _ = self.tokens("out")
+        expected = [document + ends for document in whole.split(ends)[:-1]] + ["<en"]
+        self.assertEqual(bytes(lists["validation"] + lists["train"]),
+                         "".join(document + "\0" for document in expected).encode())
+
+    def test_a_text_that_changes_is_refused(self):
+        self.write("text", "line\n" * 1000)
+        script = ("import os, sys; sys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
+                  "import prepare, sources\n"
+                  "read = sources.Sources._stream\n"
+                  "def change(self, *arguments):\n"
+                  "    with open('text', 'a') as file: file.write('more')\n"
+                  "    yield from read(self, *arguments)\n"
+                  "sources.Sources._stream = change\n"
+                  "sys.exit(prepare.main(sys.argv[2:]))\n")
+        arguments = ["--tokenizer", "bytes", "--out", "out", "text"]
+        done = subprocess.run([sys.executable, "-c", script, TOOL, *arguments], capture_output=True,
+                              text=True, check=False)
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("text: expected it to stay as it was", done.stderr)
+        self.assertFalse(os.path.exists("out"))
+        self.good(*arguments)
+
     def test_separator_and_broken_text(self):
         self.write("text", b"one\n\ntwo \xff\xe2\x82 end\n\nthree")
         out = self.good("--tokenizer", "bytes", "--out", "out", "--separator", "\\n\\n", "--validation-tokens",
