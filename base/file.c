@@ -27,8 +27,8 @@ enum status path_join(char out[PATH_BYTES], const char *folder, const char *name
 }
 
 static enum status path_too_long(const char *path) {
-    return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes: use a shorter one",
-                      path, PATH_BYTES - 1);
+    return status_set(STATUS_CONFIG, "the path %.100s... is longer than %d bytes: use a shorter "
+                      "one", path, PATH_BYTES - 1);
 }
 
 enum status path_copy(char out[PATH_BYTES], const char *path) {
@@ -254,10 +254,11 @@ static void folder_of(char folder[PATH_BYTES], const char *path) {
 enum status file_check_output(const char *path, bool replace) {
     char folder[PATH_BYTES];
     struct stat info;
-    if (path[0] == '\0') return status_set(STATUS_CONFIG, "expected the name of a file, found none");
+    if (path[0] == '\0') return status_set(STATUS_CONFIG, "expected a file's name, found none");
     if (strlen(path) >= PATH_BYTES) return path_too_long(path);
     if (lstat(path, &info) == 0 && !(replace && S_ISREG(info.st_mode))) {
-        return status_set(STATUS_CONFIG, "%s exists: name a new file, nothing is overwritten", path);
+        return status_set(STATUS_CONFIG, "%s exists: name a new file, nothing is overwritten",
+                          path);
     }
     folder_of(folder, path);
     if (access(folder, W_OK | X_OK) == 0 && path_is_folder(folder)) return STATUS_OK;

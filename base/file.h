@@ -47,8 +47,8 @@ struct file_map {
 enum status file_map_open(const char *path, struct file_map *map);
 void file_map_close(struct file_map *map);
 
-/* Before long work whose result goes there: a file can be made at `path`. STATUS_IO if its folder is
- * not there or not writable, STATUS_CONFIG for what is there already, unless it is a file that
+/* Before long work whose result goes there: a file can be made at `path`. STATUS_IO if its folder
+ * is not there or not writable, STATUS_CONFIG for what is there already, unless it is a file that
  * `replace` lets go. Nothing is made. */
 enum status file_check_output(const char *path, bool replace);
 

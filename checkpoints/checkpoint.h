@@ -85,9 +85,9 @@ enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
                                     const struct param_table *params, float *moments1,
                                     float *moments2);
 
-/* Removes what retention does not keep and the leftovers of interrupted saves. Only checkpoints that
- * verify count as kept, so up to `keep` and the damaged ones are read. Never removes the newest one
- * that verifies, nor what is newer than that. The caller holds the run's lock. */
+/* Removes what retention does not keep and the leftovers of interrupted saves. Only checkpoints
+ * that verify count as kept, so up to `keep` and the damaged ones are read. Never removes the
+ * newest one that verifies, nor what is newer than that. The caller holds the run's lock. */
 enum status checkpoint_prune(const char *run_folder, const struct checkpoint_retention *retention);
 
 #endif

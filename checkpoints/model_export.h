@@ -23,8 +23,8 @@ struct model_export {
 enum status model_export_check(const char *folder);
 
 /* Writes config.json, model.safetensors and the tokenizer's files into a new folder, complete and
- * durable or not at all. STATUS_CONFIG if the folder exists, STATUS_NUMERICS for a number that the type
- * cannot hold. */
+ * durable or not at all. STATUS_CONFIG if the folder exists, STATUS_NUMERICS for a number that the
+ * type cannot hold. */
 enum status model_export_write(const char *folder, const struct model_export *model);
 
 #endif

@@ -25,9 +25,9 @@ enum status prune_retention_check(const struct checkpoint_retention *retention) 
                       (long long)retention->keep, (long long)retention->keep_every);
 }
 
-/* *newest = the newest step that verifies, *oldest = the last of the newest `keep` that do; -1 where
- * there are none or fewer. verified_step is not read again, and behind it, after a save, nothing is:
- * each was read when it was saved. Without it, only what is read now counts. */
+/* *newest = the newest step that verifies, *oldest = the last of the newest `keep` that do; -1
+ * where there are none or fewer. verified_step is not read again, and, after a save, nothing older
+ * than the newest is: each was read when it was saved. Without it, only what is read now counts. */
 static enum status find_kept(const char *run_folder, const struct checkpoint_retention *retention,
                              const int64_t *steps, size_t count, int64_t verified_step,
                              int64_t *newest, int64_t *oldest) {

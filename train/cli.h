@@ -82,7 +82,8 @@ struct cli_group {
     size_t count; /* at most CLI_SUBCOMMANDS_MAX */
 };
 
-/* Runs the subcommand that argv[1] names. An unknown one is told which there are, and the nearest. */
+/* Runs the subcommand that argv[1] names. An unknown one is told which there are, and the
+ * nearest. */
 enum status cli_dispatch(const struct cli_group *group, int argc, char **argv);
 
 #endif

@@ -65,8 +65,10 @@ static void warn_of_long_prompt(size_t tokens, size_t context) {
 
 /* An end-of-text token cannot be seen in what is printed; a stop was asked for. */
 static void note_of_end(const struct text *text, size_t wished) {
-    if (text->tokens == wished || text->printer.stops->stopped || signals_received() != NULL) return;
-    fprintf(stderr, "note: the text ended by itself after %zu of %zu tokens\n", text->tokens, wished);
+    const bool stopped = text->printer.stops->stopped || signals_received() != NULL;
+    if (text->tokens == wished || stopped) return;
+    fprintf(stderr, "note: the text ended by itself after %zu of %zu tokens\n", text->tokens,
+            wished);
 }
 
 /* Which of several texts follows. */

@@ -36,8 +36,8 @@ static void a_damaged_checkpoint_is_passed_over(void **state) {
     for (size_t i = 0; i < FILES; i++) {
         for (int damage = 0; damage < DAMAGES; damage++) {
             snprintf(path, sizeof path, "run/step_00000016/%s", files[i]);
-            snprintf(words, sizeof words, "warning|step_00000016|%s|run/step_00000015 is the newest",
-                     files[i]);
+            snprintf(words, sizeof words,
+                     "warning|step_00000016|%s|run/step_00000015 is the newest", files[i]);
             damage_file(path, (enum damage)damage);
             if (strcmp(files[i], "manifest.json") != 0 ||
                 damage != GONE) { /* else it is no checkpoint */

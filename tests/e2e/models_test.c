@@ -103,8 +103,8 @@ static void a_damaged_source_is_refused(void **state) {
     assert_false(path_is_folder("out"));
 }
 
-/* The least byte-level tokenizer: a token for each byte, written as GPT-2's printable stand-ins; and
- * `more` JSON members of its vocabulary. */
+/* The least byte-level tokenizer: a token for each byte, written as GPT-2's printable stand-ins;
+ * and `more` JSON members of its vocabulary. */
 static void write_tokenizer(const char *path, const char *more) {
     char *text = NULL;
     size_t bytes = 0;

@@ -104,8 +104,8 @@ static void a_stop_ends_the_text(void **state) {
     e2e_expect(STATUS_CONFIG, "stop: expected 1 to 256 bytes, found 0", "sample run --stop=");
 }
 
-/* A text that ended by itself says after how many tokens; asked for so many, it is the same text and
- * says nothing. The end is one token of 256, so that a text of 40 has it once in seven. */
+/* A text that ended by itself says after how many tokens; asked for so many, it is the same text
+ * and says nothing. The end is one token of 256, so that a text of 40 has it once in seven. */
 static void an_early_end_is_noted(void **state) {
     (void)state;
     e2e_expect(0, "", "train ../tiny.conf");

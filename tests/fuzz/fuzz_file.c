@@ -1,6 +1,6 @@
 /*
- * Fuzz inputs as files in memory, for the entries whose parser takes a path. What such a parser maps
- * is a block of exactly the file's size here (the linker's --wrap puts these in the place of
+ * Fuzz inputs as files in memory, for the entries whose parser takes a path. What such a parser
+ * maps is a block of exactly the file's size here (the linker's --wrap puts these in the place of
  * base/file.h's): a page has room behind the file's last byte, where a sanitizer sees nothing.
  */
 #include "tests/fuzz/fuzz.h"
