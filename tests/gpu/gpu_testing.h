@@ -73,8 +73,8 @@ static inline void expect_same(const char *what, const struct pair *pair, double
 
 /* What a sum of K products of numbers of order 1 may be off by. Both sides round in their own
  * order: sqrt(K) (2 sqrt(K) + 8) u, u = 2^-24. A tensor core, which multiplies the narrower
- * formats, adds 16 products at a time to the sum and cuts off what lies below its last bit, always towards
- * zero: K / 16 times at most 2 u of a sum that stays below 4 sqrt(K), four of its standard
+ * formats, adds 16 products at a time to the sum and cuts off what lies below its last bit, always
+ * towards zero: K / 16 times at most 2 u of a sum that stays below 4 sqrt(K), four of its standard
  * deviations. A wrong operand is off by some sqrt(K). */
 static inline double gemm_tolerance(enum dtype operands, double k) {
     const double unit = 0x1p-24, orders = sqrt(k) * (2.0 * sqrt(k) + 8.0) * unit;
