@@ -201,6 +201,7 @@ static void the_page_has_every_code(void **state) {
         [STATUS_MEMORY] = "STATUS_MEMORY",
         [STATUS_DEVICE] = "STATUS_DEVICE",
         [STATUS_INTERRUPTED] = "STATUS_INTERRUPTED",
+        [STATUS_RANKS] = "STATUS_RANKS",
     };
     size_t rows = 0;
     for (size_t code = 0; code < sizeof names / sizeof names[0]; code++) {
