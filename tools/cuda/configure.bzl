@@ -209,6 +209,7 @@ def _local_cuda_impl(rctx):
     rctx.file("config.bzl", "\n".join([
         "HAVE_CUDA = %s" % bool(toolkit),
         "HAVE_CUDNN_FRONTEND = %s" % bool(found["cudnn_frontend"]),
+        "HAVE_MPI = %s" % bool(found["mpi"]),
         "NVCC = %r" % (toolkit.root + "/bin/nvcc" if toolkit else ""),
         "ARCHS = %r" % archs.split(","),
         "VERSION = %r" % versions["cudart"],
