@@ -47,6 +47,9 @@ struct cuda_inventory {
  */
 void cuda_inventory_read(struct cuda_inventory *inventory);
 
+/* All of it but the devices' own entries: opens no context. For `train --gpus N`. */
+void cuda_inventory_count(struct cuda_inventory *inventory);
+
 #ifdef __cplusplus
 }
 #endif
