@@ -125,6 +125,12 @@ struct config_attention_choice {
     int backward; /* enum config_attention */
 };
 
+struct config_comm {
+    char rendezvous[CONFIG_TEXT_BYTES]; /* "HOST:PORT", "file:PATH"; "": as the launcher says */
+    int64_t start_timeout, timeout;     /* seconds */
+    int64_t max_ctas;                   /* 0: NCCL's choice */
+};
+
 struct config_mfu {
     double peak; /* TFLOPS, dense, of the compute type; 0: from the table, or n/a */
 };
@@ -143,6 +149,7 @@ struct config {
     struct config_sample sample;
     struct config_gemm gemm;
     struct config_attention_choice attention;
+    struct config_comm comm;
     struct config_mfu mfu;
 };
 

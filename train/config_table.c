@@ -40,6 +40,7 @@ static const char *const role_choices[] = {"embedding", "position", "linear", "b
 
 /* Bounds keep products of sizes far from 2^63; what a machine can hold is decided later. */
 enum { COUNT_MAX = 1 << 20, TOKENS_MAX = 1 << 30, VOCABULARY_MAX = 1 << 30 };
+enum { SECONDS_MAX = 1000000 };
 #define STEPS_MAX 1000000000000
 
 const struct config_key config_keys[] = {
@@ -170,6 +171,16 @@ const struct config_key config_keys[] = {
            "fast: on a GPU in bf16 and fp16 sums in any order, so that runs no longer repeat bit "
            "by bit; no meaning on a CPU"),
 
+    TEXT(comm.rendezvous, "",
+         "where the ranks of a run meet: HOST:PORT of rank 0, or file:PATH on storage that all "
+         "share; empty: as the launcher says (docs/many_ranks.md)"),
+    INTEGER(comm.start_timeout, "300", 1, SECONDS_MAX,
+            "seconds for all ranks to come; who is missing is named"),
+    INTEGER(comm.timeout, "600", 1, SECONDS_MAX,
+            "seconds for a collective; then the run ends, naming the ranks that did not arrive"),
+    INTEGER(comm.max_ctas, "0", 0, 64,
+            "blocks of a GPU that communication may take; 0: NCCL's choice"),
+
     REAL(mfu.peak, "0", 0, 1e9, false, false,
          "dense TFLOPS of the compute type that MFU is a share of, or of a narrow recipe's mixture "
          "of types; 0: from the table of devices, n/a for others"),
@@ -180,7 +191,7 @@ _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,
 
 const char *const config_sections[] = {"model", "data", "train", "optimizer", "precision",
                                        "checkpoint", "validation", "eval", "sample", "gemm",
-                                       "attention", "mfu"};
+                                       "attention", "comm", "mfu"};
 const size_t config_section_count = sizeof config_sections / sizeof config_sections[0];
 
 const struct config_key *config_key_find(const char *name) {
