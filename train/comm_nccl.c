@@ -8,7 +8,6 @@
  */
 #include "train/comm_nccl.h"
 
-#include <inttypes.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,14 +18,14 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#include "base/checked.h"
 #include "base/clock.h"
 #include "base/text.h"
 #include "kernels/cuda/communication.h"
+#include "train/star.h"
 
 _Static_assert(sizeof(ncclUniqueId) == COMM_NCCL_ID_BYTES, "the id of NCCL");
 
-enum { POLL_MICROSECONDS = 20, STAGING_BYTES_LEAST = 1 << 16 };
+enum { POLL_MICROSECONDS = 20 };
 static const double close_seconds = 20.0, break_off_seconds = 1.0;
 
 enum call_kind { CALL_ALL_REDUCE, CALL_REDUCE_SCATTER, CALL_ALL_GATHER, CALL_EXCHANGE,
@@ -50,11 +49,13 @@ struct nccl_backend {
     ncclComm_t comm;
     pthread_mutex_t lock; /* of comm and aborted */
     bool aborted;
+    bool joined;
+    struct comm_nccl_options options;
+    const struct rendezvous *talk;
     cudaStream_t compute, stream;
-    cudaEvent_t compute_there, comm_there, host_there;
-    struct stream_progress *progress, *device_progress; /* the same pinned memory */
-    void *pinned, *staging; /* (staging_bytes) each, of gather_host: host, device */
-    size_t staging_bytes;
+    cudaEvent_t compute_there, comm_there;
+    struct stream_progress *_Atomic progress; /* pinned; NULL before the ranks joined */
+    struct stream_progress *device_progress;  /* the same memory as the device sees it */
 };
 
 static struct nccl_backend *backend_of(const struct comm *comm) { return comm->backend; }
@@ -140,9 +141,12 @@ static ncclResult_t issue(struct nccl_backend *b, const struct comm *comm, const
     }
 }
 
+static enum status join(struct comm *comm);
+
 static enum status run(struct comm *comm, const struct call *c) {
     struct nccl_backend *b = backend_of(comm);
     ncclResult_t result = ncclSuccess;
+    TRY(join(comm));
     if (c->count == 0) return STATUS_OK;
     TRY(cuda_stream_begins(b->stream, b->device_progress, c->kind, c->bytes));
     pthread_mutex_lock(&b->lock);
@@ -204,6 +208,7 @@ static enum status broadcast(struct comm *comm, void *data, size_t bytes, int ro
 
 static enum status after_compute(struct comm *comm) {
     struct nccl_backend *b = backend_of(comm);
+    TRY(join(comm));
     TRY_CUDA(cudaEventRecord(b->compute_there, b->compute));
     TRY_CUDA(cudaStreamWaitEvent(b->stream, b->compute_there, 0));
     return STATUS_OK;
@@ -211,59 +216,16 @@ static enum status after_compute(struct comm *comm) {
 
 static enum status compute_after(struct comm *comm) {
     struct nccl_backend *b = backend_of(comm);
+    TRY(join(comm));
     TRY_CUDA(cudaEventRecord(b->comm_there, b->stream));
     TRY_CUDA(cudaStreamWaitEvent(b->compute, b->comm_there, 0));
     return STATUS_OK;
 }
 
-/* ---- host memory ---- */
-
-static void free_staging(struct nccl_backend *b) {
-    cudaFreeHost(b->pinned);
-    cudaFree(b->staging);
-    b->pinned = b->staging = NULL;
-    b->staging_bytes = 0;
-}
-
-static enum status make_staging(struct nccl_backend *b, size_t bytes) {
-    if (bytes <= b->staging_bytes) return STATUS_OK;
-    free_staging(b);
-    TRY_CUDA(cudaMallocHost(&b->pinned, bytes));
-    TRY_CUDA(cudaMalloc(&b->staging, bytes));
-    b->staging_bytes = bytes;
-    return STATUS_OK;
-}
-
-/* The host waits for the stream, and hears of an abort while it does. */
-static enum status wait_for_stream(struct nccl_backend *b) {
-    TRY_CUDA(cudaEventRecord(b->host_there, b->stream));
-    for (;;) {
-        const cudaError_t error = cudaEventQuery(b->host_there);
-        pthread_mutex_lock(&b->lock);
-        const bool aborted = b->aborted;
-        pthread_mutex_unlock(&b->lock);
-        if (aborted) return broken_off();
-        if (error != cudaErrorNotReady) return cuda_result(error, "a collective");
-        pause_shortly();
-    }
-}
-
+/* Over the ranks' TCP connections: no GPU has to be open, and none is disturbed. */
 static enum status gather_host(struct comm *comm, void *out, const void *in, size_t bytes) {
-    struct nccl_backend *b = backend_of(comm);
-    const size_t part = size_max(bytes, 1); /* a barrier: a byte from each */
-    size_t all = 0;
-    if (!size_mul(part, (size_t)comm->world, &all)) {
-        return status_set(STATUS_INTERNAL, "%zu bytes from each of %d ranks", part, comm->world);
-    }
-    TRY(make_staging(b, all));
-    char *own = (char *)b->staging + (size_t)comm->rank * part;
-    if (bytes > 0) memcpy(b->pinned, in, bytes);
-    TRY_CUDA(cudaMemcpyAsync(own, b->pinned, part, cudaMemcpyHostToDevice, b->stream));
-    TRY(all_gather(comm, b->staging, own, part));
-    TRY_CUDA(cudaMemcpyAsync(b->pinned, b->staging, all, cudaMemcpyDeviceToHost, b->stream));
-    TRY(wait_for_stream(b));
-    if (bytes > 0) memcpy(out, b->pinned, all);
-    return STATUS_OK;
+    const struct nccl_backend *b = backend_of(comm);
+    return star_gather(b->talk, out, in, bytes, b->options.timeout_seconds);
 }
 
 /* ---- for the watchdog ---- */
@@ -272,9 +234,12 @@ void comm_nccl_progress(void *context, struct watchdog_progress *p) {
     const struct nccl_backend *b = backend_of(context);
     const volatile struct stream_progress *now = b->progress;
     char text[TEXT_BYTES];
-    p->left = now->done; /* first: what is done was begun */
-    p->entered = now->begun;
+    if (now == NULL) return;
+    const bool host_waits = p->entered > p->left;
+    p->left += now->done; /* first: what is done was begun */
+    p->entered += now->begun;
     const uint64_t kind = now->kind;
+    if (host_waits || now->begun == 0) return;
     snprintf(p->what, sizeof p->what, "%s of %s", kind < CALL_KINDS ? call_names[kind] : "?",
              text_bytes(text, now->bytes));
 }
@@ -310,11 +275,9 @@ static void close_nccl(struct comm *comm) {
             ncclCommAbort(b->comm);
         }
     }
-    free_staging(b);
-    cudaFreeHost(b->progress);
+    if (b->progress != NULL) cudaFreeHost(b->progress);
     if (b->compute_there != NULL) cudaEventDestroy(b->compute_there);
     if (b->comm_there != NULL) cudaEventDestroy(b->comm_there);
-    if (b->host_there != NULL) cudaEventDestroy(b->host_there);
     if (b->stream != NULL) cudaStreamDestroy(b->stream);
     pthread_mutex_destroy(&b->lock);
     free(b);
@@ -343,53 +306,61 @@ enum status comm_nccl_id(unsigned char id[COMM_NCCL_ID_BYTES]) {
 
 /* Communication goes first where both wait for multiprocessors: others wait for it. */
 static enum status open_stream(struct nccl_backend *b) {
+    struct stream_progress *progress = NULL;
     int least = 0, greatest = 0;
     TRY_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     TRY_CUDA(cudaStreamCreateWithPriority(&b->stream, cudaStreamNonBlocking, greatest));
     TRY_CUDA(cudaEventCreateWithFlags(&b->compute_there, cudaEventDisableTiming));
     TRY_CUDA(cudaEventCreateWithFlags(&b->comm_there, cudaEventDisableTiming));
-    TRY_CUDA(cudaEventCreateWithFlags(&b->host_there, cudaEventDisableTiming));
-    TRY_CUDA(cudaHostAlloc((void **)&b->progress, sizeof *b->progress, cudaHostAllocMapped));
-    memset(b->progress, 0, sizeof *b->progress);
-    TRY_CUDA(cudaHostGetDevicePointer((void **)&b->device_progress, b->progress, 0));
-    return make_staging(b, STAGING_BYTES_LEAST);
+    TRY_CUDA(cudaHostAlloc((void **)&progress, sizeof *progress, cudaHostAllocMapped));
+    memset(progress, 0, sizeof *progress);
+    b->progress = progress;
+    TRY_CUDA(cudaHostGetDevicePointer((void **)&b->device_progress, progress, 0));
+    return STATUS_OK;
 }
 
-static enum status join(struct comm *comm, const struct comm_nccl_options *options) {
+static enum status join(struct comm *comm) {
     struct nccl_backend *b = backend_of(comm);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    ncclResult_t result = ncclSuccess;
     ncclUniqueId id;
-    int version = 0;
-    TRY(nccl_result(b, ncclGetVersion(&version), "asking its version"));
-    snprintf(comm->name, sizeof comm->name, "NCCL %d.%d.%d", version / 10000,
-             version % 10000 / 100, version % 100);
-    config.blocking = 0;
-    if (options->max_ctas > 0) config.maxCTAs = options->max_ctas;
-    memcpy(id.internal, options->id, sizeof id.internal);
-    const ncclResult_t result =
-        ncclCommInitRankConfig(&b->comm, options->world, id, options->rank, &config);
-    return settle(b, result, "joining the other ranks",
-                  clock_seconds() + options->timeout_seconds);
-}
-
-enum status comm_open_nccl(struct comm *comm, struct device *device,
-                           const struct comm_nccl_options *options) {
-    *comm = (struct comm){0};
-    if (device->kind != DEVICE_CUDA) {
+    if (b->joined) return STATUS_OK;
+    if (comm->device == NULL || comm->device->kind != DEVICE_CUDA) {
         return status_set(STATUS_INTERNAL, "NCCL between ranks that are not on GPUs");
     }
+    b->compute = cuda_compute_stream(comm->device);
+    TRY(open_stream(b));
+    config.blocking = 0;
+    if (b->options.max_ctas > 0) config.maxCTAs = b->options.max_ctas;
+    memcpy(id.internal, b->options.id, sizeof id.internal);
+    pthread_mutex_lock(&b->lock);
+    if (!b->aborted) {
+        result = ncclCommInitRankConfig(&b->comm, comm->world, id, comm->rank, &config);
+    }
+    pthread_mutex_unlock(&b->lock);
+    TRY(settle(b, result, "joining the other ranks",
+               clock_seconds() + b->options.start_seconds));
+    b->joined = true;
+    return STATUS_OK;
+}
+
+enum status comm_open_nccl(struct comm *comm, const struct comm_nccl_options *options,
+                           const struct rendezvous *talk) {
+    int version = 0;
+    *comm = (struct comm){0};
     struct nccl_backend *b = calloc(1, sizeof *b);
     if (b == NULL) return status_set(STATUS_MEMORY, "out of memory for communication");
-    pthread_mutex_init(&b->lock, NULL);
-    b->compute = cuda_compute_stream(device);
-    *comm = (struct comm){.calls = &nccl_calls, .device = device, .backend = b,
-                          .rank = options->rank, .world = options->world};
-    enum status status = open_stream(b);
-    if (status == STATUS_OK) status = join(comm, options);
+    const enum status status = nccl_result(b, ncclGetVersion(&version), "asking its version");
     if (status != STATUS_OK) {
-        comm_nccl_break_off(comm);
-        close_nccl(comm);
-        *comm = (struct comm){0};
+        free(b);
+        return status;
     }
-    return status;
+    pthread_mutex_init(&b->lock, NULL);
+    b->options = *options;
+    b->talk = talk;
+    *comm = (struct comm){.calls = &nccl_calls, .backend = b, .rank = talk->rank,
+                          .world = talk->world};
+    snprintf(comm->name, sizeof comm->name, "NCCL %d.%d.%d", version / 10000,
+             version % 10000 / 100, version % 100);
+    return STATUS_OK;
 }

@@ -8,10 +8,10 @@ enum status comm_nccl_id(unsigned char id[COMM_NCCL_ID_BYTES]) {
                       "again, or start one rank");
 }
 
-enum status comm_open_nccl(struct comm *comm, struct device *device,
-                           const struct comm_nccl_options *options) {
+enum status comm_open_nccl(struct comm *comm, const struct comm_nccl_options *options,
+                           const struct rendezvous *talk) {
     unsigned char id[COMM_NCCL_ID_BYTES];
-    (void)device, (void)options;
+    (void)options, (void)talk;
     *comm = (struct comm){0};
     return comm_nccl_id(id);
 }

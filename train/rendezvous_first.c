@@ -284,7 +284,8 @@ static enum status meet(struct meeting *m, void *blob, size_t blob_bytes) {
     int port = 0, lock = -1;
     raise_file_limit(o->world);
     if (path == NULL) TRY(wire_address_parse(o->place, &address));
-    TRY(listen_somewhere(&address, until, &m->listener, &port));
+    m->listener = o->listener > 0 ? o->listener : -1;
+    if (m->listener < 0) TRY(listen_somewhere(&address, until, &m->listener, &port));
     m->run = o->run;
     if (path != NULL) TRY(rendezvous_file_publish(path, port, &m->run, &lock));
     m->greetings[0] = rendezvous_greeting(o, m->run);
