@@ -170,8 +170,8 @@ enum status checkpoint_load_weights(const struct checkpoint *checkpoint,
 }
 
 enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
-                                    const struct param_table *params, float *moments1,
-                                    float *moments2) {
-    return moments_load(checkpoint->optimizer, checkpoint->optimizer_count, params, moments1,
-                        moments2);
+                                    const struct param_table *params, struct flat_ranges ranges,
+                                    float *moments1, float *moments2) {
+    return moments_load(checkpoint->optimizer, checkpoint->optimizer_count, params, ranges,
+                        moments1, moments2);
 }

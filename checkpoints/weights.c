@@ -105,8 +105,21 @@ static enum status append_param(struct safetensors_writer *writer, const struct 
     return STATUS_OK;
 }
 
+static enum status fetch_flat(void *context, const struct param *param, const float **numbers) {
+    *numbers = (const float *)*(const void **)context + param->offset;
+    return STATUS_OK;
+}
+
 enum status weights_write(const char *path, const struct param_table *params, const float *masters,
                           enum safetensors_dtype dtype, struct file_digest *digest) {
+    const void *flat = masters;
+    return weights_write_from(path, params, (struct weights_source){fetch_flat, &flat}, dtype,
+                              digest);
+}
+
+enum status weights_write_from(const char *path, const struct param_table *params,
+                               struct weights_source source, enum safetensors_dtype dtype,
+                               struct file_digest *digest) {
     enum status status = STATUS_OK;
     struct safetensors_writer *writer = NULL;
     struct safetensors_entry *entries = calloc(params->length + 1, sizeof *entries);
@@ -122,7 +135,9 @@ enum status weights_write(const char *path, const struct param_table *params, co
     TRY_GOTO(safetensors_writer_open(&writer, path, entries, params->length, metadata, 1), done);
     for (size_t i = 0; i < params->length; i++) {
         const struct param *param = &params->params[i];
-        TRY_GOTO(append_param(writer, param, dtype, masters + param->offset, &buffers), done);
+        const float *numbers = NULL;
+        TRY_GOTO(source.fetch(source.context, param, &numbers), done);
+        TRY_GOTO(append_param(writer, param, dtype, numbers, &buffers), done);
     }
     status = safetensors_writer_finish(writer, digest);
     writer = NULL;

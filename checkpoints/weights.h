@@ -11,6 +11,18 @@
 #include "checkpoints/safetensors.h"
 #include "kernels/param_table.h"
 
+/* Where a write finds its numbers, a parameter at a time in the order of the table: *numbers are
+ * padded_rows * columns, there until the next call. */
+struct weights_source {
+    enum status (*fetch)(void *context, const struct param *param, const float **numbers);
+    void *context;
+};
+
+/* Writes all weights of a source to a new file at `path`; the rest as below. */
+enum status weights_write_from(const char *path, const struct param_table *params,
+                               struct weights_source source, enum safetensors_dtype dtype,
+                               struct file_digest *digest);
+
 /* Writes `masters` (flat, laid out by the table) to a new file at `path`, rounded to `dtype` (one
  * of the three that hold weights). STATUS_NUMERICS for a number that overflows it. */
 enum status weights_write(const char *path, const struct param_table *params, const float *masters,

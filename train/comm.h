@@ -18,6 +18,7 @@
 #ifndef DEEPWELL_TRAIN_COMM_H_
 #define DEEPWELL_TRAIN_COMM_H_
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -39,7 +40,7 @@ struct comm_calls {
                               enum comm_sum sum);
     /* out (count) = this rank's part of the sum over ranks of `in` (world * count): part r goes to
      * rank r. F32 or BF16, sums in the type of the numbers (NCCL: BF16 sums are rounded at each
-     * addition; so they are here). out may lie at in + rank * count. */
+     * addition; so they are here). out and in lie apart. */
     enum status (*reduce_scatter)(struct comm *, void *out, const void *in, size_t count,
                                   enum comm_type type);
     /* out (world * bytes): part r is what rank r has at `in` (bytes). in may lie at out + rank *
@@ -69,6 +70,7 @@ struct comm {
     struct device *device; /* whose memory collectives work on; outlives the communicator */
     void *backend;         /* owned by the calls */
     int rank, world;
+    bool failed;           /* all ranks know of a failure, and end (ranks_agree) */
     char name[64];         /* "one rank", "Open MPI 4.1.4", "NCCL 2.27.3": for headers */
 };
 

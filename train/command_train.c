@@ -30,21 +30,35 @@ static const char usage[] =
 
 enum { GRACE_SECONDS = 10 }; /* for ranks to end after another has failed */
 
+/* Closes the run. Of a failure that all ranks know, and of a signal, the first rank speaks; one that
+ * befell a rank by itself ends it at once, for the others wait for it. */
+static enum status end(struct trainer *trainer, enum status status) {
+    const struct ranks ranks = trainer->ranks;
+    const bool shared = trainer->comm.failed || status == STATUS_INTERRUPTED ||
+                        status == STATUS_NUMERICS;
+    if (ranks.world > 1 && status != STATUS_OK) {
+        if (!shared) status_context(status, "rank %d", ranks.rank);
+        else if (ranks.rank > 0) status_set(status, "%s", "");
+        if (!shared) comm_abort(&trainer->comm, (int)status);
+    }
+    const enum status closed = trainer_close(trainer);
+    return status != STATUS_OK ? status : closed;
+}
+
 static enum status train(const struct config *config) {
     struct trainer trainer;
     TRY(signals_install());
-    TRY(trainer_open(&trainer, config));
+    enum status status = trainer_open(&trainer, config);
+    if (status != STATUS_OK) return end(&trainer, status);
     if (trainer.state.step >= config->train.steps) {
         printf(
             "the run is complete: %lld steps are done, train.steps is %lld. Raise train.steps to "
             "go on, or name "
             "another train.out to start anew\n",
             (long long)trainer.state.step, (long long)config->train.steps);
-        return trainer_close(&trainer);
+        return end(&trainer, STATUS_OK);
     }
-    const enum status status = trainer_run(&trainer);
-    const enum status closed = trainer_close(&trainer);
-    return status != STATUS_OK ? status : closed;
+    return end(&trainer, trainer_run(&trainer));
 }
 
 static enum status check_gpus(const struct config *config, int64_t gpus) {

@@ -8,6 +8,8 @@
 #include "base/text.h"
 
 static const char *const device_choices[] = {"auto", "cpu", "cuda", NULL};
+static const char *const reduction_choices[] = {"fp32", "bf16", NULL};
+static const char *const order_choices[] = {"fast", "fixed", NULL};
 static const char *const recompute_choices[] = {"none", "gelu", "block", NULL};
 static const char *const nonfinite_choices[] = {"stop", "skip", NULL};
 static const char *const schedule_choices[] = {"constant", "linear", "cosine", "wsd", NULL};
@@ -70,7 +72,10 @@ const struct config_key config_keys[] = {
     INTEGER(train.steps, "18865", 1, STEPS_MAX, "optimizer steps of the whole run"),
     INTEGER(train.batch, "512", 1, COUNT_MAX, "sequences a step, over all ranks"),
     INTEGER(train.micro_batch, "16", 0, COUNT_MAX,
-            "sequences at a time; gradients are accumulated; 0: train.batch"),
+            "sequences at a time on a rank; gradients are accumulated; 0: train.batch"),
+    INTEGER(train.zero, "1", 0, 3,
+            "stage of ZeRO, what ranks share out: 0 nothing, 1 the optimizer, 2 gradients too, 3 "
+            "parameters too"),
     INTEGER(train.sequence_length, "0", 0, COUNT_MAX,
             "tokens of a training sequence; 0: model.context"),
     INTEGER(train.seed, "1", 0, INT64_MAX, "of the initial weights and the order of the data"),
@@ -171,6 +176,11 @@ const struct config_key config_keys[] = {
            "fast: on a GPU in bf16 and fp16 sums in any order, so that runs no longer repeat bit "
            "by bit; no meaning on a CPU"),
 
+    CHOICE(comm.reduction, "fp32", reduction_choices,
+           "type in which gradients travel between ranks and are summed"),
+    CHOICE(comm.order, "fast", order_choices,
+           "order in which gradients are summed over ranks; fixed: that of one rank, so that any "
+           "number of ranks gives the same bits; slower"),
     TEXT(comm.rendezvous, "",
          "where the ranks of a run meet: HOST:PORT of rank 0, or file:PATH on storage that all "
          "share; empty: as the launcher says (docs/many_ranks.md)"),

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct finder {
     struct gpt_observer observer; /* first: the observer is the finder */
@@ -69,7 +70,61 @@ static enum status run_micro_batch(struct finder *finder, const struct nonfinite
     TRY(gpt_forward_backward(training, &gradient));
     const struct tensor losses = tensor_make(training->losses, DTYPE_F32, tokens, 1);
     TRY(see(&finder->observer, "loss", -1, losses));
-    return find_in_params(finder, engine->gradients, true);
+    /* Where ranks share gradients out, those of a pass are gone. */
+    return engine->gradients == NULL ? STATUS_OK
+                                     : find_in_params(finder, engine->gradients, true);
+}
+
+/* The first of this rank's masters that is not finite. */
+static enum status find_in_masters(struct finder *finder) {
+    struct engine *engine = finder->engine;
+    const struct param_table *table = &engine->gpt.table;
+    size_t index = SIZE_MAX;
+    if (!engine_shares_out(engine)) return find_in_params(finder, engine->masters, false);
+    const struct tensor owned = tensor_make(engine->masters, DTYPE_F32, 1, engine->owned);
+    TRY(engine->device.ops->find_nonfinite(&engine->device, owned, &index));
+    if (index == SIZE_MAX) return STATUS_OK;
+    for (size_t i = 0; i < gpt_bucket_count(&engine->gpt) && !finder->found; i++) {
+        const struct flat_range part = exchange_part(&engine->exchange, i);
+        if (index < part.at || index >= part.at + part.count) continue;
+        const size_t number = part.offset + (index - part.at);
+        const struct param *param = table->params;
+        while (param + 1 < table->params + table->length && param[1].offset <= number) param++;
+        snprintf(finder->text, NONFINITE_TEXT_BYTES, "weight of %s (row %zu, column %zu)",
+                 param->name, (number - param->offset) / param->columns,
+                 (number - param->offset) % param->columns);
+        finder->found = true;
+    }
+    return STATUS_OK;
+}
+
+/* What a rank found, for the others. */
+struct finding {
+    bool found, weights;
+    char text[NONFINITE_TEXT_BYTES];
+};
+
+/* The same result on all ranks: the lowest's that found a weight, else anything. */
+static enum status share(struct engine *engine, bool found, struct nonfinite *result) {
+    const size_t world = (size_t)engine->ranks.world;
+    struct finding own = {.found = found, .weights = result->weights}, *all;
+    if (world == 1) return STATUS_OK;
+    memcpy(own.text, result->text, sizeof own.text);
+    all = calloc(world, sizeof *all);
+    if (all == NULL) return status_set(STATUS_MEMORY, "out of memory comparing ranks");
+    const enum status status = comm_gather_host(engine->comm, all, &own, sizeof own);
+    const struct finding *best = NULL;
+    for (size_t rank = 0; rank < world && status == STATUS_OK; rank++) {
+        if (!all[rank].found || (best != NULL && (best->weights || !all[rank].weights))) continue;
+        best = &all[rank];
+    }
+    if (best != NULL) {
+        result->weights = best->weights;
+        snprintf(result->text, sizeof result->text, "%.*s on rank %zu",
+                 (int)sizeof result->text - 32, best->text, (size_t)(best - all));
+    }
+    free(all);
+    return status;
 }
 
 enum status nonfinite_find(struct engine *engine, const struct nonfinite_request *request,
@@ -86,13 +141,17 @@ enum status nonfinite_find(struct engine *engine, const struct nonfinite_request
     *result = (struct nonfinite){0};
     snprintf(result->text, sizeof result->text,
              "no single tensor (each is finite when the micro-batches are run again, one by one)");
-    TRY_GOTO(find_in_params(&finder, engine->masters, false), cleanup);
+    TRY_GOTO(find_in_masters(&finder), cleanup);
     result->weights = finder.found;
     engine->training.observer = &finder.observer;
-    for (; finder.micro_batch < request->shape->micro_batches && !finder.found;
+    engine->exchange.reduce = false;
+    /* Passes of several ranks fetch weights together: none stops early. */
+    for (; finder.micro_batch < request->shape->micro_batches &&
+           (!finder.found || engine->ranks.world > 1);
          finder.micro_batch++) {
         TRY_GOTO(run_micro_batch(&finder, request, inputs, targets), cleanup);
     }
+    status = share(engine, finder.found, result);
 cleanup:
     engine->training.observer = NULL;
     free(inputs);

@@ -22,7 +22,8 @@ static inline struct ranks ranks_one(void) { return (struct ranks){0, 1, 0, 1}; 
 
 /* Every rank calls it with its own status (and message); every rank gets the same one back. All
  * fine: STATUS_OK. Else the status and message of the lowest rank that failed, "rank 2: ..." where
- * there are several ranks. */
+ * there are several ranks, from then on whenever it is called again: a rank that fails goes to the
+ * next call that the others make, whichever that is. No collective may lie between. */
 enum status ranks_agree(struct comm *comm, enum status own);
 
 /* Something that must be the same on all ranks. */
