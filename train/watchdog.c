@@ -19,6 +19,7 @@ enum { MESSAGE_BYTES = 640 };
 static const double
     send_seconds = 1.0,
     gather_beats = 3.0,      /* rank 0 lets this many beats come in before it names who is late */
+    silent_beats = 10.0,     /* beyond the timeout: who waits for the silent rank is heard first */
     orphan_seconds = 5.0;    /* that an overdue rank waits for rank 0's word */
 
 enum frame_kind { FRAME_BEAT = 1, FRAME_FAILED, FRAME_BYE };
@@ -196,8 +197,12 @@ static void describe_late(char *text, size_t room, const struct watchdog *w, uin
         return;
     }
     const struct frame *last = first == 0 ? own : &w->peers[first].last;
+    const double silent = first == 0 ? 0.0 : clock_seconds() - w->peers[first].heard_seconds;
     if (first > 0 && w->peers[first].gone) {
         snprintf(more, sizeof more, "it has left the run");
+    } else if (silent > silent_beats * w->options.beat_seconds) {
+        snprintf(more, sizeof more, "silent for %.0f seconds, last seen at %s, %s", silent,
+                 step_text(step, last->step), last->entered == 0 ? "in none yet" : last->what);
     } else if (last->entered == 0) {
         snprintf(more, sizeof more, "it has come to none yet");
     } else {
@@ -233,7 +238,8 @@ static void judge_silent(struct watchdog *w) {
     for (int r = 1; r < w->peer_count; r++) {
         const struct peer *p = &w->peers[r];
         const double silent = clock_seconds() - p->heard_seconds;
-        if (p->gone || silent <= w->options.timeout_seconds) continue;
+        const double most = w->options.timeout_seconds + silent_beats * w->options.beat_seconds;
+        if (p->gone || silent <= most) continue;
         snprintf(message, sizeof message, "rank %d on %s has been silent for %.0f seconds: its "
                  "host or the network is down", r, host_of(w, r), silent);
         fail_all(w, message);

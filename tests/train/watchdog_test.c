@@ -25,6 +25,7 @@ enum { WORLD = 4 };
 static const double timeout_seconds = 1.0, beat_seconds = 0.05;
 
 struct answer {
+    pid_t pid;
     int code; /* as the shell counts */
     double seconds;
     int aborts;
@@ -58,6 +59,7 @@ static void play(int rank, int world, enum status (*run)(struct watchdog *w, int
                                                .timeout_seconds = 5.0, .device = ""};
     char nothing = 0;
     struct answer *a = &answers[rank];
+    a->pid = getpid();
     if (rendezvous_open(&meeting, &options, &nothing, 1) != STATUS_OK) _exit(99);
     const struct watchdog_options watched = {
         .meeting = &meeting, .timeout_seconds = timeout_seconds, .grace_seconds = grace_seconds,
@@ -258,6 +260,30 @@ static void the_deaf_are_ended(void **state) {
     ended(1, STATUS_RANKS, 0.0, "");
 }
 
+/* A process that stands still as a whole says nothing any more; the others wait for it. */
+static enum status one_is_stopped(struct watchdog *w, int rank) {
+    TRY(collective(w, "barrier", 0.05));
+    if (rank == 1) raise(SIGSTOP);
+    return collective(w, "all_gather", 30.0);
+}
+
+static void a_stopped_rank_is_named(void **state) {
+    (void)state;
+    const pid_t waker = fork(); /* after all is over, so that waiting for it ends */
+    if (waker == 0) {
+        sleep_seconds(timeout_seconds + 2.0);
+        _exit(kill(answers[1].pid, SIGCONT) == 0 ? 0 : 1);
+    }
+    run_ranks(3, one_is_stopped, 0.2);
+    int how = 0;
+    assert_int_equal(waitpid(waker, &how, 0), waker);
+    assert_int_equal(how, 0);
+    for (int r = 0; r < 3; r += 2) {
+        ended(r, STATUS_RANKS, timeout_seconds + 1.5,
+              "all_gather|rank 1 did not arrive|silent for 1 seconds, last seen|barrier");
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_happens_in_time),
@@ -269,6 +295,7 @@ int main(void) {
         cmocka_unit_test(a_failure_is_passed_on),
         cmocka_unit_test(leaving_disturbs_nobody),
         cmocka_unit_test(the_deaf_are_ended),
+        cmocka_unit_test(a_stopped_rank_is_named),
     };
     answers = mmap(NULL, WORLD * sizeof *answers, PROT_READ | PROT_WRITE,
                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
