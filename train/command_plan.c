@@ -114,7 +114,7 @@ static enum status plan(const struct config *config, bool tensors,
     print_work(config, &flops);
     TRY_GOTO(step_trace(&engine, config, &trace, NULL), cleanup);
     if (ranks->ranks > 0) {
-        TRY_GOTO(plan_ranks_print(ranks, config, &engine, &memory, &trace, &flops), cleanup);
+        TRY_GOTO(plan_ranks_print(ranks, config, &engine, &trace, &flops), cleanup);
     }
     op_report_print(&trace, 1.0, 0.0);
 cleanup:

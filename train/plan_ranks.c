@@ -45,21 +45,32 @@ static size_t end_elements(const struct param_table *table) {
     return sum;
 }
 
-static struct scaling_work work_of(const struct config *config, const struct engine *engine,
-                                   const struct engine_memory_plan *memory) {
+static struct scaling_work work_of(const struct config *config, const struct engine *engine) {
     const struct param_table *table = &engine->gpt.table;
     const size_t layers = engine->gpt.config.layers, ends = end_elements(table);
-    const size_t weight_bytes = dtype_bytes(engine->dtype);
-    const size_t flat = 4 * sizeof(float) + (engine->dtype == DTYPE_F32 ? 0 : weight_bytes);
+    const bool bf16 = config->comm.reduction == CONFIG_REDUCTION_BF16;
     return (struct scaling_work){
         .micro_batches = (size_t)(config->train.batch / config_micro_batch(config)),
         .layers = layers,
         .layer_elements = (table->elements - ends) / layers,
         .end_elements = ends,
-        .weight_bytes_each = weight_bytes,
-        .reduce_bytes_each = sizeof(float),
-        .other_bytes = memory->total_bytes - flat * table->elements,
+        .weight_bytes_each = dtype_bytes(engine->dtype),
+        .reduce_bytes_each = bf16 ? 2 : sizeof(float),
+        .gather_ahead = false, /* exchange_weights() is waited for */
     };
+}
+
+/* What a rank of so many takes with this stage, as the engine itself lays it out. */
+static enum status memory_of(const struct config *config, const struct engine *engine,
+                             size_t ranks, int stage, size_t *bytes) {
+    const struct ranks one_of = {.rank = 0, .world = (int)ranks, .local_world = 1};
+    struct config staged = *config;
+    struct engine_memory_plan plan;
+    staged.train.zero = stage;
+    staged.train.batch = config->train.batch * (int64_t)ranks;
+    TRY(engine_plan_rank(&staged, engine->parts, &engine->device, &one_of, &plan));
+    *bytes = plan.total_bytes;
+    return STATUS_OK;
 }
 
 /* Bytes that the update passes over: the norm, and AdamW. */
@@ -99,59 +110,73 @@ static enum status time_alone(const struct plan_ranks *options, const struct con
     return STATUS_OK;
 }
 
-static void print_stages(const struct scaling_work *work, const struct scaling_link *link,
-                         size_t ranks) {
+/* What all rows are computed from. */
+struct prediction {
+    const struct config *config;
+    const struct engine *engine;
+    struct scaling_work work;
+    struct scaling_link link;
+};
+
+static enum status print_stages(const struct prediction *p, size_t ranks) {
     char sent[TEXT_BYTES], memory[TEXT_BYTES];
+    size_t bytes = 0;
     printf("  %4s %10s %10s %14s %14s %16s %12s %14s\n", "zero", "step ms", "efficiency",
            "reduce exposed", "gather exposed", "communication ms", "sent a rank",
            "memory a rank");
     for (int stage = 0; stage < SCALING_STAGES; stage++) {
-        const struct scaling_point p = scaling_predict(work, link, ranks, stage);
+        const struct scaling_point at = scaling_predict(&p->work, &p->link, ranks, stage);
+        TRY(memory_of(p->config, p->engine, ranks, stage, &bytes));
         printf("  %4d %10.2f %9.1f%% %14.2f %14.2f %16.2f %12s %14s\n", stage,
-               p.step_seconds * 1e3, p.efficiency * 100.0, p.exposed_reduce_seconds * 1e3,
-               p.exposed_gather_seconds * 1e3, p.communication_seconds * 1e3,
-               text_bytes(sent, (size_t)p.sent_bytes), text_bytes(memory, (size_t)p.memory_bytes));
+               at.step_seconds * 1e3, at.efficiency * 100.0, at.exposed_reduce_seconds * 1e3,
+               at.exposed_gather_seconds * 1e3, at.communication_seconds * 1e3,
+               text_bytes(sent, (size_t)at.sent_bytes), text_bytes(memory, bytes));
     }
+    return STATUS_OK;
 }
 
-static void print_row(const struct scaling_work *work, const struct scaling_link *link,
-                      size_t ranks) {
+static enum status print_row(const struct prediction *p, size_t ranks) {
     char memory[TEXT_BYTES];
+    size_t bytes = 0;
     printf("  %8zu", ranks);
     for (int stage = 0; stage < SCALING_STAGES; stage++) {
-        const struct scaling_point p = scaling_predict(work, link, ranks, stage);
-        printf(" %9.2f %5.1f%% %10s", p.step_seconds * 1e3, p.efficiency * 100.0,
-               text_bytes(memory, (size_t)p.memory_bytes));
+        const struct scaling_point at = scaling_predict(&p->work, &p->link, ranks, stage);
+        TRY(memory_of(p->config, p->engine, ranks, stage, &bytes));
+        printf(" %9.2f %5.1f%% %10s", at.step_seconds * 1e3, at.efficiency * 100.0,
+               text_bytes(memory, bytes));
     }
     printf("\n");
+    return STATUS_OK;
 }
 
 /* Powers of two up to the number, and itself. */
-static void print_growth(const struct scaling_work *work, const struct scaling_link *link,
-                         size_t ranks) {
+static enum status print_growth(const struct prediction *p, size_t ranks) {
     printf("  the same share a rank on fewer: step ms, efficiency, memory a rank for zero 0, 1, 2, "
            "3\n");
-    for (size_t n = 1; n < ranks; n *= 2) print_row(work, link, n);
-    print_row(work, link, ranks);
+    for (size_t n = 1; n < ranks; n *= 2) TRY(print_row(p, n));
+    return print_row(p, ranks);
 }
 
 enum status plan_ranks_print(const struct plan_ranks *options, const struct config *config,
-                             const struct engine *engine, const struct engine_memory_plan *memory,
-                             const struct op_trace *trace, const struct flops *flops) {
-    struct scaling_work work = work_of(config, engine, memory);
+                             const struct engine *engine, const struct op_trace *trace,
+                             const struct flops *flops) {
     const double latency_us = options->latency_us > 0.0 ? options->latency_us : latency_us_usual;
-    const struct scaling_link link = {.bytes_per_second = options->link_GBps * 1e9,
-                                      .latency_seconds = latency_us * 1e-6};
-    TRY(time_alone(options, config, engine, trace, flops, &work));
+    struct prediction p = {
+        .config = config,
+        .engine = engine,
+        .work = work_of(config, engine),
+        .link = {.bytes_per_second = options->link_GBps * 1e9,
+                 .latency_seconds = latency_us * 1e-6},
+    };
+    TRY(time_alone(options, config, engine, trace, flops, &p.work));
     printf("ranks       %" PRId64 ", each with %" PRId64 " sequences a step in %zu micro-batch%s; "
-           "%g GB/s, %g us a hop\n", options->ranks, config->train.batch, work.micro_batches,
-           work.micro_batches == 1 ? "" : "es", options->link_GBps, latency_us);
+           "%g GB/s, %g us a hop\n", options->ranks, config->train.batch, p.work.micro_batches,
+           p.work.micro_batches == 1 ? "" : "es", options->link_GBps, latency_us);
     printf("  one rank alone takes %.2f ms, %s\n",
-           (work.compute_seconds + work.update_seconds) * 1e3,
+           (p.work.compute_seconds + p.work.update_seconds) * 1e3,
            options->step_ms > 0.0 ? "as given" : "at the device's peak, which no step reaches: a "
                                                  "lower bound (--step-ms takes a measured one)");
     printf("  what follows is predicted, not measured (docs/many_ranks.md)\n");
-    print_stages(&work, &link, (size_t)options->ranks);
-    print_growth(&work, &link, (size_t)options->ranks);
-    return STATUS_OK;
+    TRY(print_stages(&p, (size_t)options->ranks));
+    return print_growth(&p, (size_t)options->ranks);
 }

@@ -18,10 +18,10 @@ struct plan_ranks {
  * rank's share. */
 enum status plan_ranks_check(const struct plan_ranks *options, struct config *config);
 
-/* The tables. `memory` and `trace` are those of one rank alone with its share. STATUS_CONFIG if
+/* The tables. `trace` is that of one rank alone with its share. STATUS_CONFIG if
  * neither a measured step nor the device's peak tells how long a step takes. */
 enum status plan_ranks_print(const struct plan_ranks *options, const struct config *config,
-                             const struct engine *engine, const struct engine_memory_plan *memory,
-                             const struct op_trace *trace, const struct flops *flops);
+                             const struct engine *engine, const struct op_trace *trace,
+                             const struct flops *flops);
 
 #endif

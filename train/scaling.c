@@ -2,7 +2,6 @@
 #include "train/scaling.h"
 
 #include <math.h>
-#include <stdbool.h>
 
 static double larger(double a, double b) { return a > b ? a : b; }
 static double smaller(double a, double b) { return a < b ? a : b; }
@@ -131,31 +130,6 @@ static struct times communication(const struct scaling_work *w, const struct sca
     return t;
 }
 
-/* ---- memory ---- */
-
-/* Numbers of a flat buffer of which only the ends and some blocks are there at one time. */
-static double in_slots(const struct scaling_work *w) {
-    return (double)w->end_elements + SCALING_SLOTS * (double)w->layer_elements;
-}
-
-/* As train/exchange.h lays a rank out. */
-static double memory(const struct scaling_work *w, size_t ranks, int stage) {
-    const double all = elements(w), owned = all / (double)ranks, f = sizeof(float);
-    const double weight = (double)w->weight_bytes_each, travels = (double)w->reduce_bytes_each;
-    const double largest = larger((double)w->layer_elements, (double)w->end_elements);
-    const bool fp32 = w->weight_bytes_each == sizeof(float), shared = ranks > 1 && stage > 0;
-    double bytes = 3.0 * f * (shared ? owned : all); /* masters and moments */
-    if (!fp32 || shared) bytes += weight * (ranks > 1 && stage == 3 ? in_slots(w) : all);
-    if (!fp32 && shared) bytes += weight * owned;               /* what weights are gathered from */
-    bytes += f * (ranks > 1 && stage >= 2 ? in_slots(w) : all); /* gradients of a pass */
-    if (ranks > 1) {
-        bytes += f * owned; /* summed gradients */
-        if (stage >= 2 || travels < f) bytes += travels * largest / (double)ranks;
-        if (travels < f) bytes += travels * largest;
-    }
-    return bytes + (double)w->other_bytes;
-}
-
 /* ---- the whole ---- */
 
 struct scaling_point scaling_predict(const struct scaling_work *w, const struct scaling_link *link,
@@ -172,6 +146,5 @@ struct scaling_point scaling_predict(const struct scaling_work *w, const struct 
         .communication_seconds = t.reduce + t.gather,
         .sent_bytes = t.sent_bytes,
         .efficiency = (w->compute_seconds + w->update_seconds) / step,
-        .memory_bytes = memory(w, ranks, stage),
     };
 }

@@ -1,7 +1,6 @@
 /*
  * What a step will take on many ranks, on paper: times of collectives from their bytes and the link,
- * what of them backward and forward hide, and memory a rank, for each stage of ZeRO (Rajbhandari et
- * al., 2020). docs/many_ranks.md, "Scaling on paper", has the formulas and what they leave out.
+ * and what of them backward and forward hide, for each stage of ZeRO (train/exchange.h). docs/many_ranks.md, "Scaling on paper", has the formulas and what they leave out.
  * These are predictions. Called by `deepwell plan --ranks`; plain values, nothing to release.
  */
 #ifndef DEEPWELL_TRAIN_SCALING_H_
@@ -10,9 +9,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Nothing sharded; the optimizer (and FP32 masters); gradients too; weights too. What is not kept
- * lies in memory for as many blocks as exchange.h says. */
-enum { SCALING_STAGES = 4, SCALING_SLOTS = 3 };
+enum {
+    SCALING_STAGES = 4, /* train.zero */
+    SCALING_SLOTS = 3,  /* blocks whose weights are still there when backward begins: EXCHANGE_SLOTS */
+};
 
 /* One rank's share of a step, by itself. */
 struct scaling_work {
@@ -23,11 +23,10 @@ struct scaling_work {
     size_t layer_elements;    /* of one block */
     size_t end_elements;      /* embeddings and the last norm: gradients that are whole only when
                                * backward is, weights that forward wants first */
-    size_t weight_bytes_each; /* in the compute type: what is gathered; 4: the masters are they */
+    size_t weight_bytes_each; /* in the compute type: what is gathered */
     size_t reduce_bytes_each; /* of a gradient on its way */
     bool gather_ahead;        /* updated weights travel while the next forward pass begins; else it
                                * waits for all of them */
-    size_t other_bytes;       /* activations, scratch, narrow copies: as large on any rank */
 };
 
 struct scaling_link {
@@ -43,7 +42,6 @@ struct scaling_point {
     double communication_seconds; /* hidden or not */
     double sent_bytes;            /* by a rank, a step */
     double efficiency;            /* one rank's step alone / step_seconds */
-    double memory_bytes;          /* a rank */
 };
 
 /* Seconds and bytes sent of one collective over `bytes` on all ranks together (reduce-scatter of
