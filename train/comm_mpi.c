@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/tensor.h"
 #include "train/comm.h"
@@ -176,6 +177,14 @@ static enum status check_world(const struct comm *comm) {
                       comm->world, rank, world, comm->world);
 }
 
+/* "Open MPI v4.1.4, package: ..." up to the comma. */
+static void name_library(struct comm *comm) {
+    char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+    int length = 0;
+    MPI_Get_library_version(text, &length);
+    snprintf(comm->name, sizeof comm->name, "%.*s", (int)strcspn(text, ","), text);
+}
+
 enum status comm_open_mpi(struct comm *comm, struct device *device, int rank, int world) {
     int provided = 0;
     struct mpi_backend *backend = calloc(1, sizeof *backend);
@@ -183,8 +192,6 @@ enum status comm_open_mpi(struct comm *comm, struct device *device, int rank, in
     *comm = (struct comm){
         .calls = &mpi_calls, .device = device, .backend = backend, .rank = rank, .world = world,
     };
-    snprintf(comm->name, sizeof comm->name, "Open MPI %d.%d.%d", OMPI_MAJOR_VERSION,
-             OMPI_MINOR_VERSION, OMPI_RELEASE_VERSION);
     enum status status = STATUS_OK;
     /* Threads that save or read ahead never call MPI. */
     TRY_GOTO(check(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "starting MPI"),
@@ -195,6 +202,7 @@ enum status comm_open_mpi(struct comm *comm, struct device *device, int rank, in
     TRY_GOTO(check(MPI_Type_commit(&backend->unit), "starting MPI"), fail);
     TRY_GOTO(check(MPI_Op_create(sum_bf16, 1, &backend->bf16_sum), "starting MPI"), fail);
     TRY_GOTO(check_world(comm), fail);
+    name_library(comm);
     return STATUS_OK;
 fail:
     comm_abort(comm, (int)status);

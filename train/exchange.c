@@ -108,6 +108,7 @@ static enum status leave(struct exchange *x, size_t bucket) {
 
 static enum status gradients_ready(struct gpt_exchange *self, size_t bucket) {
     struct exchange *x = (struct exchange *)self;
+    if (x->look != NULL) return x->look(x->look_context, bucket);
     if (!x->reduce) return STATUS_OK;
     TRY(arrive(x)); /* of the bucket before: it had this one's time to travel */
     TRY(leave(x, bucket));

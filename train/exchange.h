@@ -60,6 +60,9 @@ struct exchange {
 
     size_t micro_batch;        /* of the step, counted from 1 */
     bool reduce, add;          /* this pass's gradients leave; they are added to `summed` */
+    enum status (*look)(void *context, size_t bucket); /* instead: sees a bucket's gradients, for
+                                                        * diagnosis; NULL: none */
+    void *look_context;
     bool gather_all;           /* this pass fetches embeddings and final norm too */
     size_t leaving;            /* bucket whose staged parts are not in `summed` yet; SIZE_MAX */
     size_t held[EXCHANGE_SLOTS]; /* layers whose weights the slots hold in this pass; SIZE_MAX */

@@ -29,24 +29,42 @@ static enum status see(struct gpt_observer *self, const char *what, int layer,
     return STATUS_OK;
 }
 
-/* The first parameter whose numbers in `flat` are not all finite: weights in the order of the
- * table, gradients of a micro-batch in the order in which backward makes them. */
-static enum status find_in_params(struct finder *finder, float *flat, bool gradients) {
-    struct engine *engine = finder->engine;
-    const struct param_table *table = &engine->gpt.table;
-    for (size_t i = 0; i < table->length && !finder->found; i++) {
-        const struct param *param = &table->params[gradients ? table->length - 1 - i : i];
-        const struct tensor tensor = tensor_make(flat + param->offset, DTYPE_F32,
-                                                 param->padded_rows, param->columns);
-        size_t index = SIZE_MAX;
-        TRY(engine->device.ops->find_nonfinite(&engine->device, tensor, &index));
-        if (index == SIZE_MAX) continue;
-        char batch[32] = "";
-        if (gradients) snprintf(batch, sizeof batch, ", micro-batch %zu", finder->micro_batch);
-        snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu%s)",
-                 gradients ? "gradient" : "weight", param->name, index / param->columns,
-                 index % param->columns, batch);
-        finder->found = true;
+/* Numbers (of a parameter) at `flat`; `what` names them. */
+static enum status find_in_param(struct finder *finder, const struct param *param, float *flat,
+                                 bool gradient) {
+    const struct tensor tensor = tensor_make(flat, DTYPE_F32, param->padded_rows, param->columns);
+    struct device *device = &finder->engine->device;
+    size_t index = SIZE_MAX;
+    char batch[32] = "";
+    TRY(device->ops->find_nonfinite(device, tensor, &index));
+    if (index == SIZE_MAX) return STATUS_OK;
+    if (gradient) snprintf(batch, sizeof batch, ", micro-batch %zu", finder->micro_batch);
+    snprintf(finder->text, NONFINITE_TEXT_BYTES, "%s of %s (row %zu, column %zu%s)",
+             gradient ? "gradient" : "weight", param->name, index / param->columns,
+             index % param->columns, batch);
+    finder->found = true;
+    return STATUS_OK;
+}
+
+static enum status see_losses(struct finder *finder) {
+    const struct gpt_training *training = &finder->engine->training;
+    const size_t tokens = training->shape.batch * training->shape.sequence_length;
+    return see(&finder->observer, "loss", -1,
+               tensor_make(training->losses, DTYPE_F32, tokens, 1));
+}
+
+/* Gradients of a micro-batch in the order in which backward makes them; the losses before. */
+static enum status see_bucket(void *context, size_t index) {
+    struct finder *finder = context;
+    const struct gpt *gpt = &finder->engine->gpt;
+    const struct gpt_bucket *bucket = &gpt->buckets[index];
+    if (index == gpt_norm_bucket(gpt)) TRY(see_losses(finder));
+    for (size_t i = bucket->params; i-- > 0 && !finder->found;) {
+        const struct param *param = &gpt->table.params[bucket->first_param + i];
+        TRY(find_in_param(finder, param,
+                          finder->engine->exchange.gradients[index] +
+                              (param->offset - bucket->offset),
+                          true));
     }
     return STATUS_OK;
 }
@@ -68,11 +86,13 @@ static enum status run_micro_batch(struct finder *finder, const struct nonfinite
         .gradient_scale = request->gradient_scale, .loss_scale = &engine->state->loss_scale,
     };
     TRY(gpt_forward_backward(training, &gradient));
-    const struct tensor losses = tensor_make(training->losses, DTYPE_F32, tokens, 1);
-    TRY(see(&finder->observer, "loss", -1, losses));
-    /* Where ranks share gradients out, those of a pass are gone. */
-    return engine->gradients == NULL ? STATUS_OK
-                                     : find_in_params(finder, engine->gradients, true);
+    if (engine->exchange.active) return STATUS_OK; /* see_bucket() saw it all */
+    TRY(see_losses(finder));
+    for (size_t i = engine->gpt.table.length; i-- > 0 && !finder->found;) {
+        const struct param *param = &engine->gpt.table.params[i];
+        TRY(find_in_param(finder, param, engine->gradients + param->offset, true));
+    }
+    return STATUS_OK;
 }
 
 /* The first of this rank's masters that is not finite. */
@@ -80,7 +100,11 @@ static enum status find_in_masters(struct finder *finder) {
     struct engine *engine = finder->engine;
     const struct param_table *table = &engine->gpt.table;
     size_t index = SIZE_MAX;
-    if (!engine_shares_out(engine)) return find_in_params(finder, engine->masters, false);
+    for (size_t i = 0; i < table->length && !engine_shares_out(engine) && !finder->found; i++) {
+        const struct param *param = &table->params[i];
+        TRY(find_in_param(finder, param, engine->masters + param->offset, false));
+    }
+    if (!engine_shares_out(engine)) return STATUS_OK;
     const struct tensor owned = tensor_make(engine->masters, DTYPE_F32, 1, engine->owned);
     TRY(engine->device.ops->find_nonfinite(&engine->device, owned, &index));
     if (index == SIZE_MAX) return STATUS_OK;
@@ -144,7 +168,8 @@ enum status nonfinite_find(struct engine *engine, const struct nonfinite_request
     TRY_GOTO(find_in_masters(&finder), cleanup);
     result->weights = finder.found;
     engine->training.observer = &finder.observer;
-    engine->exchange.reduce = false;
+    engine->exchange.look = see_bucket;
+    engine->exchange.look_context = &finder;
     /* Passes of several ranks fetch weights together: none stops early. */
     for (; finder.micro_batch < request->shape->micro_batches &&
            (!finder.found || engine->ranks.world > 1);
@@ -154,6 +179,7 @@ enum status nonfinite_find(struct engine *engine, const struct nonfinite_request
     status = share(engine, finder.found, result);
 cleanup:
     engine->training.observer = NULL;
+    engine->exchange.look = NULL;
     free(inputs);
     free(targets);
     return status;

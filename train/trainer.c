@@ -105,10 +105,11 @@ static enum status stop_nonfinite(struct trainer *t) {
     TRY(trainer_event(t, what));
     return status_set(
         STATUS_NUMERICS,
-        "step %lld is not finite (loss %g, gradient norm %g%s): "
+        "step %lld%s is not finite (loss %g, gradient norm %g%s): "
         "found first in %s. %s Lower optimizer.learning_rate or optimizer.clip_norm, or set "
         "train.nonfinite = skip",
-        (long long)step, (double)control.loss, (double)control.gradient_norm,
+        (long long)step, t->ranks.world > 1 ? "" : " on rank 0", (double)control.loss,
+        (double)control.gradient_norm,
         too_many ? ", too many in a row (train.nonfinite_max)" : "", found.text,
         found.weights ? "The run can go on from its newest checkpoint only."
                       : "It was not applied, and the run is saved as it was before.");

@@ -1,7 +1,6 @@
-"""@local_system: OpenBLAS, Open MPI, and a check that the C libraries of docs/build.md are installed.
+"""@local_system: OpenBLAS, and a check that the C libraries of docs/build.md are installed.
 
   //:openblas   cc_library: <cblas.h>, linked with a run path to the variant found here
-  //:mpi        cc_library: <mpi.h>; empty where config.bzl says HAVE_MPI = False
   //:versions   cc_library: <local_system/versions.h> with DEEPWELL_OPENBLAS_VERSION
 
 Everything missing is named at once, with the one command that installs it.
@@ -9,7 +8,7 @@ Everything missing is named at once, with the one command that installs it.
 
 load(":find.bzl", "defined", "exists", "first_file", "shared_object", "triple")
 
-_ENV = ["DEEPWELL_OPENBLAS_HOME", "DEEPWELL_MPI"]
+_ENV = ["DEEPWELL_OPENBLAS_HOME"]
 
 _OPENBLAS_PACKAGE = "libopenblas-openmp-dev"
 
@@ -50,19 +49,6 @@ def _find_openblas(rctx):
             return struct(include = include, lib = lib, name = shared_object(rctx, lib, stem))
     return None
 
-def _find_mpi(rctx):
-    """Open MPI's headers and library as Debian lays them out, or None: a build without many CPU
-    ranks. DEEPWELL_MPI=0 builds without in any case."""
-    if rctx.os.environ.get("DEEPWELL_MPI") == "0":
-        return None
-    arch = triple(rctx)
-    include = first_file(rctx, ["/usr/lib/%s/openmpi/include" % arch, "/usr/local/include"], "mpi.h")
-    for lib in ["/usr/lib/" + arch, "/usr/local/lib"]:
-        # The numbered name: libmpi.so may stand for another MPI.
-        if include and exists(rctx, lib + "/libmpi.so.40"):
-            return struct(include = include, lib = lib, name = "libmpi.so.40")
-    return None
-
 def _fail_missing(rctx, headers, packages):
     home = rctx.os.environ.get("DEEPWELL_OPENBLAS_HOME")
     fail("\n".join([
@@ -83,10 +69,6 @@ def _local_system_impl(rctx):
     for header in ["cblas.h", "openblas_config.h"]:
         rctx.symlink(openblas.include + "/" + header, "openblas/" + header)
     version = defined(rctx.read("openblas/openblas_config.h"), "OPENBLAS_VERSION")
-    mpi = _find_mpi(rctx)
-    if mpi:
-        rctx.symlink(mpi.include, "mpi")
-    rctx.file("config.bzl", "HAVE_MPI = %s\n" % bool(mpi))
     version = [w for w in version.replace('"', "").split(" ") if w and w != "OpenBLAS"]
     rctx.file("include/local_system/versions.h", "\n".join([
         "/* Written by tools/system/configure.bzl. */",
@@ -106,30 +88,12 @@ cc_library(
 )
 
 cc_library(
-    name = "mpi",
-    hdrs = {mpi_headers},
-    includes = {mpi_includes},
-    linkopts = {mpi_links},
-)
-
-cc_library(
     name = "versions",
     hdrs = ["include/local_system/versions.h"],
     includes = ["include"],
 )
-""".format(
-        lib = openblas.lib,
-        name = openblas.name,
-        mpi_headers = 'glob(["mpi/**/*.h"])' if mpi else "[]",
-        mpi_includes = '["mpi"]' if mpi else "[]",
-        mpi_links = '["-L%s", "-l:%s"]' % (mpi.lib, mpi.name) if mpi else "[]",
-    ))
-    print("openblas %s: %s/%s; mpi: %s" % (
-        " ".join(version),
-        openblas.lib,
-        openblas.name,
-        mpi.lib + "/" + mpi.name if mpi else "none",
-    ))
+""".format(lib = openblas.lib, name = openblas.name))
+    print("openblas %s: %s/%s" % (" ".join(version), openblas.lib, openblas.name))
 
 local_system = repository_rule(
     implementation = _local_system_impl,
