@@ -200,7 +200,7 @@ static void describe_late(char *text, size_t room, const struct watchdog *w, uin
     const double silent = first == 0 ? 0.0 : clock_seconds() - w->peers[first].heard_seconds;
     if (first > 0 && w->peers[first].gone) {
         snprintf(more, sizeof more, "it has left the run");
-    } else if (silent > silent_beats * w->options.beat_seconds) {
+    } else if (silent > gather_beats * w->options.beat_seconds) {
         snprintf(more, sizeof more, "silent for %.0f seconds, last seen at %s, %s", silent,
                  step_text(step, last->step), last->entered == 0 ? "in none yet" : last->what);
     } else if (last->entered == 0) {
