@@ -42,6 +42,7 @@ static const char *const role_choices[] = {"embedding", "position", "linear", "b
 
 /* Bounds keep products of sizes far from 2^63; what a machine can hold is decided later. */
 enum { COUNT_MAX = 1 << 20, TOKENS_MAX = 1 << 30, VOCABULARY_MAX = 1 << 30 };
+enum { SECONDS_MAX = 1000000 };
 #define STEPS_MAX 1000000000000
 
 const struct config_key config_keys[] = {
@@ -180,6 +181,15 @@ const struct config_key config_keys[] = {
     CHOICE(comm.order, "fast", order_choices,
            "order in which gradients are summed over ranks; fixed: that of one rank, so that any "
            "number of ranks gives the same bits; slower"),
+    TEXT(comm.rendezvous, "",
+         "where the ranks of a run meet: HOST:PORT of rank 0, or file:PATH on storage that all "
+         "share; empty: as the launcher says (docs/many_ranks.md)"),
+    INTEGER(comm.start_timeout, "300", 1, SECONDS_MAX,
+            "seconds for all ranks to come; who is missing is named"),
+    INTEGER(comm.timeout, "600", 1, SECONDS_MAX,
+            "seconds for a collective; then the run ends, naming the ranks that did not arrive"),
+    INTEGER(comm.max_ctas, "0", 0, 64,
+            "blocks of a GPU that communication may take; 0: NCCL's choice"),
 
     REAL(mfu.peak, "0", 0, 1e9, false, false,
          "dense TFLOPS of the compute type that MFU is a share of, or of a narrow recipe's mixture "

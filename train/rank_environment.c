@@ -195,6 +195,7 @@ static enum status read_torchrun(struct rank_environment *e) {
     if (e->world > 1 && e->host[0] == '\0') return missing("WORLD_SIZE", "MASTER_ADDR");
     if (e->world > 1 && e->port == 0) return missing("WORLD_SIZE", "MASTER_PORT");
     e->run = run_number(names, sizeof names / sizeof names[0]);
+    if (rank_environment_by_gpus()) e->source = "--gpus";
     return STATUS_OK;
 }
 
@@ -260,13 +261,38 @@ static enum status check_nesting(const struct rank_environment *e) {
                       open_mpi.rank, outer.rank, open_mpi.world, outer.world);
 }
 
+static bool by_torchrun(void) {
+    return variable(torchrun.rank) != NULL || variable(torchrun.world) != NULL ||
+           variable(torchrun.local_rank) != NULL;
+}
+
+static bool by_open_mpi(void) {
+    return variable(open_mpi.rank) != NULL || variable(open_mpi.world) != NULL;
+}
+
+bool rank_environment_by_gpus(void) { return variable("DEEPWELL_RUN") != NULL; }
+
+enum status rank_environment_check_alone(void) {
+    struct rank_environment e = {.world = 1};
+    const char *tasks = variable("SLURM_STEP_NUM_TASKS");
+    if (by_torchrun() || by_open_mpi()) {
+        TRY(rank_environment_read(&e));
+    } else if (tasks != NULL) {
+        TRY(rank_number("SLURM_STEP_NUM_TASKS", tasks, 1, WORLD_MAX, &e.world));
+        e.source = slurm.source;
+    }
+    if (e.world == 1) return STATUS_OK;
+    return status_set(STATUS_CONFIG, "--gpus starts the ranks of one host by itself, but %s made "
+                      "this process one of %d already: leave --gpus out, or start one process",
+                      e.source, e.world);
+}
+
 enum status rank_environment_read(struct rank_environment *out) {
     struct rank_environment e = {.world = 1, .source = ""};
-    if (variable(torchrun.rank) != NULL || variable(torchrun.world) != NULL ||
-        variable(torchrun.local_rank) != NULL) {
+    if (by_torchrun()) {
         TRY(read_torchrun(&e));
         TRY(check_nesting(&e));
-    } else if (variable(open_mpi.rank) != NULL || variable(open_mpi.world) != NULL) {
+    } else if (by_open_mpi()) {
         TRY(read_open_mpi(&e));
     } else if (variable(slurm.rank) != NULL) {
         TRY(read_slurm(&e));

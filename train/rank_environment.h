@@ -11,6 +11,7 @@
 #ifndef DEEPWELL_TRAIN_RANK_ENVIRONMENT_H_
 #define DEEPWELL_TRAIN_RANK_ENVIRONMENT_H_
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,12 +27,19 @@ struct rank_environment {
     int port;               /* where rank 0 listens; 0: the environment does not say */
     uint64_t run;           /* the same on all ranks of this run, another for other runs of this
                              * launcher; 0: not known */
-    const char *source;     /* "torchrun", "Open MPI", "Slurm"; "": no launcher */
+    const char *source;     /* "--gpus", "torchrun", "Open MPI", "Slurm"; "": none */
 };
 
 /* STATUS_CONFIG with the variables' names and values where one is no number, out of bounds, missing
  * beside others, or contradicts another. */
 enum status rank_environment_read(struct rank_environment *out);
+
+/* Whether `--gpus N` of this program started this process as a rank. */
+bool rank_environment_by_gpus(void);
+
+/* For one that starts ranks itself: STATUS_CONFIG if a launcher made this process one of several.
+ * A batch script of Slurm has the numbers of its job, but is one process. */
+enum status rank_environment_check_alone(void);
 
 /* The first host of Slurm's list: "node[07-09,12],login1" is "node07". Ranges keep their zeros; a
  * name may have several brackets. STATUS_CONFIG for what no list is; `out` is a host name (letters,

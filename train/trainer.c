@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "train/comm_watched.h"
 #include "train/nonfinite.h"
 #include "train/signals.h"
 #include "train/step.h"
@@ -208,6 +209,7 @@ static enum status run_steps(struct trainer *t) {
     if (t->state.step == 0 && t->config->validation.every > 0) TRY(trainer_validate(t));
     while (t->state.step < t->config->train.steps) {
         if (t->ranks.world == 1 ? signals_received() != NULL : t->leaving) return save_and_leave(t);
+        TRY(comm_at_step(&t->comm, t->asked));
         TRY(ask_step(t));
         const bool pause = pause_after(t->config, t->asked);
         TRY(see_steps(t, pause ? 0 : DEVICE_READS - 1));

@@ -11,7 +11,7 @@
 #include <xxhash.h>
 
 #include "base/checked.h"
-#include "train/rank_environment.h"
+#include "train/ranks_open.h"
 #include "train/trainer_parts.h"
 
 /* ---- start ---- */
@@ -23,16 +23,8 @@ static enum status silence(void) {
 }
 
 enum status trainer_join(struct trainer *t) {
-    struct rank_environment found;
-    TRY(rank_environment_read(&found));
-    t->ranks = (struct ranks){.rank = found.rank, .world = found.world,
-                              .local_rank = found.local_rank};
-    if (found.world == 1) {
-        comm_open_single(&t->comm, NULL);
-        return STATUS_OK;
-    }
-    if (found.rank > 0) TRY(silence());
-    return comm_open_mpi(&t->comm, NULL, found.rank, found.world);
+    TRY(ranks_open(&t->ranks, &t->comm, t->config));
+    return t->ranks.rank > 0 ? silence() : STATUS_OK;
 }
 
 /* Every key by itself, so that a difference is named; and this very program. */

@@ -172,6 +172,32 @@ static void hostlists(void **state) {
     assert_int_equal(hostlist_first(long_list, host), STATUS_CONFIG);
 }
 
+/* A launcher in a launcher's rank would make ranks twice; a batch script is one process. */
+static void alone(void **state) {
+    (void)state;
+    static const char *const lone[][VARIABLES_MAX] = {
+        {NULL},
+        {"SLURM_PROCID=0", "SLURM_NTASKS=8", "SLURM_LOCALID=0", NULL},
+        {"SLURM_STEP_NUM_TASKS=1", NULL},
+        {"RANK=0", "WORLD_SIZE=1", NULL},
+    };
+    static const char *const among[][VARIABLES_MAX] = {
+        {"SLURM_STEP_NUM_TASKS=2", NULL},
+        {"SLURM_STEP_NUM_TASKS=x", NULL},
+        {"OMPI_COMM_WORLD_RANK=1", "OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_LOCAL_RANK=1", NULL},
+        {"RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=a", "MASTER_PORT=1", NULL},
+        {"RANK=0", NULL},
+    };
+    for (size_t i = 0; i < sizeof lone / sizeof lone[0]; i++) {
+        set_environment(lone[i]);
+        assert_int_equal(rank_environment_check_alone(), STATUS_OK);
+    }
+    for (size_t i = 0; i < sizeof among / sizeof among[0]; i++) {
+        set_environment(among[i]);
+        assert_int_equal(rank_environment_check_alone(), STATUS_CONFIG);
+    }
+}
+
 /* Two jobs, and a job and its requeued self, do not meet at one port with one number. */
 static void runs_differ(void **state) {
     (void)state;
@@ -195,6 +221,7 @@ int main(void) {
         cmocka_unit_test(answers),
         cmocka_unit_test(refusals),
         cmocka_unit_test(hostlists),
+        cmocka_unit_test(alone),
         cmocka_unit_test(runs_differ),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
