@@ -1,9 +1,9 @@
 /*
  * What a rank asks of others, seen by a communicator that only looks. Oracles: the rules of
  * train/comm.h for recordings: within each micro-batch and update collectives come behind
- * comm_after_compute(), every wait for collectives has one before it in the same recording, and none
- * is left that nothing waits for; counts of collectives by hand; what moves, by the numbers that a
- * rank of two owns. Results of many ranks: tests/ranks.
+ * comm_after_compute(), every wait for collectives has one before it in the same recording, and
+ * none is left that nothing waits for; counts of collectives by hand; what moves, by the numbers
+ * that a rank of two owns. Results of many ranks: tests/ranks.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -167,7 +167,8 @@ static void collectives_follow_the_rules_of_recordings(void **state) {
     for (int zero = 0; zero <= 3; zero++) {
         for (int order = 0; order <= 1; order++) {
             for (int type = 0; type <= 1; type++) {
-                for (size_t micro = 1; micro <= 3; micro++) check(zero, order == 1, type == 1, micro);
+                for (size_t micro = 1; micro <= 3; micro++)
+                    check(zero, order == 1, type == 1, micro);
             }
         }
     }
