@@ -92,8 +92,8 @@ static void add_sums(struct times *t, const struct scaling_work *w, const struct
 }
 
 /* Stage 3, one micro-batch: a block's weights come while the block before it is at work, in forward
- * and again in backward but for the last ones, which are still there; in backward the same link also
- * takes the gradients. The ends' weights stay for the step. */
+ * and again in backward but for the last ones, which are still there; in backward the same link
+ * also takes the gradients. The ends' weights stay for the step. */
 static void add_passes(struct times *t, const struct scaling_work *w,
                        const struct scaling_link *link, size_t ranks, bool first) {
     const double layers = (double)w->layers, again = larger(layers - SCALING_SLOTS, 0.0);

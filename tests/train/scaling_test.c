@@ -23,8 +23,8 @@ static struct scaling_work round_work(void) {
     };
 }
 
-/* 1e9 bytes/s without latency: between 2 ranks half of all bytes go each way, so a block's gradients
- * (32e6 bytes) take 16 ms, its weights 8 ms; the ends' 40 ms and 20 ms. */
+/* 1e9 bytes/s without latency: between 2 ranks half of all bytes go each way, so a block's
+ * gradients (32e6 bytes) take 16 ms, its weights 8 ms; the ends' 40 ms and 20 ms. */
 static const struct scaling_link round_link = {.bytes_per_second = 1e9};
 
 static void close_to(double found, double expected) {
@@ -71,9 +71,9 @@ static void two_ranks_by_hand(void **state) {
         /* the ends' weights 20; 10 blocks of 8 fit into the 100 of forward */
         {40, 20, 300e6, 5, 200 + 100},
         {40, 20, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
-        /* ends 20 and the first block 8; 8 < 10 of a forward block. Backward: 7 blocks again, 8 + 16
-         * against 20: 4 over; the last gradients 16 and 40. Sent: half of (10 + 7) * 16e6 + 40e6 +
-         * 400e6. */
+        /* ends 20 and the first block 8; 8 < 10 of a forward block. Backward: 7 blocks again, 8 +
+         * 16 against 20: 4 over; the last gradients 16 and 40. Sent: half of (10 + 7) * 16e6 + 40e6
+         * + 400e6. */
         {16 + 40 + 7 * 4, 28, 0.5 * (17 * 16e6 + 40e6 + 400e6), 5, 200 + 20 + 17 * 8},
     };
     for (int stage = 0; stage < SCALING_STAGES; stage++) {
