@@ -23,8 +23,23 @@ static enum status gather_weights(struct exchange *x, size_t bucket) {
                            (const char *)x->source.data + part.at * size, part.count * size);
 }
 
+/* With quantised copies of all weights, they are gathered at once; else by the next forward pass,
+ * one block ahead. */
+static bool lazy(const struct exchange *x) { return x->zero > 0 && x->engine->scales == NULL; }
+
+enum status exchange_update_weights(struct exchange *x) {
+    return lazy(x) ? STATUS_OK : exchange_weights(x);
+}
+
+void exchange_updated(struct exchange *x) { x->stale = lazy(x); }
+
+enum status exchange_refresh(struct exchange *x) {
+    return x->active && x->stale ? exchange_weights(x) : STATUS_OK;
+}
+
 enum status exchange_weights(struct exchange *x) {
     struct comm *comm = x->engine->comm;
+    x->stale = false;
     if (x->zero == 0 || x->zero == 3) return STATUS_OK; /* they are there; or fetched as needed */
     TRY(comm_after_compute(comm));
     for (size_t i = 0; i < gpt_bucket_count(&x->engine->gpt); i++) TRY(gather_weights(x, i));
@@ -45,6 +60,9 @@ static enum status fetch_block(struct exchange *x, size_t layer) {
 static enum status begin_pass(struct exchange *x) {
     struct comm *comm = x->engine->comm;
     for (size_t i = 0; i < EXCHANGE_SLOTS; i++) x->held[i] = SIZE_MAX;
+    x->fetching = x->zero == 3 || (lazy(x) && (x->training ? x->gather_all : x->stale));
+    if (!x->training) x->stale = false;
+    if (!x->fetching) return STATUS_OK;
     if (x->gather_all) {
         TRY(comm_after_compute(comm));
         TRY(gather_weights(x, GPT_EMBEDDING_BUCKET));
@@ -57,8 +75,9 @@ static enum status begin_pass(struct exchange *x) {
 /* The block's weights are there; the next one's are on their way while it is at work. */
 static enum status need_weights(struct gpt_exchange *self, size_t bucket, bool backward) {
     struct exchange *x = (struct exchange *)self;
-    if (x->zero < 3 || bucket == gpt_norm_bucket(&x->engine->gpt)) return STATUS_OK;
     if (bucket == GPT_EMBEDDING_BUCKET) return begin_pass(x);
+    if (!x->fetching || bucket == gpt_norm_bucket(&x->engine->gpt)) return STATUS_OK;
+    if (backward && x->zero < 3) return STATUS_OK; /* still there */
     const size_t layer = bucket - gpt_block_bucket(0);
     TRY(fetch_block(x, layer));
     TRY(compute_after_comm(x->engine->comm));
@@ -123,12 +142,14 @@ void exchange_begin(struct exchange *x, bool first, bool *accumulate) {
     x->reduce = always || x->micro_batch == x->micro_batches;
     x->add = always && !first;
     x->gather_all = first;
+    x->training = true;
     x->leaving = SIZE_MAX;
     *accumulate = !always && !first;
 }
 
 void exchange_count(struct exchange *x, bool first) {
     x->micro_batch = first ? 1 : x->micro_batch + 1;
+    x->stale = false; /* this pass, or the first one of the step, fetches them */
 }
 
 size_t exchange_kind(const struct exchange *x) {
@@ -154,6 +175,7 @@ enum status exchange_end(struct exchange *x, const float *losses, size_t tokens)
     TRY(arrive(x));
     TRY(compute_after_comm(x->engine->comm));
     x->gather_all = true; /* for passes that nothing begins: evaluation */
+    x->training = false;
     return add_losses(x, losses, tokens);
 }
 

@@ -63,7 +63,10 @@ struct exchange {
     enum status (*look)(void *context, size_t bucket); /* instead: sees a bucket's gradients, for
                                                         * diagnosis; NULL: none */
     void *look_context;
+    bool training;             /* this pass belongs to a step */
     bool gather_all;           /* this pass fetches embeddings and final norm too */
+    bool fetching;             /* this pass fetches weights */
+    bool stale;                /* weights are those before the last update */
     size_t leaving;            /* bucket whose staged parts are not in `summed` yet; SIZE_MAX */
     size_t held[EXCHANGE_SLOTS]; /* layers whose weights the slots hold in this pass; SIZE_MAX */
 };
@@ -98,9 +101,17 @@ enum status exchange_end(struct exchange *x, const float *losses, size_t tokens)
 /* Squares of all gradients, the loss and the amaxes of narrow recipes, the same on all ranks. */
 enum status exchange_sums(struct exchange *x);
 
-/* Gradients for an update of everything (zero 0), before it; weights of all, after it. */
+/* Gradients for an update of everything (zero 0), before it. After it the weights of all are
+ * gathered by the next pass, block by block, unless quantised copies of all are kept: then at once.
+ * exchange_updated() follows every update on the host, also one that is replayed. */
 enum status exchange_gradients(struct exchange *x);
+enum status exchange_update_weights(struct exchange *x);
+void exchange_updated(struct exchange *x);
+
+/* Gathers all weights now; the second where it was not done since the last update, for what reads
+ * them without a pass of struct gpt_training. */
 enum status exchange_weights(struct exchange *x);
+enum status exchange_refresh(struct exchange *x);
 
 /* FP32 numbers that each rank owns (`owned`), of one bucket, gathered where the bucket's gradients
  * lie: for checkpoints, between steps. */

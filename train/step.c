@@ -117,11 +117,13 @@ static enum status ask_update(void *recorded) {
     TRY(device->ops->step_decide(device, engine->state));
     if (exchange->active) TRY(exchange_gradients(exchange));
     TRY(device->ops->adamw(device, &update));
-    if (exchange->active) TRY(exchange_weights(exchange));
+    if (exchange->active) TRY(exchange_update_weights(exchange));
     return engine_narrow_weights(engine);
 }
 
 enum status step_update(struct engine *engine, const struct config *config) {
     struct recorded what = {engine, .ask = ask_update, .config = config};
-    return run_recorded(&what, &engine->update);
+    TRY(run_recorded(&what, &engine->update));
+    if (engine->exchange.active) exchange_updated(&engine->exchange);
+    return STATUS_OK;
 }

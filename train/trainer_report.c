@@ -74,6 +74,7 @@ enum status trainer_sample(struct trainer *t) {
         .context = &sample,
     };
     int32_t *prompt = NULL;
+    TRY(exchange_refresh(&t->engine.exchange));
     TRY(prompt_tokens(vocabulary, c->prompt, &prompt, &request.prompt_count));
     request.prompt = prompt;
     sample.out = open_memstream(&text, &text_bytes);
