@@ -26,8 +26,8 @@ struct scaling_work {
                                * backward is, weights that forward wants first */
     size_t weight_bytes_each; /* in the compute type: what is gathered */
     size_t reduce_bytes_each; /* of a gradient on its way */
-    bool gather_ahead;        /* updated weights travel while the next forward pass begins; else it
-                               * waits for all of them */
+    bool gather_ahead;        /* updated weights travel while the next forward pass is under way;
+                               * else it waits for all of them */
 };
 
 struct scaling_link {

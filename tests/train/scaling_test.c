@@ -68,9 +68,9 @@ static void two_ranks_by_hand(void **state) {
         /* 10 blocks of 16 fit into the 180 that backward has left behind the first block's; the
          * ends' 40 do not. Then 200 for the sums. */
         {40 + 200, 0, 400e6, 10, 160 + 40 + 200},
-        /* the ends' weights 20; 10 blocks of 8 fit into the 100 of forward */
-        {40, 20, 300e6, 5, 200 + 100},
-        {40, 20, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
+        /* the ends' weights 20 and the first block's 8; the others' 8 hide behind 10 of forward */
+        {40, 28, 300e6, 5, 200 + 100},
+        {40, 28, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
         /* ends 20 and the first block 8; 8 < 10 of a forward block. Backward: 7 blocks again, 8 +
          * 16 against 20: 4 over; the last gradients 16 and 40. Sent: half of (10 + 7) * 16e6 + 40e6
          * + 400e6. */
