@@ -107,6 +107,16 @@ static void micro_batches(void **state) {
     close_to(third.exposed_gather_seconds, 0.02 + 4 * 0.008); /* the ends' weights once */
 }
 
+/* Half the rate: 10 blocks of 32 ms against the 180 that backward leaves, and 80 for the ends; the
+ * first block's weights 16, nine others 16 against 10 each, the ends' 40. */
+static void a_link_that_is_too_slow(void **state) {
+    (void)state;
+    const struct scaling_work w = round_work();
+    const struct scaling_link link = {.bytes_per_second = 0.5e9};
+    close_to(scaling_predict(&w, &link, 2, 1).exposed_reduce_seconds, 0.320 - 0.180 + 0.080);
+    close_to(scaling_predict(&w, &link, 2, 1).exposed_gather_seconds, 0.040 + 0.016 + 9 * 0.006);
+}
+
 static void weights_that_come_at_once(void **state) {
     (void)state;
     struct scaling_work w = round_work();
@@ -141,6 +151,7 @@ int main(void) {
         cmocka_unit_test(one_rank_talks_to_nobody),
         cmocka_unit_test(two_ranks_by_hand),
         cmocka_unit_test(micro_batches),
+        cmocka_unit_test(a_link_that_is_too_slow),
         cmocka_unit_test(weights_that_come_at_once),
         cmocka_unit_test(limits),
     };
