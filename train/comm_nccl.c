@@ -1,8 +1,8 @@
 /*
  * NCCL behind train/comm_nccl.h.
  *
- * Every call of NCCL is made under a lock, and the waits between them are not: the watchdog's thread
- * can abort in between, after which the communicator is gone and every call is refused. Each
+ * Every call of NCCL is made under a lock, and the waits between them are not: the watchdog's
+ * thread can abort in between, after which the communicator is gone and every call is refused. Each
  * collective is enclosed by two counters on its stream (kernels/cuda/communication.h), from which
  * the watchdog reads how far the device is, in recordings too.
  */

@@ -28,8 +28,8 @@ enum status comm_nccl_id(unsigned char id[COMM_NCCL_ID_BYTES]);
 enum status comm_open_nccl(struct comm *comm, const struct comm_nccl_options *options,
                            const struct rendezvous *talk);
 
-/* For struct watchdog_options; `comm` is the struct comm. From any thread. Progress of the device is
- * added to what the host entered and left. */
+/* For struct watchdog_options; `comm` is the struct comm. From any thread. Progress of the device
+ * is added to what the host entered and left. */
 void comm_nccl_progress(void *comm, struct watchdog_progress *progress);
 void comm_nccl_break_off(void *comm);
 

@@ -3,8 +3,8 @@
 
 enum status comm_nccl_id(unsigned char id[COMM_NCCL_ID_BYTES]) {
     (void)id;
-    return status_set(STATUS_CONFIG, "several GPUs are wanted, but deepwell was built without NCCL, "
-                      "through which they talk: install CUDA and NCCL (docs/build.md) and build "
+    return status_set(STATUS_CONFIG, "several GPUs are wanted, but deepwell was built without "
+                      "NCCL, through which they talk: install CUDA and NCCL (docs/build.md) and build "
                       "again, or start one rank");
 }
 

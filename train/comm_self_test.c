@@ -18,7 +18,7 @@ struct self_test {
     uint32_t *host;
 };
 
-/* What rank r gives at place i: 1 to 112, so that 2^17 ranks add up below 2^24 and FP32 is exact. */
+/* What rank r gives at place i: 1 to 112, so that 2^17 ranks add up below 2^24, exact in FP32. */
 static uint32_t given(int rank, size_t i) {
     return (uint32_t)(rank % 16 + 1) * (uint32_t)(i % 7 + 1);
 }

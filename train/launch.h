@@ -22,10 +22,10 @@ struct launch {
     int out, err;             /* file descriptors that the ranks' output goes to */
 };
 
-/* Starts the ranks and returns when all have ended. Standard output and error of rank 0 come as they
- * are, of rank R each line behind "[R] ". STATUS_OK if all ended with 0. Else the exit code of the
- * first to fail (128 + n for signal n, as a shell counts) with a message that names the rank and
- * the cause; a rank that ended only because another did (STATUS_RANKS) is first only among its
+/* Starts the ranks and returns when all have ended. Standard output and error of rank 0 come as
+ * they are, of rank R each line behind "[R] ". STATUS_OK if all ended with 0. Else the exit code of
+ * the first to fail (128 + n for signal n, as a shell counts) with a message that names the rank
+ * and the cause; a rank that ended only because another did (STATUS_RANKS) is first only among its
  * like. STATUS_INTERNAL, with nothing left running, if a process cannot be started. */
 enum status launch_processes(const struct launch *launch);
 

@@ -56,7 +56,8 @@ static struct scaling_work work_of(const struct config *config, const struct eng
         .end_elements = ends,
         .weight_bytes_each = dtype_bytes(engine->dtype),
         .reduce_bytes_each = bf16 ? 2 : sizeof(float),
-        .gather_ahead = engine->scales == NULL, /* exchange_update_weights() */
+        /* narrow copies are made of all weights at once, which waits for them */
+        .gather_ahead = !precision_narrow(&engine->precision),
     };
 }
 

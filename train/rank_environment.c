@@ -192,8 +192,6 @@ static enum status read_torchrun(struct rank_environment *e) {
     int local_world = 0;
     TRY(read_numbers(&torchrun, e, &local_world));
     TRY(read_address(e));
-    if (e->world > 1 && e->host[0] == '\0') return missing("WORLD_SIZE", "MASTER_ADDR");
-    if (e->world > 1 && e->port == 0) return missing("WORLD_SIZE", "MASTER_PORT");
     e->run = run_number(names, sizeof names / sizeof names[0]);
     if (rank_environment_by_gpus()) e->source = "--gpus";
     return STATUS_OK;
@@ -241,7 +239,6 @@ static enum status read_slurm(struct rank_environment *e) {
                                                        : "SLURM_JOB_NODELIST");
         }
     }
-    if (e->world > 1 && e->host[0] == '\0') return missing("SLURM_NTASKS", "SLURM_JOB_NODELIST");
     e->run = run_number(names, sizeof names / sizeof names[0]);
     port_from_run(e);
     return STATUS_OK;

@@ -46,7 +46,7 @@ enum status rank_environment_check_alone(void);
  * digits, '.', '-', '_') or untouched. */
 enum status hostlist_first(const char *list, char out[HOST_BYTES]);
 
-/* A whole number from `least` to `most`, digits alone. STATUS_CONFIG with the name and the value. */
+/* A whole number from `least` to `most`, digits alone. STATUS_CONFIG with name and value. */
 enum status rank_number(const char *name, const char *text, int64_t least, int64_t most, int *out);
 
 #endif

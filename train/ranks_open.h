@@ -1,7 +1,7 @@
 /*
- * The start of a run of many ranks: which rank this is (rank_environment.h), how it finds the others
- * (rendezvous.h), what they talk through (NCCL between GPUs, MPI between CPUs), and who watches
- * (watchdog.h). Called by the trainer before anything is opened.
+ * The start of a run of many ranks: which rank this is (rank_environment.h), how it finds the
+ * others (rendezvous.h), what they talk through (NCCL between GPUs, MPI between CPUs), and who
+ * watches (watchdog.h). Called by the trainer before anything is opened.
  */
 #ifndef DEEPWELL_TRAIN_RANKS_OPEN_H_
 #define DEEPWELL_TRAIN_RANKS_OPEN_H_

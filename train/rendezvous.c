@@ -175,7 +175,8 @@ enum status rendezvous_place(char place[PATH_BYTES], const char *configured,
     const bool v6 = strchr(host, ':') != NULL;
     if (configured[0] != '\0') {
         struct wire_address address;
-        if (rendezvous_file_of(configured) == NULL && wire_address_parse(configured, &address) != STATUS_OK) {
+        if (rendezvous_file_of(configured) == NULL &&
+            wire_address_parse(configured, &address) != STATUS_OK) {
             return status_context(STATUS_CONFIG, "comm.rendezvous (HOST:PORT or file:PATH)");
         }
         snprintf(place, PATH_BYTES, "%s", configured);

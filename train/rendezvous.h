@@ -41,7 +41,7 @@ struct rendezvous_options {
     double timeout_seconds;
     int listener;       /* rank 0: a socket that listens at `place` already (wire_listen), which
                          * becomes this call's; 0: none yet */
-    const char *device; /* "0000:4c:00.0": no two ranks of a host may have the same; "": no matter */
+    const char *device; /* "0000:4c:00.0": no two ranks of a host may have the same; "": any */
     const struct rendezvous_check *checks; /* (check_count), in the same order on all ranks */
     size_t check_count;
 };

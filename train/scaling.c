@@ -70,15 +70,15 @@ static void add_reduction(struct times *t, const struct scaling_work *w,
     t->sent_bytes += scaling_collective_bytes(ranks, each * elements(w));
 }
 
-/* Weights behind an update: those of the ends are wanted at once, the others while the next forward
- * pass comes to them. */
+/* Weights behind an update: those of the ends and of the first block are wanted at once, each other
+ * block's come while the one before it is at work in the next forward pass. */
 static void add_gather(struct times *t, const struct scaling_work *w,
                        const struct scaling_link *link, size_t ranks) {
     const double layers = (double)w->layers, each = (double)w->weight_bytes_each;
     const struct bucket_times b = bucket_times(w, link, ranks, w->weight_bytes_each);
+    const double hidden = w->gather_ahead ? forward_seconds(w) / layers : 0.0;
     t->gather += layers * b.block + b.ends;
-    const double hidden = w->gather_ahead ? forward_seconds(w) : 0.0;
-    t->exposed_gather += b.ends + larger(layers * b.block - hidden, 0.0);
+    t->exposed_gather += b.ends + b.block + (layers - 1.0) * larger(b.block - hidden, 0.0);
     t->sent_bytes += scaling_collective_bytes(ranks, each * elements(w));
 }
 
@@ -92,8 +92,8 @@ static void add_sums(struct times *t, const struct scaling_work *w, const struct
 }
 
 /* Stage 3, one micro-batch: a block's weights come while the block before it is at work, in forward
- * and again in backward but for the last ones, which are still there; in backward the same link also
- * takes the gradients. The ends' weights stay for the step. */
+ * and again in backward but for the last ones, which are still there; in backward the same link
+ * also takes the gradients. The ends' weights stay for the step. */
 static void add_passes(struct times *t, const struct scaling_work *w,
                        const struct scaling_link *link, size_t ranks, bool first) {
     const double layers = (double)w->layers, again = larger(layers - SCALING_SLOTS, 0.0);

@@ -1,7 +1,8 @@
 /*
- * What a step will take on many ranks, on paper: times of collectives from their bytes and the link,
- * and what of them backward and forward hide, for each stage of ZeRO (train/exchange.h). docs/many_ranks.md, "Scaling on paper", has the formulas and what they leave out.
- * These are predictions. Called by `deepwell plan --ranks`; plain values, nothing to release.
+ * What a step will take on many ranks, on paper: times of collectives from their bytes and the
+ * link, and what of them backward and forward hide, for each stage of ZeRO (train/exchange.h).
+ * docs/many_ranks.md, "Scaling on paper", has the formulas and what they leave out. These are
+ * predictions. Called by `deepwell plan --ranks`; plain values, nothing to release.
  */
 #ifndef DEEPWELL_TRAIN_SCALING_H_
 #define DEEPWELL_TRAIN_SCALING_H_
@@ -11,7 +12,7 @@
 
 enum {
     SCALING_STAGES = 4, /* train.zero */
-    SCALING_SLOTS = 3,  /* blocks whose weights are still there when backward begins: EXCHANGE_SLOTS */
+    SCALING_SLOTS = 3,  /* blocks whose weights are there when backward begins: EXCHANGE_SLOTS */
 };
 
 /* One rank's share of a step, by itself. */
@@ -25,8 +26,8 @@ struct scaling_work {
                                * backward is, weights that forward wants first */
     size_t weight_bytes_each; /* in the compute type: what is gathered */
     size_t reduce_bytes_each; /* of a gradient on its way */
-    bool gather_ahead;        /* updated weights travel while the next forward pass begins; else it
-                               * waits for all of them */
+    bool gather_ahead;        /* updated weights travel while the next forward pass is under way;
+                               * else it waits for all of them */
 };
 
 struct scaling_link {

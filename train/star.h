@@ -8,8 +8,8 @@
 
 #include "train/rendezvous.h"
 
-/* out (world * bytes): part r is what rank r has at `in` (bytes); bytes 0: a barrier. All ranks with
- * the same bytes. STATUS_RANKS with the rank that was lost, or did not come in time. */
+/* out (world * bytes): part r is what rank r has at `in` (bytes); bytes 0: a barrier. All ranks
+ * with the same bytes. STATUS_RANKS with the rank that was lost, or did not come in time. */
 enum status star_gather(const struct rendezvous *talk, void *out, const void *in, size_t bytes,
                         double timeout_seconds);
 

@@ -148,6 +148,7 @@ static enum status log_step(struct trainer *t, double waited_seconds) {
 static enum status see_step(struct trainer *t) {
     const struct trainer_pending *pending = &t->pending[slot_of(t->state.step)];
     TRY(device_read_end(&t->engine.device, slot_of(t->state.step)));
+    TRY(comm_at_step(&t->comm, t->asked)); /* broken off, its numbers mean nothing */
     t->before = t->state;
     t->state.control = pending->control;
     t->state.step++;

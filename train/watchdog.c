@@ -1,4 +1,5 @@
-/* The watch behind train/watchdog.h: one thread a rank; rank 0's also hears the others and judges. */
+/* The watch behind train/watchdog.h: one thread a rank; rank 0's also hears the others and judges.
+ * */
 #include "train/watchdog.h"
 
 #include <errno.h>
@@ -31,7 +32,8 @@ struct frame {
     char what[WATCHDOG_WHAT_BYTES];
     char message[MESSAGE_BYTES]; /* FRAME_FAILED: why the run ends */
 };
-_Static_assert(sizeof(struct frame) == 32 + WATCHDOG_WHAT_BYTES + MESSAGE_BYTES, "no padding travels");
+_Static_assert(sizeof(struct frame) == 32 + WATCHDOG_WHAT_BYTES + MESSAGE_BYTES,
+               "no padding travels");
 
 /* The other end of a connection. */
 struct peer {
@@ -331,8 +333,8 @@ static void report(struct watchdog *w) {
     }
     if (w->overdue_since == 0.0) w->overdue_since = clock_seconds();
     if (clock_seconds() - w->overdue_since < orphan_seconds) return;
-    snprintf(message, sizeof message, "%s (%s) did not finish within %.0f seconds, and rank 0 on %s "
-             "does not say who is missing", own.what, step_text(step, own.step),
+    snprintf(message, sizeof message, "%s (%s) did not finish within %.0f seconds, and rank 0 on "
+             "%s does not say who is missing", own.what, step_text(step, own.step),
              w->options.timeout_seconds, host_of(w, 0));
     fail(w, message);
 }

@@ -12,8 +12,8 @@
  *   while (!done) { MPI_Test(...); TRY(watchdog_check(w)); }
  *   watchdog_leave(w);
  *
- * Collectives that run on a stream while the host goes on, and again with a recording, the host does
- * not enter: `progress` says how far the device is.
+ * Collectives that run on a stream while the host goes on, and again with a recording, the host
+ * does not enter: `progress` says how far the device is.
  * All ranks enter the same collectives in the same order.
  */
 #ifndef DEEPWELL_TRAIN_WATCHDOG_H_

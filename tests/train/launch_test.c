@@ -78,7 +78,9 @@ static void all_end_well(void **state) {
     (void)state;
     const struct result *r =
         run("echo \"$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE, $MASTER_ADDR\"; "
-            "echo e$RANK >&2; test -n \"$DEEPWELL_RUN\" && test \"$MASTER_PORT\" -gt 0", 3);
+            "echo e$RANK >&2; test -n \"$DEEPWELL_RUN\" && test \"$MASTER_PORT\" -gt 0 && "
+            /* a group of its own: a terminal's signals come through the launcher alone */
+            "test \"$(cut -d' ' -f5 /proc/$$/stat)\" = $$", 3);
     assert_int_equal(r->code, 0);
     has(r->out, "0 of 3, 0 of 3, 127.0.0.1\n");
     has(r->out, "[1] 1 of 3, 1 of 3, 127.0.0.1\n");
@@ -131,7 +133,7 @@ static void the_deaf_are_killed(void **state) {
 static void a_witness_is_no_culprit(void **state) {
     (void)state;
     const struct result *r =
-        run("if [ $RANK = 0 ]; then exit 10; fi; trap 'exit 7' TERM; "
+        run("if [ $RANK = 0 ]; then sleep 0.3; exit 10; fi; trap 'exit 7' TERM; "
             "while :; do sleep 0.05; done", 2);
     assert_int_equal(r->code, 7);
     has(r->message, "rank 1 of 2 ended with exit code 7");
@@ -154,7 +156,8 @@ static void what_does_not_start(void **state) {
     close(launch.err);
 }
 
-/* Starts the launcher in a process of its own, waits for `ranks` lines "up", then signals it. */
+/* Starts the launcher in a process group of its own, waits for `ranks` lines "up", then signals the
+ * group, as a terminal does, or with SIGKILL the launcher alone. */
 static int signalled(const char *script, int ranks, int number, int times, char *out) {
     int pipe_ends[2];
     size_t used = 0;
@@ -163,6 +166,7 @@ static int signalled(const char *script, int ranks, int number, int times, char 
     if (pid == 0) {
         char *arguments[4];
         struct launch launch = shell(script, ranks, arguments);
+        setpgid(0, 0);
         close(pipe_ends[0]);
         launch.out = launch.err = pipe_ends[1];
         _exit((int)launch_processes(&launch));
@@ -175,7 +179,7 @@ static int signalled(const char *script, int ranks, int number, int times, char 
         if (!sent && up == ranks) {
             sent = true;
             for (int i = 0; i < times; i++) {
-                kill(pid, number);
+                kill(number == SIGKILL ? pid : -pid, number);
                 if (i + 1 < times) usleep(200 * 1000);
             }
         }
@@ -220,9 +224,11 @@ static void a_second_signal_too(void **state) {
 static void ranks_end_with_the_launcher(void **state) {
     (void)state;
     static char out[TEXT];
+    const double begun = clock_seconds();
     /* the read in signalled() ends only when every holder of the pipe has gone */
     const int code = signalled("echo up; exec sleep 60", 2, SIGKILL, 1, out);
     assert_int_equal(code, 128 + SIGKILL);
+    assert_true(clock_seconds() - begun < 20.0);
 }
 
 /* The reader has gone: the ranks are asked to leave, as SIGPIPE asks a lone process. */

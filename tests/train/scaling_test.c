@@ -23,8 +23,8 @@ static struct scaling_work round_work(void) {
     };
 }
 
-/* 1e9 bytes/s without latency: between 2 ranks half of all bytes go each way, so a block's gradients
- * (32e6 bytes) take 16 ms, its weights 8 ms; the ends' 40 ms and 20 ms. */
+/* 1e9 bytes/s without latency: between 2 ranks half of all bytes go each way, so a block's
+ * gradients (32e6 bytes) take 16 ms, its weights 8 ms; the ends' 40 ms and 20 ms. */
 static const struct scaling_link round_link = {.bytes_per_second = 1e9};
 
 static void close_to(double found, double expected) {
@@ -68,12 +68,12 @@ static void two_ranks_by_hand(void **state) {
         /* 10 blocks of 16 fit into the 180 that backward has left behind the first block's; the
          * ends' 40 do not. Then 200 for the sums. */
         {40 + 200, 0, 400e6, 10, 160 + 40 + 200},
-        /* the ends' weights 20; 10 blocks of 8 fit into the 100 of forward */
-        {40, 20, 300e6, 5, 200 + 100},
-        {40, 20, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
-        /* ends 20 and the first block 8; 8 < 10 of a forward block. Backward: 7 blocks again, 8 + 16
-         * against 20: 4 over; the last gradients 16 and 40. Sent: half of (10 + 7) * 16e6 + 40e6 +
-         * 400e6. */
+        /* the ends' weights 20 and the first block's 8; the others' 8 hide behind 10 of forward */
+        {40, 28, 300e6, 5, 200 + 100},
+        {40, 28, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
+        /* ends 20 and the first block 8; 8 < 10 of a forward block. Backward: 7 blocks again, 8 +
+         * 16 against 20: 4 over; the last gradients 16 and 40. Sent: half of (10 + 7) * 16e6 + 40e6
+         * + 400e6. */
         {16 + 40 + 7 * 4, 28, 0.5 * (17 * 16e6 + 40e6 + 400e6), 5, 200 + 20 + 17 * 8},
     };
     for (int stage = 0; stage < SCALING_STAGES; stage++) {
@@ -105,6 +105,16 @@ static void micro_batches(void **state) {
     close_to(second.exposed_reduce_seconds, 4 * 0.04);
     close_to(third.exposed_reduce_seconds, 4 * 0.084);
     close_to(third.exposed_gather_seconds, 0.02 + 4 * 0.008); /* the ends' weights once */
+}
+
+/* Half the rate: 10 blocks of 32 ms against the 180 that backward leaves, and 80 for the ends; the
+ * first block's weights 16, nine others 16 against 10 each, the ends' 40. */
+static void a_link_that_is_too_slow(void **state) {
+    (void)state;
+    const struct scaling_work w = round_work();
+    const struct scaling_link link = {.bytes_per_second = 0.5e9};
+    close_to(scaling_predict(&w, &link, 2, 1).exposed_reduce_seconds, 0.320 - 0.180 + 0.080);
+    close_to(scaling_predict(&w, &link, 2, 1).exposed_gather_seconds, 0.040 + 0.016 + 9 * 0.006);
 }
 
 static void weights_that_come_at_once(void **state) {
@@ -141,6 +151,7 @@ int main(void) {
         cmocka_unit_test(one_rank_talks_to_nobody),
         cmocka_unit_test(two_ranks_by_hand),
         cmocka_unit_test(micro_batches),
+        cmocka_unit_test(a_link_that_is_too_slow),
         cmocka_unit_test(weights_that_come_at_once),
         cmocka_unit_test(limits),
     };
