@@ -115,6 +115,28 @@ static void bf16_sums_give_the_bits_of_one_rank(void **state) {
     check_fixed("--precision.recipe bf16 --comm.reduction bf16", 1, RANKS_MAX, true);
 }
 
+/* Scales are of a micro-batch's own numbers, or the largest of all ranks; quantised copies are made
+ * from gathered weights. */
+static void narrow_recipes_give_the_bits_of_one_rank(void **state) {
+    (void)state;
+    static const char *const recipes[] = {"fp8 --precision.scaling current", "mxfp8"};
+    char line[E2E_LINE_BYTES];
+    for (int i = 0; i < 2; i++) {
+        const char *wide = "--comm.order fixed --model.width 64 --train.micro_batch 2";
+        snprintf(line, sizeof line, "%s --precision.recipe %s --train.out one-%d", wide, recipes[i],
+                 i);
+        train(0, 1, line);
+        snprintf(line, sizeof line, "%s --precision.recipe %s --train.zero %d --train.out many-%d",
+                 wide, recipes[i], 1 + i, i);
+        train(0, 2 + i, line);
+        char one[64], many[64];
+        snprintf(one, sizeof one, "one-%d", i);
+        snprintf(many, sizeof many, "many-%d", i);
+        assert_same_curve(one, many);
+    }
+    train(2, 2, "--train.zero 3 --model.width 64 --train.micro_batch 2 --precision.recipe mxfp8");
+}
+
 /* Fast sums differ from one rank's in rounding alone. With epsilon = 1 an update is a Lipschitz
  * function of the gradient, |dw| <= lr |dg|: a gradient summed from 12 parts in another order is
  * off by 12 2^-24 of the sum of its parts' sizes, say 10 times its own; its norm is clipped to 0.5,
@@ -333,6 +355,7 @@ int main(int argc, char **argv) {
         E2E_TEST(fixed_order_gives_the_bits_of_one_rank),
         E2E_TEST(loss_scaling_gives_the_bits_of_one_rank),
         E2E_TEST(bf16_sums_give_the_bits_of_one_rank),
+        E2E_TEST(narrow_recipes_give_the_bits_of_one_rank),
         E2E_TEST(fast_sums_give_the_curve_of_one_rank),
         E2E_TEST(a_run_goes_on_with_other_ranks),
         E2E_TEST(the_same_ranks_go_on_bit_for_bit),
