@@ -26,6 +26,7 @@ enum status {
     STATUS_MEMORY = 7,      /* more memory wanted than there is */
     STATUS_DEVICE = 8,      /* an accelerator or its library is missing or failed */
     STATUS_INTERRUPTED = 9, /* a signal asked to leave; the run was saved */
+    STATUS_RANKS = 10,      /* another rank failed, was lost or did not arrive in time */
 };
 
 /* Records the message for this thread and returns `code`, so that `return status_set(...)` reads

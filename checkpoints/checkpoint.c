@@ -7,8 +7,9 @@
  * completed.
  *
  *   1. A folder named step_NNNNNNNN is complete and durable, or was damaged from outside. It is
- *      written as step_NNNNNNNN.tmp-PID-N, every file is fsynced, the manifest last (write_files),
- *      the folder is fsynced and everything in it read back and compared (write_temporary); only
+ *      written as step_NNNNNNNN.tmp-PID-N, every file is fsynced, the manifest last
+ *      (checkpoint_end),
+ *      the folder is fsynced and everything in it read back and compared (verify_written); only
  *      then is it renamed and the run folder fsynced (put_in_place).
  *   2. Nothing that could be the best checkpoint is removed: only what is older than one that was
  *      verified by reading it goes (retire_old in prune.c), and it loses its name durably before
@@ -23,7 +24,7 @@
  *      step_NNNNNNNN.damaged-PID-N, never removed, before the new one takes its name
  *      (put_in_place); it goes when one that verifies has its step or a later one (is_leftover in
  *      prune.c).
- *   6. A save that fails removes its temporary folder and changes nothing else (checkpoint_save).
+ *   6. A save that fails removes its temporary folder and changes nothing else (checkpoint_fail).
  *      Where it fails after the rename, the checkpoint is complete and stays.
  *   7. What was read back is what was written: checksums are taken on the way to the disk
  *      (digest.c), and the pages are dropped from the cache before the files are read again.
@@ -57,7 +58,7 @@
 #include "checkpoints/weights.h"
 
 enum {
-    FILES = 4 + TOKENIZER_FILES_MAX, /* at most, beside the manifest */
+    FILES_BUT_SHARDS = 3 + TOKENIZER_FILES_MAX, /* at most, beside the manifest */
     HEADER_BYTES_PER_PARAM = 1024, /* generous, for three tensors a parameter */
     SLACK_BYTES = 1 << 20,         /* configuration, state, manifest, folders */
     SHOWN_MESSAGE_BYTES = 1024,
@@ -103,12 +104,12 @@ enum status checkpoint_check_space(const char *run_folder, const struct param_ta
 }
 
 /* The next row of the manifest, and where its file lies. */
-static enum status next_file(struct manifest *manifest, const char *folder, const char *name,
-                             char path[PATH_BYTES], struct file_digest **digest) {
-    struct manifest_file *file = &manifest->files[manifest->count++];
+static enum status next_file(struct checkpoint_writing *w, const char *name, char path[PATH_BYTES],
+                             struct file_digest **digest) {
+    struct manifest_file *file = &w->files[w->count++];
     snprintf(file->name, sizeof file->name, "%s", name);
     *digest = &file->digest;
-    return path_join(path, folder, name);
+    return path_join(path, w->folder, name);
 }
 
 static enum status write_state(const char *path, const cJSON *state, struct file_digest *digest) {
@@ -131,34 +132,42 @@ static enum status write_manifest(const char *folder, const struct manifest *man
 }
 
 /* Small files first: what cannot be written as JSON is found before the gigabytes. */
-static enum status write_files(const char *folder, const struct checkpoint_content *content) {
-    struct manifest_file files[FILES] = {0};
-    struct manifest manifest = {.step = content->step, .files = files};
+enum status checkpoint_write_model(struct checkpoint_writing *w) {
+    const struct checkpoint_content *content = w->content;
     struct file_digest *digest = NULL;
-    char path[PATH_BYTES], shard[LAYOUT_SHARD_NAME_BYTES];
-    TRY(next_file(&manifest, folder, LAYOUT_CONFIG, path, &digest));
+    char path[PATH_BYTES];
+    TRY(next_file(w, LAYOUT_CONFIG, path, &digest));
     TRY(text_file_write_config(path, &content->model, "float32", digest));
-    TRY(next_file(&manifest, folder, LAYOUT_STATE, path, &digest));
+    TRY(next_file(w, LAYOUT_STATE, path, &digest));
     TRY(write_state(path, content->state, digest));
     for (size_t i = 0; content->tokenizer != NULL && i < content->tokenizer->count; i++) {
         const struct tokenizer_file *file = &content->tokenizer->files[i];
-        TRY(next_file(&manifest, folder, file->name, path, &digest));
+        TRY(next_file(w, file->name, path, &digest));
         TRY(text_file_write(path, file->text, file->bytes, digest));
     }
-    TRY(next_file(&manifest, folder, LAYOUT_WEIGHTS, path, &digest));
-    TRY(weights_write(path, content->params, content->masters, SAFETENSORS_F32, digest));
-    layout_shard_name(shard, 1, 1);
-    TRY(next_file(&manifest, folder, shard, path, &digest));
-    TRY(moments_write(path, content->params, content->moments1, content->moments2, digest));
-    return write_manifest(folder, &manifest);
+    TRY(next_file(w, LAYOUT_WEIGHTS, path, &digest));
+    if (content->weights != NULL) {
+        return weights_write_from(path, content->params, *content->weights, SAFETENSORS_F32,
+                                  digest);
+    }
+    return weights_write(path, content->params, content->masters, SAFETENSORS_F32, digest);
 }
 
-/* A whole, durable and verified checkpoint in the temporary folder, which exists. */
-static enum status write_temporary(const char *folder, const struct checkpoint_content *content) {
+enum status checkpoint_write_shard(const char *folder, const struct param_table *params,
+                                   struct flat_ranges ranges, const float *moments1,
+                                   const float *moments2, size_t index, size_t shards,
+                                   struct file_digest *digest) {
+    char path[PATH_BYTES], name[LAYOUT_SHARD_NAME_BYTES];
+    layout_shard_name(name, index + 1, shards);
+    TRY(path_join(path, folder, name));
+    return moments_write(path, params, ranges, moments1, moments2, digest);
+}
+
+/* The folder is whole and durable, and reads back as it was written. */
+static enum status verify_written(const struct checkpoint_writing *w) {
     struct checkpoint written;
-    TRY(write_files(folder, content));
-    TRY(folder_sync(folder));
-    const enum status status = open_step(&written, folder, content->step);
+    TRY(folder_sync(w->folder));
+    const enum status status = open_step(&written, w->folder, w->content->step);
     if (status == STATUS_CHECKPOINT) { /* the bytes went wrong between us and the disk */
         status_context(status, "what was written does not read back the same, the disk may be "
                                "failing");
@@ -196,19 +205,6 @@ static enum status discard(const char *temporary, enum status code) {
     return status_set(code, "%s", reason);
 }
 
-static enum status save_new(const char *run_folder, const struct checkpoint_content *content,
-                            bool replace) {
-    char temporary[PATH_BYTES];
-    TRY(checkpoint_check_space(run_folder, content->params));
-    TRY(layout_free_path(temporary, run_folder, content->step, LAYOUT_TEMPORARY));
-    if (mkdir(temporary, 0777) != 0) {
-        return status_set(STATUS_IO, "cannot create the folder %s: %s", temporary, strerror(errno));
-    }
-    enum status status = write_temporary(temporary, content);
-    if (status == STATUS_OK) status = put_in_place(run_folder, temporary, content->step, replace);
-    return status == STATUS_OK ? STATUS_OK : discard(temporary, status);
-}
-
 /* *exists: something has the name of the checkpoint; *whole: and it verifies. */
 static enum status look_at_existing(const char *run_folder, int64_t step, bool *exists,
                                     bool *whole) {
@@ -224,22 +220,88 @@ static enum status look_at_existing(const char *run_folder, int64_t step, bool *
     return *whole || status == STATUS_CHECKPOINT ? STATUS_OK : status;
 }
 
-enum status checkpoint_save(const char *run_folder, const struct checkpoint_content *content,
-                            const struct checkpoint_retention *retention) {
-    bool exists = false, whole = false;
+/* The temporary folder of a new checkpoint, and room for what will be in it. */
+static enum status begin_new(struct checkpoint_writing *w, size_t shards) {
+    w->capacity = FILES_BUT_SHARDS + shards;
+    w->files = calloc(w->capacity, sizeof *w->files);
+    if (w->files == NULL) return status_set(STATUS_MEMORY, "out of memory for a checkpoint");
+    TRY(checkpoint_check_space(w->run_folder, w->content->params));
+    TRY(layout_free_path(w->folder, w->run_folder, w->content->step, LAYOUT_TEMPORARY));
+    if (mkdir(w->folder, 0777) == 0) return STATUS_OK;
+    const enum status status = status_set(STATUS_IO, "cannot create the folder %s: %s", w->folder,
+                                          strerror(errno));
+    w->folder[0] = '\0'; /* nothing to remove */
+    return status;
+}
+
+enum status checkpoint_begin(struct checkpoint_writing *w, const char *run_folder,
+                             const struct checkpoint_content *content,
+                             const struct checkpoint_retention *retention, size_t shards) {
+    *w = (struct checkpoint_writing){
+        .run_folder = run_folder, .content = content, .retention = retention,
+    };
     TRY(prune_retention_check(retention));
     TRY(check_content(content));
     TRY(layout_create_durable(run_folder));
-    TRY(look_at_existing(run_folder, content->step, &exists, &whole));
-    if (whole) {
-        TRY(folder_sync(run_folder)); /* its save may have ended between rename and fsync */
-    } else {
-        TRY(save_new(run_folder, content, exists));
+    TRY(look_at_existing(run_folder, content->step, &w->replaces, &w->whole));
+    if (w->whole) return folder_sync(run_folder); /* its save may have ended before this */
+    const enum status status = begin_new(w, shards);
+    return status == STATUS_OK ? STATUS_OK : checkpoint_fail(w, status);
+}
+
+static enum status end_new(struct checkpoint_writing *w, const struct file_digest *shards,
+                           size_t count) {
+    struct file_digest *digest = NULL;
+    char path[PATH_BYTES], name[LAYOUT_SHARD_NAME_BYTES];
+    for (size_t i = 0; i < count; i++) {
+        layout_shard_name(name, i + 1, count);
+        TRY(next_file(w, name, path, &digest));
+        *digest = shards[i];
     }
-    const enum status status = prune_after(run_folder, retention, content->step);
+    const struct manifest manifest = {
+        .step = w->content->step, .files = w->files, .count = w->count,
+    };
+    TRY(write_manifest(w->folder, &manifest));
+    TRY(verify_written(w));
+    return put_in_place(w->run_folder, w->folder, w->content->step, w->replaces);
+}
+
+enum status checkpoint_end(struct checkpoint_writing *w, const struct file_digest *shards,
+                           size_t count) {
+    if (!w->whole) {
+        const enum status status = end_new(w, shards, count);
+        if (status != STATUS_OK) return checkpoint_fail(w, status);
+    }
+    free(w->files);
+    w->files = NULL;
+    const enum status status = prune_after(w->run_folder, w->retention, w->content->step);
     if (status == STATUS_OK) return STATUS_OK;
     return status_context(status,
                           "the checkpoint of step %lld was saved, but older ones could not be "
                           "removed",
-                          (long long)content->step);
+                          (long long)w->content->step);
+}
+
+enum status checkpoint_fail(struct checkpoint_writing *w, enum status status) {
+    free(w->files);
+    w->files = NULL;
+    return w->folder[0] == '\0' ? status : discard(w->folder, status);
+}
+
+enum status checkpoint_save(const char *run_folder, const struct checkpoint_content *content,
+                            const struct checkpoint_retention *retention) {
+    struct checkpoint_writing writing;
+    struct file_digest shard = {0};
+    const struct flat_range all = {.count = content->params->elements};
+    TRY(checkpoint_begin(&writing, run_folder, content, retention, 1));
+    if (!writing.whole) {
+        enum status status = checkpoint_write_model(&writing);
+        if (status == STATUS_OK) {
+            status = checkpoint_write_shard(writing.folder, content->params,
+                                            (struct flat_ranges){&all, 1}, content->moments1,
+                                            content->moments2, 0, 1, &shard);
+        }
+        if (status != STATUS_OK) return checkpoint_fail(&writing, status);
+    }
+    return checkpoint_end(&writing, &shard, 1);
 }

@@ -2,7 +2,8 @@
  * A checkpoint is a folder RUN/step_00001000/ that Hugging Face's from_pretrained loads as it is:
  *   model.safetensors      master weights, FP32, Hugging Face names and layout
  *   config.json            the model's shape
- *   optimizer-00001-of-00001.safetensors   both moments by tensor name and flat range
+ *   optimizer-00001-of-00001.safetensors   both moments by tensor name and flat range; one file a
+ *                          rank that had a part of them
  *   state.json             the trainer's: step, sampling position, step state, configuration
  *   tokenizer.json, ...    the tokenizer's files as they were given, if any (tokenizer_files.h)
  *   manifest.json          name, size and XXH3-128 of every other file; written last
@@ -20,9 +21,12 @@
 
 #include "base/file.h"
 #include "base/status.h"
+#include "checkpoints/digest.h"
 #include "checkpoints/hf_config.h"
+#include "checkpoints/manifest.h"
 #include "checkpoints/safetensors.h"
 #include "checkpoints/tokenizer_files.h"
+#include "checkpoints/weights.h"
 #include "kernels/param_table.h"
 
 /* What is saved. Flat buffers are laid out by the table (param.offset), in host memory. */
@@ -30,6 +34,7 @@ struct checkpoint_content {
     int64_t step; /* optimizer steps done */
     const struct param_table *params;
     const float *masters, *moments1, *moments2;
+    const struct weights_source *weights; /* instead of masters: weights.h */
     struct hf_config model;
     const cJSON *state; /* the trainer's, for state.json; an object with "step" in it */
     const struct tokenizer_files *tokenizer; /* to lie beside the weights; NULL: none */
@@ -49,6 +54,39 @@ struct checkpoint_retention {
  * NaN or infinity: then nothing has changed either; moments are written as they are. */
 enum status checkpoint_save(const char *run_folder, const struct checkpoint_content *content,
                             const struct checkpoint_retention *retention);
+
+/*
+ * The same by several ranks together, which share the run folder; checkpoint_save() is these steps
+ * one after the other. The first rank begins, writes what is there once, and ends; every rank, the
+ * first too, writes its shard in between. Whoever fails tells the first, which then fails the save:
+ * nothing has changed. Calls on other ranks need no struct checkpoint_writing, only the folder.
+ */
+struct checkpoint_writing {
+    const char *run_folder;
+    const struct checkpoint_content *content; /* moments are not looked at */
+    const struct checkpoint_retention *retention;
+    char folder[PATH_BYTES]; /* where the files go until all are whole */
+    bool whole;              /* a checkpoint of this step is there: write nothing, end at once */
+    bool replaces;           /* something that is none has its name */
+    struct manifest_file *files;
+    size_t count, capacity;
+};
+
+/* `shards` files of moments will be written. */
+enum status checkpoint_begin(struct checkpoint_writing *writing, const char *run_folder,
+                             const struct checkpoint_content *content,
+                             const struct checkpoint_retention *retention, size_t shards);
+enum status checkpoint_write_model(struct checkpoint_writing *writing);
+
+/* Shard `index` (from 0) of `shards`. */
+enum status checkpoint_write_shard(const char *folder, const struct param_table *params,
+                                   struct flat_ranges ranges, const float *moments1,
+                                   const float *moments2, size_t index, size_t shards,
+                                   struct file_digest *digest);
+enum status checkpoint_end(struct checkpoint_writing *writing, const struct file_digest *shards,
+                           size_t count);
+/* Instead of the end. Returns `status`, with its message. */
+enum status checkpoint_fail(struct checkpoint_writing *writing, enum status status);
 
 /* STATUS_IO with both numbers if the disk has no room for one more checkpoint: asked before a run
  * begins and before each save. */
@@ -77,13 +115,19 @@ void checkpoint_close(struct checkpoint *checkpoint);
 enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], bool *found,
                               void (*warn)(const char *message));
 
-/* Copies weights (transposed and padded back) or moments into flat buffers laid out by `params`.
+/* Copies weights (transposed and padded back) into a flat buffer laid out by `params`, or moments
+ * into buffers that hold these ranges of it.
  * Every tensor must be there with the expected shape; an unknown one is an error too. */
 enum status checkpoint_load_weights(const struct checkpoint *checkpoint,
                                     const struct param_table *params, float *masters);
+/* One parameter's weights, after checkpoint_check_weights(): `count` numbers, padding zero. */
+enum status checkpoint_check_weights(const struct checkpoint *checkpoint,
+                                     const struct param_table *params);
+void checkpoint_load_weight(const struct checkpoint *checkpoint, const struct param *param,
+                            float *values);
 enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
-                                    const struct param_table *params, float *moments1,
-                                    float *moments2);
+                                    const struct param_table *params, struct flat_ranges ranges,
+                                    float *moments1, float *moments2);
 
 /* Removes what retention does not keep and the leftovers of interrupted saves. Only checkpoints
  * that verify count as kept, so up to `keep` and the damaged ones are read. Never removes the

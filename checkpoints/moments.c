@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
+
 enum { MOMENTS = 2 };
 static const char *const moment_names[MOMENTS] = {"exp_avg", "exp_avg_sq"};
 
@@ -18,44 +20,84 @@ struct piece {
     const struct safetensors_entry *entry;
 };
 
-static enum status describe(const struct param *param, size_t moment,
+/* What `range` has of a parameter: [begin, end) of its numbers, from `at` on in the buffer. */
+struct overlap {
+    size_t begin, end, at;
+};
+
+static struct overlap overlap_of(const struct param *param, const struct flat_range *range) {
+    const size_t end = size_min(param->offset + param_count(param), range->offset + range->count);
+    const size_t begin = size_max(param->offset, range->offset);
+    if (begin >= end) return (struct overlap){0};
+    return (struct overlap){
+        begin - param->offset, end - param->offset, range->at + (begin - range->offset),
+    };
+}
+
+static enum status describe(const struct param *param, size_t moment, struct overlap part,
                             struct safetensors_entry *entry) {
-    const size_t count = param_count(param);
     memset(entry, 0, sizeof *entry);
-    const int length = snprintf(entry->name, sizeof entry->name, "%s:%s:0-%zu",
-                                moment_names[moment], param->name, count);
+    const int length = snprintf(entry->name, sizeof entry->name, "%s:%s:%zu-%zu",
+                                moment_names[moment], param->name, part.begin, part.end);
     if (length < 0 || (size_t)length >= sizeof entry->name) {
         return status_set(STATUS_INTERNAL, "the optimizer key of %s is longer than %d bytes",
                           param->name, SAFETENSORS_NAME_BYTES - 1);
     }
     entry->dtype = SAFETENSORS_F32;
     entry->rank = 1;
-    entry->shape[0] = count;
+    entry->shape[0] = part.end - part.begin;
     return STATUS_OK;
 }
 
-enum status moments_write(const char *path, const struct param_table *params, const float *moments1,
+/* The entries of a file and where the numbers of each lie. */
+struct outline {
+    struct safetensors_entry *entries;
+    const float **numbers;
+    size_t count;
+};
+
+static enum status outline_all(struct outline *outline, const struct param_table *params,
+                               struct flat_ranges ranges, const float *const moments[MOMENTS]) {
+    for (size_t p = 0; p < params->length; p++) {
+        for (size_t r = 0; r < ranges.count; r++) {
+            const struct overlap part = overlap_of(&params->params[p], &ranges.items[r]);
+            if (part.begin == part.end) continue;
+            for (size_t moment = 0; moment < MOMENTS; moment++) {
+                TRY(describe(&params->params[p], moment, part, &outline->entries[outline->count]));
+                outline->numbers[outline->count++] = moments[moment] + part.at;
+            }
+        }
+    }
+    return STATUS_OK;
+}
+
+enum status moments_write(const char *path, const struct param_table *params,
+                          struct flat_ranges ranges, const float *moments1,
                           const float *moments2, struct file_digest *digest) {
     const float *const moments[MOMENTS] = {moments1, moments2};
     enum status status = STATUS_OK;
     struct safetensors_writer *writer = NULL;
-    struct safetensors_entry *entries = calloc(params->length + 1, MOMENTS * sizeof *entries);
-    if (entries == NULL) return status_set(STATUS_MEMORY, "out of memory writing %s", path);
-    for (size_t i = 0; i < MOMENTS * params->length; i++) {
-        TRY_GOTO(describe(&params->params[i / MOMENTS], i % MOMENTS, &entries[i]), done);
+    /* Every range but the last ends one parameter more. */
+    const size_t most = MOMENTS * (params->length + ranges.count);
+    struct outline outline = {.entries = calloc(most, sizeof *outline.entries),
+                              .numbers = calloc(most, sizeof *outline.numbers)};
+    if (outline.entries == NULL || outline.numbers == NULL) {
+        status = status_set(STATUS_MEMORY, "out of memory writing %s", path);
+        goto done;
     }
-    TRY_GOTO(safetensors_writer_open(&writer, path, entries, MOMENTS * params->length, NULL, 0),
-             done);
-    for (size_t i = 0; i < MOMENTS * params->length; i++) {
-        const float *numbers = moments[i % MOMENTS] + params->params[i / MOMENTS].offset;
-        TRY_GOTO(safetensors_writer_append(writer, numbers, entries[i].bytes), done);
+    TRY_GOTO(outline_all(&outline, params, ranges, moments), done);
+    TRY_GOTO(safetensors_writer_open(&writer, path, outline.entries, outline.count, NULL, 0), done);
+    for (size_t i = 0; i < outline.count; i++) {
+        TRY_GOTO(safetensors_writer_append(writer, outline.numbers[i], outline.entries[i].bytes),
+                 done);
     }
     status = safetensors_writer_finish(writer, digest);
     writer = NULL;
 
 done:
     safetensors_writer_abandon(writer);
-    free(entries);
+    free(outline.entries);
+    free(outline.numbers);
     return status;
 }
 
@@ -182,8 +224,24 @@ static enum status gather(const struct safetensors *files, size_t file_count,
                        params);
 }
 
+/* What the ranges have of a stored piece. */
+static void copy_piece(const struct piece *piece, const struct param_table *params,
+                       struct flat_ranges ranges, float *moment) {
+    const struct param *param = &params->params[piece->param];
+    const unsigned char *data = piece->file->data + piece->entry->offset;
+    for (size_t r = 0; r < ranges.count; r++) {
+        const struct overlap part = overlap_of(param, &ranges.items[r]);
+        const size_t begin = size_max(part.begin, piece->begin),
+                     end = size_min(part.end, piece->end);
+        if (begin >= end) continue;
+        memcpy(moment + part.at + (begin - part.begin),
+               data + (begin - piece->begin) * sizeof(float), (end - begin) * sizeof(float));
+    }
+}
+
 enum status moments_load(const struct safetensors *files, size_t file_count,
-                         const struct param_table *params, float *moments1, float *moments2) {
+                         const struct param_table *params, struct flat_ranges ranges,
+                         float *moments1, float *moments2) {
     float *const moments[MOMENTS] = {moments1, moments2};
     size_t count = 0;
     for (size_t f = 0; f < file_count; f++) count += files[f].count;
@@ -192,14 +250,12 @@ enum status moments_load(const struct safetensors *files, size_t file_count,
         return status_set(STATUS_MEMORY, "out of memory for %zu optimizer ranges", count);
     }
     const enum status status = gather(files, file_count, params, pieces);
-    if (status == STATUS_OK) {
-        for (size_t i = 0; i < MOMENTS; i++)
-            memset(moments[i], 0, params->elements * sizeof(float));
-        for (size_t i = 0; i < count; i++) {
-            const struct piece *piece = &pieces[i];
-            memcpy(moments[piece->moment] + params->params[piece->param].offset + piece->begin,
-                   piece->file->data + piece->entry->offset, piece->entry->bytes);
-        }
+    for (size_t i = 0; i < MOMENTS * ranges.count && status == STATUS_OK; i++) {
+        const struct flat_range *range = &ranges.items[i / MOMENTS];
+        memset(moments[i % MOMENTS] + range->at, 0, range->count * sizeof(float));
+    }
+    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
+        copy_piece(&pieces[i], params, ranges, moments[pieces[i].moment]);
     }
     free(pieces);
     return status;

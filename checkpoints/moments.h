@@ -14,15 +14,17 @@
 #include "checkpoints/safetensors.h"
 #include "kernels/param_table.h"
 
-/* Writes both moments (flat, laid out by the table) of every parameter whole to a new file. */
-enum status moments_write(const char *path, const struct param_table *params, const float *moments1,
+/* Writes both moments of these ranges, padding and gaps left out, to a new file. */
+enum status moments_write(const char *path, const struct param_table *params,
+                          struct flat_ranges ranges, const float *moments1,
                           const float *moments2, struct file_digest *digest);
 
-/* Assembles both moments (flat, params->elements numbers) from all files together; padding and
- * alignment gaps become zero. STATUS_CHECKPOINT, and the moments untouched, for a key that is not
- * understood or names no parameter, a tensor that is not as long as its range, and ranges that
- * leave a gap or overlap. */
+/* Assembles both moments of these ranges from all files together; padding and alignment gaps
+ * become zero. STATUS_CHECKPOINT, and the moments untouched, for a key that is not understood
+ * or names no parameter, a tensor that is not as long as its range, and files that leave a gap in a
+ * parameter or overlap. */
 enum status moments_load(const struct safetensors *files, size_t file_count,
-                         const struct param_table *params, float *moments1, float *moments2);
+                         const struct param_table *params, struct flat_ranges ranges,
+                         float *moments1, float *moments2);
 
 #endif

@@ -177,9 +177,19 @@ enum status checkpoint_load_weights(const struct checkpoint *checkpoint,
     return weights_load(&checkpoint->weights, params, masters);
 }
 
+enum status checkpoint_check_weights(const struct checkpoint *checkpoint,
+                                     const struct param_table *params) {
+    return weights_check_all(&checkpoint->weights, params);
+}
+
+void checkpoint_load_weight(const struct checkpoint *checkpoint, const struct param *param,
+                            float *values) {
+    weights_load_one(&checkpoint->weights, param, values);
+}
+
 enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
-                                    const struct param_table *params, float *moments1,
-                                    float *moments2) {
-    return moments_load(checkpoint->optimizer, checkpoint->optimizer_count, params, moments1,
-                        moments2);
+                                    const struct param_table *params, struct flat_ranges ranges,
+                                    float *moments1, float *moments2) {
+    return moments_load(checkpoint->optimizer, checkpoint->optimizer_count, params, ranges,
+                        moments1, moments2);
 }

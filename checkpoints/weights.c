@@ -121,8 +121,21 @@ static enum status append_param(struct safetensors_writer *writer, const struct 
     return STATUS_OK;
 }
 
+static enum status fetch_flat(void *context, const struct param *param, const float **numbers) {
+    *numbers = (const float *)*(const void **)context + param->offset;
+    return STATUS_OK;
+}
+
 enum status weights_write(const char *path, const struct param_table *params, const float *masters,
                           enum safetensors_dtype dtype, struct file_digest *digest) {
+    const void *flat = masters;
+    return weights_write_from(path, params, (struct weights_source){fetch_flat, &flat}, dtype,
+                              digest);
+}
+
+enum status weights_write_from(const char *path, const struct param_table *params,
+                               struct weights_source source, enum safetensors_dtype dtype,
+                               struct file_digest *digest) {
     enum status status = STATUS_OK;
     struct safetensors_writer *writer = NULL;
     struct safetensors_entry *entries = calloc(params->length + 1, sizeof *entries);
@@ -138,7 +151,9 @@ enum status weights_write(const char *path, const struct param_table *params, co
     TRY_GOTO(safetensors_writer_open(&writer, path, entries, params->length, metadata, 1), done);
     for (size_t i = 0; i < params->length; i++) {
         const struct param *param = &params->params[i];
-        TRY_GOTO(append_param(writer, param, dtype, masters + param->offset, &buffers), done);
+        const float *numbers = NULL;
+        TRY_GOTO(source.fetch(source.context, param, &numbers), done);
+        TRY_GOTO(append_param(writer, param, dtype, numbers, &buffers), done);
     }
     status = safetensors_writer_finish(writer, digest);
     writer = NULL;
@@ -179,7 +194,7 @@ enum status weights_check(const struct safetensors *file, const struct safetenso
 }
 
 /* Every parameter is there as it must be, and nothing else is. */
-static enum status check_all(const struct safetensors *file, const struct param_table *params) {
+enum status weights_check_all(const struct safetensors *file, const struct param_table *params) {
     for (size_t i = 0; i < params->length; i++) {
         const struct param *param = &params->params[i];
         TRY(weights_check(file, safetensors_find(file, param->hf_name), param, 0));
@@ -240,9 +255,16 @@ void weights_read(const struct safetensors *file, const struct safetensors_entry
     }
 }
 
+void weights_load_one(const struct safetensors *file, const struct param *param, float *values) {
+    struct param here = *param;
+    here.offset = 0;
+    memset(values, 0, param->count * sizeof *values);
+    weights_read(file, safetensors_find(file, param->hf_name), &here, values);
+}
+
 enum status weights_load(const struct safetensors *file, const struct param_table *params,
                          float *masters) {
-    TRY(check_all(file, params));
+    TRY(weights_check_all(file, params));
     memset(masters, 0, params->elements * sizeof *masters);
     for (size_t i = 0; i < params->length; i++) {
         const struct param *param = &params->params[i];

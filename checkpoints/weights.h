@@ -11,6 +11,18 @@
 #include "checkpoints/safetensors.h"
 #include "kernels/param_table.h"
 
+/* Where a write finds its numbers, a parameter at a time in the order of the table: *numbers are
+ * padded_rows * columns, there until the next call. */
+struct weights_source {
+    enum status (*fetch)(void *context, const struct param *param, const float **numbers);
+    void *context;
+};
+
+/* Writes all weights of a source to a new file at `path`; the rest as below. */
+enum status weights_write_from(const char *path, const struct param_table *params,
+                               struct weights_source source, enum safetensors_dtype dtype,
+                               struct file_digest *digest);
+
 /* Writes `masters` (flat, laid out by the table) to a new file at `path`, rounded to `dtype` (one
  * of the three that hold weights). STATUS_NUMERICS, and no file, for a number that is not finite or
  * overflows the type. */
@@ -22,6 +34,11 @@ enum status weights_write(const char *path, const struct param_table *params, co
  * unknown or of another shape; the message has both shapes. */
 enum status weights_load(const struct safetensors *file, const struct param_table *params,
                          float *masters);
+
+/* The same for one parameter of a file that was checked: its `count` numbers into `values`, padding
+ * zero. */
+enum status weights_check_all(const struct safetensors *file, const struct param_table *params);
+void weights_load_one(const struct safetensors *file, const struct param *param, float *values);
 
 /* One parameter at a time, for files that differ from our own in more than numbers (hf_weights.c).
  * The entry (NULL: there is none) has the shape that `param` must have; a matrix may have up to

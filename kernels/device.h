@@ -70,9 +70,11 @@ struct device_options {
     bool
         attention_any_order; /* attention's backward pass may add in any order: not deterministic */
     bool own_attention;      /* no cuDNN: the own kernels in every format (their tests) */
+    int index;               /* of the GPUs that this process sees: the local rank. Where a launcher
+                              * shows each process one alone, it is that one */
 };
 
-/* The first CUDA device that this process sees. STATUS_DEVICE with what is missing (a build with
+/* The CUDA device that the options name. STATUS_DEVICE with what is missing (a build with
  * CUDA, a driver, a newer one, code for its architecture) and what to do. */
 enum status device_open_cuda(struct device *device, const struct device_options *options);
 void device_close(struct device *device);

@@ -288,6 +288,8 @@ struct op_limits {
     bool quantised;         /* some linear multiplies quantised operands */
 };
 
+enum { SUMSQ_BLOCK = 1024 };
+
 /* How a device multiplies operands of one scale mode. Emulated: the same quantised numbers, by
  * other hardware, slower than BF16; said wherever a rate is printed. */
 enum support { SUPPORT_NONE, SUPPORT_EMULATED, SUPPORT_NATIVE };
@@ -333,6 +335,19 @@ struct ops {
      * through. */
     enum status (*gradient_sumsq)(struct device *, struct step_state *state, const float *gradients,
                                   size_t count);
+
+    /* out[i] = [out[i] +] parts[0][i] + parts[1][i] + ..., in FP32, added one after the other in
+     * this order; parts (P, N) FP32 or BF16. What ranks have of one gradient, in the order of
+     * ranks. */
+    enum status (*sum_parts)(struct device *, float *out, struct tensor parts, bool accumulate);
+
+    /* out[b] = sum of squares of x[b SUMSQ_BLOCK ... + SUMSQ_BLOCK), in double and fixed order;
+     * `count` is a multiple of SUMSQ_BLOCK. Then state->gradient_sumsq = sum of `count` such sums,
+     * added one after the other: the same whichever rank made which, and whatever zeros stand
+     * between them. */
+    enum status (*block_sumsq)(struct device *, double *out, const float *x, size_t count);
+    enum status (*total_sumsq)(struct device *, struct step_state *state, const double *sums,
+                               size_t count);
 
     /* state->policy = *policy (host memory), and the sums of the step are zero. */
     enum status (*step_begin)(struct device *, struct step_state *state,

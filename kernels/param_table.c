@@ -63,6 +63,16 @@ enum status param_table_add(struct param_table *table, const struct param *row) 
     return STATUS_OK;
 }
 
+enum status param_table_pad(struct param_table *table, size_t multiple) {
+    if (multiple == 0 || table->elements > SIZE_MAX / sizeof(double) - multiple) {
+        return status_set(STATUS_MEMORY, "tensor table: %zu numbers cannot be padded to a multiple "
+                          "of %zu", table->elements, multiple);
+    }
+    const size_t over = table->elements % multiple;
+    if (over > 0) table->elements += multiple - over;
+    return STATUS_OK;
+}
+
 void param_table_free(struct param_table *table) {
     free(table->params);
     *table = (struct param_table){0};

@@ -44,6 +44,18 @@ struct param {
     size_t count;       /* padded_rows * columns */
 };
 
+/* Numbers [offset, offset + count) of the flat buffers that lie at `at` in a buffer that holds only
+ * some of them. */
+struct flat_range {
+    size_t at, offset, count;
+};
+
+/* Several, in order and apart: what a rank has of the flat buffers. */
+struct flat_ranges {
+    const struct flat_range *items;
+    size_t count;
+};
+
 struct param_table {
     struct param *params;
     size_t length;
@@ -53,6 +65,10 @@ struct param_table {
 
 /* Appends a copy of *row and fills offset and count (row.padded_rows 0 means rows). */
 enum status param_table_add(struct param_table *table, const struct param *row);
+
+/* Lengthens the flat buffers to a multiple of `multiple` numbers (of zeros): what follows begins
+ * there. */
+enum status param_table_pad(struct param_table *table, size_t multiple);
 void param_table_free(struct param_table *table);
 
 const struct param *param_table_find(const struct param_table *table, const char *name);
@@ -64,5 +80,8 @@ size_t param_table_count(const struct param_table *table);
 /* Writes the initial values of every parameter into `flat` (elements numbers, host memory): a pure
  * function of the seed and the row's place in the table. */
 void param_table_initialise(const struct param_table *table, uint64_t seed, float *flat);
+
+/* The same of row `row` alone: its `count` numbers into `values`. */
+void param_initialise(const struct param_table *table, size_t row, uint64_t seed, float *values);
 
 #endif

@@ -48,6 +48,7 @@ struct step_policy {
     float loss_z_max, norm_z_max; /* 0: off */
     int halt_nonfinite;   /* a step that is not finite halts, unless a smaller scale may mend it */
     int64_t nonfinite_max; /* so many in a row halt in any case; 0: never */
+    int leave;            /* a signal asked this rank to leave after this step */
     int64_t tokens;       /* of this step, all micro-batches: loss_sum / tokens is the mean loss */
 };
 
@@ -56,6 +57,7 @@ struct step_state {
     /* gathered by this step's kernels, zeroed by step_begin */
     double loss_sum;      /* over the tokens of the step, nats, not scaled */
     double gradient_sumsq; /* of the gradients as stored, that is times loss_scale */
+    double leaving;       /* ranks whose policy says leave */
     /* decided */
     float learning_rate;
     float gradient_multiplier; /* clip / loss_scale: what AdamW multiplies every gradient by */

@@ -128,6 +128,16 @@ size_t loss_sum_bytes(size_t count) { return count * sizeof(float); }
 
 size_t gradient_sumsq_bytes(size_t count) { return count * sizeof(float); }
 
+size_t sum_parts_bytes(struct tensor parts, bool accumulate) {
+    return tensor_bytes(parts) + output_bytes(parts.columns, accumulate);
+}
+
+size_t block_sumsq_bytes(size_t count) {
+    return count * sizeof(float) + count / SUMSQ_BLOCK * sizeof(double);
+}
+
+size_t total_sumsq_bytes(size_t count) { return count * sizeof(double); }
+
 static size_t adamw_count(const struct adamw *op) {
     size_t count = 0;
     for (size_t i = 0; i < op->range_count; i++) count += op->ranges[i].count;

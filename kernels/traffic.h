@@ -32,6 +32,9 @@ size_t cross_entropy_bytes(const struct cross_entropy *op);
 size_t convert_bytes(struct tensor out, struct tensor in);
 size_t loss_sum_bytes(size_t count);
 size_t gradient_sumsq_bytes(size_t count);
+size_t sum_parts_bytes(struct tensor parts, bool accumulate);
+size_t block_sumsq_bytes(size_t count);
+size_t total_sumsq_bytes(size_t count);
 size_t adamw_bytes(const struct adamw *op);
 size_t stream_bytes(const struct stream *op);
 

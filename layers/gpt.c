@@ -81,6 +81,22 @@ static enum status add_block(struct gpt *gpt, size_t layer, unsigned decay_roles
     return STATUS_OK;
 }
 
+/* The bucket of all rows that are in none yet. */
+static enum status end_bucket(struct gpt *gpt, size_t index) {
+    struct param_table *table = &gpt->table;
+    const struct gpt_bucket none = {0}, *before = index > 0 ? &gpt->buckets[index - 1] : &none;
+    if (gpt->config.bucket_multiple > 0) {
+        TRY(param_table_pad(table, gpt->config.bucket_multiple));
+    }
+    const size_t first = before->first_param + before->params;
+    const size_t offset = before->offset + before->count;
+    gpt->buckets[index] = (struct gpt_bucket){
+        .first_param = first, .params = table->length - first,
+        .offset = offset, .count = table->elements - offset,
+    };
+    return STATUS_OK;
+}
+
 static enum status build_table(struct gpt *gpt, unsigned decay_roles) {
     const struct gpt_config *config = &gpt->config;
     const struct param token = {
@@ -103,9 +119,14 @@ static enum status build_table(struct gpt *gpt, unsigned decay_roles) {
     };
     TRY(add_row(gpt, token, decay_roles));
     TRY(add_row(gpt, position, decay_roles));
-    for (size_t layer = 0; layer < config->layers; layer++) TRY(add_block(gpt, layer, decay_roles));
+    TRY(end_bucket(gpt, GPT_EMBEDDING_BUCKET));
+    for (size_t layer = 0; layer < config->layers; layer++) {
+        TRY(add_block(gpt, layer, decay_roles));
+        TRY(end_bucket(gpt, gpt_block_bucket(layer)));
+    }
     TRY(add_row(gpt, scale, decay_roles));
-    return add_row(gpt, shift, decay_roles);
+    TRY(add_row(gpt, shift, decay_roles));
+    return end_bucket(gpt, gpt_norm_bucket(gpt));
 }
 
 static enum status check_config(const struct gpt_config *c) {
@@ -134,27 +155,29 @@ static enum status check_config(const struct gpt_config *c) {
 enum status gpt_open(struct gpt *gpt, const struct gpt_config *config, unsigned decay_roles) {
     *gpt = (struct gpt){.config = *config};
     TRY(check_config(config));
-    enum status status = build_table(gpt, decay_roles);
-    if (status == STATUS_OK) {
-        gpt->blocks = calloc(config->layers, sizeof *gpt->blocks);
-        if (gpt->blocks == NULL) {
-            status = status_set(STATUS_MEMORY, "out of memory for a model of %zu layers",
-                                config->layers);
-        }
+    enum status status = STATUS_OK;
+    gpt->blocks = calloc(config->layers, sizeof *gpt->blocks);
+    gpt->buckets = calloc(gpt_bucket_count(gpt), sizeof *gpt->buckets);
+    if (gpt->blocks == NULL || gpt->buckets == NULL) {
+        status = status_set(STATUS_MEMORY, "out of memory for a model of %zu layers",
+                            config->layers);
     }
+    if (status == STATUS_OK) status = build_table(gpt, decay_roles);
     if (status != STATUS_OK) gpt_close(gpt);
     return status;
 }
 
 void gpt_close(struct gpt *gpt) {
     free(gpt->blocks);
+    free(gpt->buckets);
     param_table_free(&gpt->table);
     *gpt = (struct gpt){0};
 }
 
-/* The flat buffers while the layers are bound. */
+/* The numbers of a bucket while its layers are bound. */
 struct buffers {
     const struct param_table *table;
+    size_t offset; /* of the bucket in the flat buffers */
     struct tensor weights;
     float *gradients;
 };
@@ -163,13 +186,14 @@ static struct tensor weight_at(const struct buffers *buffers, size_t index) {
     const struct param *param = &buffers->table->params[index];
     const enum dtype dtype = buffers->weights.dtype;
     char *base = buffers->weights.data; /* NULL while measuring */
-    return tensor_make(base == NULL ? NULL : base + param->offset * dtype_bytes(dtype), dtype,
-                       param->padded_rows, param->columns);
+    return tensor_make(base == NULL ? NULL
+                                    : base + (param->offset - buffers->offset) * dtype_bytes(dtype),
+                       dtype, param->padded_rows, param->columns);
 }
 
 static float *gradient_at(const struct buffers *buffers, size_t index) {
     if (buffers->gradients == NULL) return NULL;
-    return buffers->gradients + buffers->table->params[index].offset;
+    return buffers->gradients + (buffers->table->params[index].offset - buffers->offset);
 }
 
 static struct norm bind_norm(const struct buffers *buffers, size_t index) {
@@ -209,15 +233,29 @@ static void bind_block(struct gpt *gpt, const struct buffers *buffers, size_t la
     block->mlp_bias_gradient = gradient_at(buffers, first + MLP_BIAS);
 }
 
+void gpt_bind_bucket(struct gpt *gpt, size_t bucket, struct tensor weights, float *gradients) {
+    const struct buffers buffers = {&gpt->table, gpt->buckets[bucket].offset, weights, gradients};
+    if (bucket == GPT_EMBEDDING_BUCKET) {
+        gpt->embedding = (struct embedding){
+            .token_weight = weight_at(&buffers, TOKEN_ROW),
+            .position_weight = weight_at(&buffers, POSITION_ROW),
+            .token_gradient = gradient_at(&buffers, TOKEN_ROW),
+            .position_gradient = gradient_at(&buffers, POSITION_ROW),
+        };
+        gpt->head = bind_linear(&buffers, TOKEN_ROW);
+    } else if (bucket == gpt_norm_bucket(gpt)) {
+        gpt->final_norm = bind_norm(&buffers, final_norm_index(&gpt->config));
+    } else {
+        bind_block(gpt, &buffers, bucket - gpt_block_bucket(0));
+    }
+}
+
 void gpt_bind(struct gpt *gpt, struct tensor weights, float *gradients) {
-    const struct buffers buffers = {&gpt->table, weights, gradients};
-    gpt->embedding = (struct embedding){
-        .token_weight = weight_at(&buffers, TOKEN_ROW),
-        .position_weight = weight_at(&buffers, POSITION_ROW),
-        .token_gradient = gradient_at(&buffers, TOKEN_ROW),
-        .position_gradient = gradient_at(&buffers, POSITION_ROW),
-    };
-    for (size_t layer = 0; layer < gpt->config.layers; layer++) bind_block(gpt, &buffers, layer);
-    gpt->final_norm = bind_norm(&buffers, final_norm_index(&gpt->config));
-    gpt->head = bind_linear(&buffers, TOKEN_ROW);
+    for (size_t i = 0; i < gpt_bucket_count(gpt); i++) {
+        const struct gpt_bucket *bucket = &gpt->buckets[i];
+        char *base = weights.data; /* NULL while measuring */
+        char *own = base == NULL ? NULL : base + bucket->offset * dtype_bytes(weights.dtype);
+        gpt_bind_bucket(gpt, i, tensor_make(own, weights.dtype, 1, bucket->count),
+                        gradients == NULL ? NULL : gradients + bucket->offset);
+    }
 }

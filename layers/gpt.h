@@ -24,6 +24,7 @@ enum {
 
 struct gpt_config {
     size_t layers, heads, width, context, vocabulary;
+    size_t bucket_multiple; /* numbers of a bucket are padded to a multiple of it; 0: not */
 };
 
 static inline size_t gpt_padded_vocabulary(const struct gpt_config *config) {
@@ -42,11 +43,19 @@ struct gpt_block {
     float *mlp_bias_gradient;
 };
 
+/* A stretch of the flat buffers whose gradients backward finishes together: what ranks exchange as
+ * one. Both embeddings, each block, the final norm: in the order of the tensor table. */
+struct gpt_bucket {
+    size_t first_param, params; /* rows of the table */
+    size_t offset, count;       /* numbers, padding counted */
+};
+
 struct gpt {
     struct gpt_config config;
     struct param_table table;
     struct embedding embedding;
     struct gpt_block *blocks; /* (layers) */
+    struct gpt_bucket *buckets; /* (gpt_bucket_count) */
     struct norm final_norm;
     struct linear head;       /* tied: the token embedding */
     struct precision precision; /* gpt_narrow.h; all zero: no linear is narrow */
@@ -60,5 +69,15 @@ void gpt_close(struct gpt *gpt);
 /* Points the layers into `weights` (flat, table.elements numbers of any dtype) and `gradients`
  * (flat FP32, or NULL for a model that only runs forward). */
 void gpt_bind(struct gpt *gpt, struct tensor weights, float *gradients);
+
+/* The same for one bucket, whose numbers lie by themselves: weights (1, count), gradients (count)
+ * or NULL. Buckets may share memory where their numbers are not wanted at the same time. */
+void gpt_bind_bucket(struct gpt *gpt, size_t bucket, struct tensor weights, float *gradients);
+
+/* Buckets by what is in them. */
+enum { GPT_EMBEDDING_BUCKET };
+static inline size_t gpt_block_bucket(size_t layer) { return 1 + layer; }
+static inline size_t gpt_norm_bucket(const struct gpt *gpt) { return 1 + gpt->config.layers; }
+static inline size_t gpt_bucket_count(const struct gpt *gpt) { return 2 + gpt->config.layers; }
 
 #endif

@@ -6,6 +6,15 @@ static enum status observe(const struct gpt_training *t, const char *what, int l
     return t->observer == NULL ? STATUS_OK : t->observer->see(t->observer, what, layer, tensor);
 }
 
+static enum status need_weights(const struct gpt_training *t, size_t bucket, bool backward) {
+    struct gpt_exchange *exchange = t->exchange;
+    return exchange == NULL ? STATUS_OK : exchange->need_weights(exchange, bucket, backward);
+}
+
+static enum status gradients_ready(const struct gpt_training *t, size_t bucket) {
+    return t->exchange == NULL ? STATUS_OK : t->exchange->gradients_ready(t->exchange, bucket);
+}
+
 /* What stands before block `layer` (or the final norm, layer = layers): the embedding, or the MLP
  * branch of the block before. */
 static struct branch branch_before(const struct gpt_training *t, size_t layer) {
@@ -48,17 +57,20 @@ static enum status block_forward(struct gpt_training *t, size_t layer, const str
 /* Embedding to final norm. */
 static enum status forward(struct gpt_training *t) {
     struct gpt *gpt = t->gpt;
+    TRY(need_weights(t, GPT_EMBEDDING_BUCKET, false));
     TRY(embedding_layer_forward(t->device, &gpt->embedding, t->embedded, t->inputs,
                                 t->shape.sequence_length, 0));
     TRY(observe(t, "embedding", -1, t->embedded));
     for (size_t layer = 0; layer < gpt->config.layers; layer++) {
         const struct branch in = branch_before(t, layer);
+        TRY(need_weights(t, gpt_block_bucket(layer), false));
         TRY(block_forward(t, layer, &in));
         TRY(mlp_layer_contract(t->device, &gpt->blocks[layer].mlp, &t->blocks[layer].mlp,
                                t->branch));
         TRY(observe(t, "MLP projection", (int)layer, t->branch));
     }
     const struct branch last = branch_before(t, gpt->config.layers);
+    TRY(need_weights(t, gpt_norm_bucket(gpt), false));
     TRY(norm_layer_forward(t->device, &gpt->final_norm, &t->final_norm, &last));
     return observe(t, "final norm output", -1, t->final_norm.out);
 }
@@ -87,6 +99,7 @@ static enum status block_backward(struct gpt_training *t, size_t layer, bool acc
     const struct gpt_block *block = &t->gpt->blocks[layer];
     const struct block_activations *a = &t->blocks[layer];
     const struct branch before = branch_before(t, layer);
+    TRY(need_weights(t, gpt_block_bucket(layer), true));
     TRY(block_recompute(t, layer));
     TRY(mlp_layer_backward(t->device, &block->mlp, &a->mlp, t->branch, t->wide,
                            t->residual_gradient, norm_operand(&a->norm2), accumulate));
@@ -155,9 +168,12 @@ enum status gpt_forward_backward(struct gpt_training *t,
     TRY(norm_layer_backward(t->device, &gpt->final_norm, &t->final_norm, t->residual_gradient,
                             gradient_before(t, gpt->config.layers), t->branch, last.bias_gradient,
                             true, request->accumulate));
+    TRY(gradients_ready(t, gpt_norm_bucket(gpt)));
     for (size_t layer = gpt->config.layers; layer-- > 0;) {
         TRY(block_backward(t, layer, request->accumulate));
+        TRY(gradients_ready(t, gpt_block_bucket(layer)));
     }
-    return embedding_layer_backward(t->device, &gpt->embedding, t->residual_gradient, t->inputs,
-                                    t->shape.sequence_length, request->accumulate);
+    TRY(embedding_layer_backward(t->device, &gpt->embedding, t->residual_gradient, t->inputs,
+                                 t->shape.sequence_length, request->accumulate));
+    return gradients_ready(t, GPT_EMBEDDING_BUCKET);
 }

@@ -47,11 +47,23 @@ struct gpt_observer {
                        struct tensor tensor);
 };
 
+/* What ranks that share a model do at its buckets (gpt.h), in the order of a pass. */
+struct gpt_exchange {
+    /* Before the bucket's weights are read: in forward each bucket once, the final norm's and the
+     * embeddings' for the whole pass; in backward each block's again. A block reads the one before
+     * it too, in forward. */
+    enum status (*need_weights)(struct gpt_exchange *self, size_t bucket, bool backward);
+    /* Nothing of this pass writes the bucket's gradients any more. Final norm, blocks from the last
+     * on, embeddings. While a block's are made, the one before it gets its first. */
+    enum status (*gradients_ready)(struct gpt_exchange *self, size_t bucket);
+};
+
 struct gpt_training {
     struct gpt *gpt;
     struct device *device;
     struct gpt_training_shape shape;
     struct gpt_observer *observer;       /* usually NULL */
+    struct gpt_exchange *exchange;       /* NULL: the weights are there, gradients stay */
     struct tensor embedded;              /* (N, C): the residual stream's first value */
     struct block_activations *blocks; /* (layers); memory shared between them as recompute allows */
     struct norm_activations final_norm;

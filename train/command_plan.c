@@ -7,8 +7,12 @@
 #include "train/engine.h"
 #include "train/flops.h"
 #include "train/op_report.h"
+#include "train/plan_ranks.h"
+#include "train/rank_environment.h"
 #include "train/step.h"
 #include "train/step_trace.h"
+
+enum { RATE_MAX = 1000000000 };
 
 static const char usage[] =
     "usage: deepwell plan [CONFIG] [--tensors] [--section.key VALUE ...]\n"
@@ -18,8 +22,17 @@ static const char usage[] =
     "trains, not written down twice.\n"
     "\n"
     "  --tensors            every tensor: shape, role, weight decay, Hugging Face's name\n"
+    "  --ranks N            what a step takes on N ranks, predicted for each stage of ZeRO\n"
+    "  --link-GBps X        bus rate between them (as nccl-tests' busbw)\n"
+    "  --latency-us X       of one hop of a collective (default 5)\n"
+    "  --step-ms X          measured on one rank with its share of train.batch; else the device's\n"
+    "                       peak is taken\n"
+    "  --memory-GBps X      rate of an update, which a sharded optimizer divides (default: the\n"
+    "                       update is not told from the rest)\n"
     "\n"
-    "  deepwell plan configs/gpt2_124m.conf --train.micro_batch 4 --train.sequence_length 64\n";
+    "  deepwell plan configs/gpt2_124m.conf --train.micro_batch 4 --train.sequence_length 64\n"
+    "  deepwell plan configs/gpt2_1558m.conf --train.batch 256 --train.micro_batch 32 \\\n"
+    "      --ranks 8 --link-GBps 300 --step-ms 607\n";
 
 static void print_model(const struct engine *engine) {
     const struct param_table *table = &engine->gpt.table;
@@ -81,7 +94,8 @@ static void print_work(const struct config *config, const struct flops *flops) {
     printf("work        %s\n", flops_text(text, flops));
 }
 
-static enum status plan(const struct config *config, bool tensors) {
+static enum status plan(const struct config *config, bool tensors,
+                        const struct plan_ranks *ranks) {
     struct engine engine;
     struct engine_memory_plan memory;
     struct flops flops;
@@ -99,6 +113,9 @@ static enum status plan(const struct config *config, bool tensors) {
     print_memory(&memory, &engine.device);
     print_work(config, &flops);
     TRY_GOTO(step_trace(&engine, config, &trace, NULL), cleanup);
+    if (ranks->ranks > 0) {
+        TRY_GOTO(plan_ranks_print(ranks, config, &engine, &trace, &flops), cleanup);
+    }
     op_report_print(&trace, 1.0, 0.0);
 cleanup:
     engine_close(&engine);
@@ -107,7 +124,15 @@ cleanup:
 
 enum status command_plan(int argc, char **argv) {
     bool tensors = false;
-    const struct cli_option options[] = {{.name = "--tensors", .flag = &tensors}};
+    struct plan_ranks ranks = {0};
+    const struct cli_option options[] = {
+        {.name = "--tensors", .flag = &tensors},
+        {.name = "--ranks", .whole = &ranks.ranks, .least = 1, .most = WORLD_MAX},
+        {.name = "--link-GBps", .real = &ranks.link_GBps, .most = RATE_MAX},
+        {.name = "--latency-us", .real = &ranks.latency_us, .most = RATE_MAX},
+        {.name = "--step-ms", .real = &ranks.step_ms, .most = RATE_MAX},
+        {.name = "--memory-GBps", .real = &ranks.memory_GBps, .most = RATE_MAX},
+    };
     const struct cli cli = {
         .command = "plan", .usage = usage, .options = options,
         .option_count = sizeof options / sizeof options[0], .takes_config = true,
@@ -116,5 +141,6 @@ enum status command_plan(int argc, char **argv) {
     bool help = false;
     TRY(cli_one_config(&cli, argc, argv, &config, &help));
     if (help) return STATUS_OK;
-    return plan(&config, tensors);
+    TRY(plan_ranks_check(&ranks, &config));
+    return plan(&config, tensors, &ranks);
 }

@@ -37,6 +37,8 @@ enum config_nonfinite { CONFIG_NONFINITE_STOP, CONFIG_NONFINITE_SKIP };
 enum config_search { CONFIG_SEARCH_FULL, CONFIG_SEARCH_FAST, CONFIG_SEARCH_OFF };
 enum config_attention { CONFIG_ATTENTION_DETERMINISTIC, CONFIG_ATTENTION_FAST };
 enum config_background { CONFIG_BACKGROUND_AUTO, CONFIG_BACKGROUND_ON, CONFIG_BACKGROUND_OFF };
+enum config_reduction { CONFIG_REDUCTION_FP32, CONFIG_REDUCTION_BF16 };
+enum config_order { CONFIG_ORDER_FAST, CONFIG_ORDER_FIXED };
 enum config_scaling { CONFIG_SCALING_AUTO, CONFIG_SCALING_ON, CONFIG_SCALING_OFF };
 
 struct config_model {
@@ -53,7 +55,8 @@ struct config_train {
     char out[CONFIG_TEXT_BYTES];    /* the run's folder */
     int64_t steps;
     int64_t batch;                  /* sequences a step, all ranks together */
-    int64_t micro_batch;            /* sequences at a time; 0: batch */
+    int64_t micro_batch;            /* sequences at a time on a rank; 0: batch */
+    int64_t zero;                   /* stage of ZeRO */
     int64_t sequence_length;        /* 0: model.context */
     int64_t seed;
     char resume[CONFIG_TEXT_BYTES]; /* "auto", "never" or a checkpoint folder */
@@ -125,6 +128,14 @@ struct config_attention_choice {
     int backward; /* enum config_attention */
 };
 
+struct config_comm {
+    int reduction; /* enum config_reduction */
+    int order;     /* enum config_order */
+    char rendezvous[CONFIG_TEXT_BYTES]; /* "HOST:PORT", "file:PATH"; "": as the launcher says */
+    int64_t start_timeout, timeout;     /* seconds */
+    int64_t max_ctas;                   /* 0: NCCL's choice */
+};
+
 struct config_mfu {
     double peak; /* TFLOPS, dense, of the compute type; 0: from the table, or n/a */
 };
@@ -143,6 +154,7 @@ struct config {
     struct config_sample sample;
     struct config_gemm gemm;
     struct config_attention_choice attention;
+    struct config_comm comm;
     struct config_mfu mfu;
 };
 

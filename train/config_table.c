@@ -8,6 +8,8 @@
 #include "base/text.h"
 
 static const char *const device_choices[] = {"auto", "cpu", "cuda", NULL};
+static const char *const reduction_choices[] = {"fp32", "bf16", NULL};
+static const char *const order_choices[] = {"fast", "fixed", NULL};
 static const char *const recompute_choices[] = {"none", "gelu", "block", NULL};
 static const char *const nonfinite_choices[] = {"stop", "skip", NULL};
 static const char *const schedule_choices[] = {"constant", "linear", "cosine", "wsd", NULL};
@@ -40,6 +42,7 @@ static const char *const role_choices[] = {"embedding", "position", "linear", "b
 
 /* Bounds keep products of sizes far from 2^63; what a machine can hold is decided later. */
 enum { COUNT_MAX = 1 << 20, TOKENS_MAX = 1 << 30, VOCABULARY_MAX = 1 << 30 };
+enum { SECONDS_MAX = 1000000 };
 #define STEPS_MAX 1000000000000
 
 const struct config_key config_keys[] = {
@@ -69,7 +72,10 @@ const struct config_key config_keys[] = {
     INTEGER(train.steps, "18865", 1, STEPS_MAX, "optimizer steps of the whole run"),
     INTEGER(train.batch, "512", 1, COUNT_MAX, "sequences a step, over all ranks"),
     INTEGER(train.micro_batch, "16", 0, COUNT_MAX,
-            "sequences at a time; gradients are accumulated; 0: train.batch"),
+            "sequences at a time on a rank; gradients are accumulated; 0: train.batch"),
+    INTEGER(train.zero, "1", 0, 3,
+            "stage of ZeRO, what ranks share out: 0 nothing, 1 the optimizer, 2 gradients too, 3 "
+            "parameters too"),
     INTEGER(train.sequence_length, "0", 0, COUNT_MAX,
             "tokens of a training sequence; 0: model.context"),
     INTEGER(train.seed, "1", 0, INT64_MAX, "of the initial weights and the order of the data"),
@@ -170,6 +176,21 @@ const struct config_key config_keys[] = {
            "fast: on a GPU in bf16 and fp16 sums in any order, so that runs no longer repeat bit "
            "by bit; no meaning on a CPU"),
 
+    CHOICE(comm.reduction, "fp32", reduction_choices,
+           "type in which gradients travel between ranks and are summed"),
+    CHOICE(comm.order, "fast", order_choices,
+           "order in which gradients are summed over ranks; fixed: that of one rank, so that any "
+           "number of ranks gives the same bits; slower"),
+    TEXT(comm.rendezvous, "",
+         "where the ranks of a run meet: HOST:PORT of rank 0, or file:PATH on storage that all "
+         "share; empty: as the launcher says (docs/many_ranks.md)"),
+    INTEGER(comm.start_timeout, "300", 1, SECONDS_MAX,
+            "seconds for all ranks to come; who is missing is named"),
+    INTEGER(comm.timeout, "600", 1, SECONDS_MAX,
+            "seconds for a collective; then the run ends, naming the ranks that did not arrive"),
+    INTEGER(comm.max_ctas, "0", 0, 64,
+            "blocks of a GPU that communication may take; 0: NCCL's choice"),
+
     REAL(mfu.peak, "0", 0, 1e9, false, false,
          "dense TFLOPS of the compute type that MFU is a share of, or of a narrow recipe's mixture "
          "of types; 0: from the table of devices, n/a for others"),
@@ -180,7 +201,7 @@ _Static_assert(sizeof config_keys / sizeof config_keys[0] <= CONFIG_KEYS_MAX,
 
 const char *const config_sections[] = {"model", "data", "train", "optimizer", "precision",
                                        "checkpoint", "validation", "eval", "sample", "gemm",
-                                       "attention", "mfu"};
+                                       "attention", "comm", "mfu"};
 const size_t config_section_count = sizeof config_sections / sizeof config_sections[0];
 
 const struct config_key *config_key_find(const char *name) {

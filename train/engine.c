@@ -8,7 +8,6 @@
 
 #include "base/checked.h"
 #include "base/text.h"
-#include "checkpoints/model_source.h"
 #include "kernels/cuda/inventory.h"
 
 enum { PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SCRATCH };
@@ -155,9 +154,9 @@ static enum status take_scales(struct engine *engine, struct arena *parameters,
 static enum status lay_out_narrow(struct engine *engine, const struct config *config,
                                   struct arena *parameters) {
     const bool forward = (engine->parts & (ENGINE_TRAIN | ENGINE_EVALUATE)) != 0;
-    const struct precision precision = forward ? engine_precision(config)
-                                               : (struct precision){0}; /* sampling: BF16 */
-    gpt_bind(&engine->gpt, engine->weights, engine->gradients);
+    struct precision precision = forward ? engine_precision(config)
+                                         : (struct precision){0}; /* sampling: BF16 */
+    precision.seed += (uint64_t)engine->ranks.rank << 32; /* no two ranks round alike by chance */
     if (precision_narrow(&precision)) {
         TRY(take_scales(engine, parameters, &engine->scales));
         TRY(take_scales(engine, parameters, &engine->evaluation_scales));
@@ -165,9 +164,9 @@ static enum status lay_out_narrow(struct engine *engine, const struct config *co
     return gpt_narrow_open(&engine->gpt, &precision, engine->scales, parameters);
 }
 
-static enum status lay_out_parameters(struct engine *engine, const struct config *config,
-                                      struct arena *arenas) {
-    const size_t elements = engine->gpt.table.elements;
+/* Everything on this one rank. */
+static enum status lay_out_alone(struct engine *engine, struct arena *arenas) {
+    const size_t elements = engine->owned = engine->gpt.table.elements;
     TRY(take_floats(&arenas[PARAMETERS], elements, &engine->masters));
     if (engine->dtype == DTYPE_F32) {
         engine->weights = tensor_make(engine->masters, DTYPE_F32, 1, elements);
@@ -175,10 +174,25 @@ static enum status lay_out_parameters(struct engine *engine, const struct config
         TRY(arena_tensor(&arenas[PARAMETERS], engine->dtype, 1, elements, &engine->weights));
     }
     if (engine->parts & ENGINE_TRAIN) {
-        void *state = NULL;
         TRY(take_floats(&arenas[GRADIENTS], elements, &engine->gradients));
         TRY(take_floats(&arenas[OPTIMIZER], elements, &engine->moments1));
         TRY(take_floats(&arenas[OPTIMIZER], elements, &engine->moments2));
+    }
+    gpt_bind(&engine->gpt, engine->weights, engine->gradients);
+    return STATUS_OK;
+}
+
+static enum status lay_out_parameters(struct engine *engine, const struct config *config,
+                                      struct arena *arenas) {
+    const struct gpt_training_shape shape = training_shape(config);
+    if (engine->exchange.active) {
+        TRY(exchange_lay_out(engine, shape.batch * shape.sequence_length, &arenas[PARAMETERS],
+                             &arenas[GRADIENTS], &arenas[OPTIMIZER]));
+    } else {
+        TRY(lay_out_alone(engine, arenas));
+    }
+    if (engine->parts & ENGINE_TRAIN) {
+        void *state = NULL;
         TRY(arena_take(&arenas[OPTIMIZER], 1, sizeof(struct step_state), &state));
         engine->state = state;
     }
@@ -196,6 +210,7 @@ static enum status lay_out_activations(struct engine *engine, const struct confi
         *activations = empty;
         TRY(gpt_training_open(&engine->training, &engine->gpt, &engine->device, &shape,
                               activations));
+        if (engine->exchange.active) engine->training.exchange = &engine->exchange.calls;
         most = size_max(most, activations->used_bytes);
     }
     if (engine->parts & ENGINE_EVALUATE) {
@@ -204,6 +219,7 @@ static enum status lay_out_activations(struct engine *engine, const struct confi
         *activations = empty;
         TRY(gpt_training_open(&engine->evaluation, &engine->gpt, &engine->device, &shape,
                               activations));
+        if (engine->exchange.active) engine->evaluation.exchange = &engine->exchange.calls;
         most = size_max(most, activations->used_bytes);
     }
     if (engine->parts & ENGINE_GENERATE) {
@@ -265,37 +281,73 @@ static enum status measure(struct engine *engine, const struct config *config,
     return STATUS_OK;
 }
 
+/* The model in its table, padded to what the ranks share out. */
+static enum status open_model(struct engine *engine, const struct config *config,
+                              const struct ranks *ranks) {
+    struct gpt_config model = engine_model(config);
+    engine->ranks = *ranks;
+    if (engine->parts & ENGINE_TRAIN) TRY(exchange_plan(&engine->exchange, config, ranks));
+    model.bucket_multiple = exchange_bucket_multiple(&engine->exchange, ranks);
+    return gpt_open(&engine->gpt, &model, (unsigned)config->optimizer.decay_roles);
+}
+
 enum status engine_plan(const struct config *config, unsigned parts, const struct device *device,
                         struct engine_memory_plan *plan) {
-    const struct gpt_config model = engine_model(config);
+    const struct ranks one = ranks_one();
+    return engine_plan_rank(config, parts, device, &one, plan);
+}
+
+enum status engine_plan_rank(const struct config *config, unsigned parts,
+                             const struct device *device, const struct ranks *ranks,
+                             struct engine_memory_plan *plan) {
     struct engine engine = {.device = *device, .dtype = engine_dtype(config), .parts = parts};
-    TRY(gpt_open(&engine.gpt, &model, (unsigned)config->optimizer.decay_roles));
+    TRY(open_model(&engine, config, ranks));
     enum status status = engine_check_precision(&engine, config);
     if (status == STATUS_OK) status = measure(&engine, config, device, plan);
     close_activations(&engine);
+    exchange_close(&engine.exchange);
     gpt_close(&engine.gpt);
     return status;
 }
 
-/* Consecutive rows with the same decay become one range: alignment gaps are zero and stay so. */
-static enum status build_ranges(struct engine *engine, const struct config *config) {
+/* Numbers with the same decay that follow each other become one range. */
+static void add_range(struct engine *engine, size_t offset, size_t count, float decay) {
+    struct adamw_range *last = engine->range_count > 0 ? &engine->ranges[engine->range_count - 1]
+                                                       : NULL;
+    if (count == 0) return;
+    if (last != NULL && last->weight_decay == decay && last->offset + last->count == offset) {
+        last->count += count;
+    } else {
+        engine->ranges[engine->range_count++] = (struct adamw_range){offset, count, decay};
+    }
+}
+
+/* Of what lies in [part.offset, + part.count) of the flat buffers and at part.at here. Alignment
+ * gaps belong to the row before them: they are zero and stay so. */
+static void add_ranges(struct engine *engine, const struct config *config, struct flat_range part) {
     const struct param_table *table = &engine->gpt.table;
-    const float decay = (float)config->optimizer.weight_decay;
-    engine->ranges = calloc(table->length, sizeof *engine->ranges);
-    if (engine->ranges == NULL)
-        return status_set(STATUS_MEMORY, "out of memory for the optimizer's ranges");
+    const size_t end = part.offset + part.count;
     for (size_t i = 0; i < table->length; i++) {
         const struct param *param = &table->params[i];
-        const size_t end = i + 1 < table->length ? table->params[i + 1].offset : table->elements;
-        const float this_decay = param->decay ? decay : 0.0f;
-        const bool same = engine->range_count > 0 &&
-                          engine->ranges[engine->range_count - 1].weight_decay == this_decay;
-        if (!same) {
-            engine->ranges[engine->range_count++] =
-                (struct adamw_range){.offset = param->offset, .weight_decay = this_decay};
-        }
-        struct adamw_range *range = &engine->ranges[engine->range_count - 1];
-        range->count = end - range->offset;
+        const size_t next = i + 1 < table->length ? param[1].offset : table->elements;
+        const size_t from = size_max(param->offset, part.offset), to = size_min(next, end);
+        if (from >= to) continue;
+        add_range(engine, part.at + (from - part.offset), to - from,
+                  param->decay ? (float)config->optimizer.weight_decay : 0.0f);
+    }
+}
+
+static enum status build_ranges(struct engine *engine, const struct config *config) {
+    const size_t buckets = gpt_bucket_count(&engine->gpt);
+    engine->ranges = calloc(engine->gpt.table.length + buckets, sizeof *engine->ranges);
+    if (engine->ranges == NULL)
+        return status_set(STATUS_MEMORY, "out of memory for the optimizer's ranges");
+    if (!engine_shares_out(engine)) {
+        add_ranges(engine, config, (struct flat_range){0, 0, engine->gpt.table.elements});
+        return STATUS_OK;
+    }
+    for (size_t i = 0; i < buckets; i++) {
+        add_ranges(engine, config, exchange_part(&engine->exchange, i));
     }
     return STATUS_OK;
 }
@@ -351,15 +403,18 @@ static enum status lay_out(struct engine *engine, const struct config *config) {
     return build_ranges(engine, config);
 }
 
-enum status engine_open(struct engine *engine, const struct config *config, unsigned parts,
-                        enum engine_memory memory) {
-    const struct gpt_config model = engine_model(config);
+static enum status open_engine(struct engine *engine, const struct config *config, unsigned parts,
+                               enum engine_memory memory, const struct ranks *ranks,
+                               struct comm *comm) {
     *engine = (struct engine){
         .dtype = engine_dtype(config), .precision = engine_precision(config), .parts = parts,
         .memory = memory,
     };
     TRY(engine_open_device(&engine->device, config));
-    enum status status = gpt_open(&engine->gpt, &model, (unsigned)config->optimizer.decay_roles);
+    comm_open_single(&engine->one_rank, &engine->device);
+    engine->comm = comm == NULL ? &engine->one_rank : comm;
+    engine->comm->device = &engine->device;
+    enum status status = open_model(engine, config, ranks);
     if (status == STATUS_OK && memory == ENGINE_REAL) {
         status = vocabulary_open(&engine->vocabulary, config);
     }
@@ -369,13 +424,25 @@ enum status engine_open(struct engine *engine, const struct config *config, unsi
     return status;
 }
 
+enum status engine_open(struct engine *engine, const struct config *config, unsigned parts,
+                        enum engine_memory memory) {
+    const struct ranks one = ranks_one();
+    return open_engine(engine, config, parts, memory, &one, NULL);
+}
+
+enum status engine_open_rank(struct engine *engine, const struct config *config, unsigned parts,
+                             const struct ranks *ranks, struct comm *comm) {
+    return open_engine(engine, config, parts, ENGINE_REAL, ranks, comm);
+}
+
 void engine_close(struct engine *engine) {
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < EXCHANGE_KINDS; i++) {
         device_recording_close(&engine->device, engine->micro_batches[i].recording);
     }
     device_recording_close(&engine->device, engine->update.recording);
     free(engine->ranges);
     close_activations(engine);
+    exchange_close(&engine->exchange);
     for (size_t i = ENGINE_ARENAS; i-- > 0;) {
         struct arena *arena = &engine->arenas[i];
         if (arena->base == NULL) continue;
@@ -387,129 +454,4 @@ void engine_close(struct engine *engine) {
     gpt_close(&engine->gpt);
     device_close(&engine->device);
     *engine = (struct engine){0};
-}
-
-enum status engine_narrow_weights(struct engine *engine) {
-    return engine->scales == NULL ? STATUS_OK : gpt_narrow_weights(&engine->gpt, &engine->device);
-}
-
-static size_t scales_bytes(const struct engine *engine) {
-    return gpt_scale_count(&engine->gpt) * sizeof *engine->scales;
-}
-
-enum status engine_read_scales(struct engine *engine, struct scale_state *states) {
-    return device_download(&engine->device, states, engine->scales, scales_bytes(engine));
-}
-
-enum status engine_write_scales(struct engine *engine, const struct scale_state *states) {
-    TRY(device_upload(&engine->device, engine->scales, states, scales_bytes(engine)));
-    for (size_t i = 0; i < gpt_scale_count(&engine->gpt); i++) {
-        engine->training.scaled = engine->training.scaled || states[i].seen > 0;
-    }
-    return engine_narrow_weights(engine);
-}
-
-/* Starting states, for training and evaluation alike. */
-static enum status initialise_scales(struct engine *engine) {
-    if (engine->scales == NULL) return STATUS_OK;
-    struct scale_state *states = malloc(scales_bytes(engine));
-    if (states == NULL) return status_set(STATUS_MEMORY, "out of memory for the scale states");
-    gpt_scales_initialise(&engine->gpt, states);
-    enum status status = device_upload(&engine->device, engine->scales, states,
-                                       scales_bytes(engine));
-    if (status == STATUS_OK) {
-        status = device_upload(&engine->device, engine->evaluation_scales, states,
-                               scales_bytes(engine));
-    }
-    free(states);
-    return status;
-}
-
-/* The compute-type weights, and the narrow copies of them, follow the masters. */
-static enum status refresh_weights(struct engine *engine) {
-    if (engine->weights.data != engine->masters) {
-        const struct tensor masters = tensor_make(engine->masters, DTYPE_F32, 1,
-                                                  engine->gpt.table.elements);
-        TRY(engine->device.ops->convert(&engine->device, engine->weights, masters));
-    }
-    TRY(initialise_scales(engine));
-    return engine_narrow_weights(engine);
-}
-
-static enum status start_state(struct engine *engine, const struct config *config) {
-    if ((engine->parts & ENGINE_TRAIN) == 0) return STATUS_OK;
-    const struct step_state state = {
-        .loss_scale = config_loss_scaling(config) ? (float)config->precision.loss_scale : 1.0f,
-    };
-    return device_upload(&engine->device, engine->state, &state, sizeof state);
-}
-
-enum status engine_initialise(struct engine *engine, const struct config *config) {
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    void *masters = NULL;
-    TRY(device_map(&engine->device, engine->masters, bytes, &masters));
-    param_table_initialise(&engine->gpt.table, (uint64_t)config->train.seed, masters);
-    TRY(device_unmap(&engine->device, engine->masters, masters, bytes, true));
-    TRY(refresh_weights(engine));
-    return start_state(engine, config);
-}
-
-/* Weights from a checkpoint, or else from `source`. */
-static enum status load_weights(struct engine *engine, const struct checkpoint *checkpoint,
-                                const struct model_source *source) {
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    void *masters = NULL;
-    TRY(device_map(&engine->device, engine->masters, bytes, &masters));
-    const enum status status =
-        checkpoint != NULL ? checkpoint_load_weights(checkpoint, &engine->gpt.table, masters)
-                           : model_source_load(source, &engine->gpt.table, masters);
-    const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,
-                                              true);
-    TRY(status);
-    TRY(unmapped);
-    return refresh_weights(engine);
-}
-
-static enum status load_moments(struct engine *engine, const struct checkpoint *checkpoint) {
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    struct device *device = &engine->device;
-    void *moments1 = NULL, *moments2 = NULL;
-    TRY(device_map(device, engine->moments1, bytes, &moments1));
-    enum status status = device_map(device, engine->moments2, bytes, &moments2);
-    if (status == STATUS_OK) {
-        status = checkpoint_load_moments(checkpoint, &engine->gpt.table, moments1, moments2);
-        const enum status second = device_unmap(device, engine->moments2, moments2, bytes, true);
-        if (status == STATUS_OK) status = second;
-    }
-    const enum status first = device_unmap(device, engine->moments1, moments1, bytes, true);
-    return status != STATUS_OK ? status : first;
-}
-
-/* The vocabulary may be smaller here by what is padding there; the rest must be equal. */
-static enum status check_shape(const struct gpt_config *own, const struct model_source *source) {
-    const struct gpt_config other = engine_gpt_config(&source->model);
-    if (own->layers == other.layers && own->heads == other.heads && own->width == other.width &&
-        own->context == other.context && own->vocabulary <= other.vocabulary &&
-        other.vocabulary - own->vocabulary <= VOCABULARY_PADDING_ROWS_MAX) {
-        return STATUS_OK;
-    }
-    return status_set(STATUS_CHECKPOINT,
-                      "%s is of another shape than the configuration: set --model.layers %zu "
-                      "--model.heads %zu --model.width %zu --model.context %zu --model.vocabulary "
-                      "%zu; found %zu, %zu, %zu, %zu and %zu",
-                      source->path, other.layers, other.heads, other.width, other.context,
-                      other.vocabulary, own->layers, own->heads, own->width, own->context,
-                      own->vocabulary);
-}
-
-enum status engine_import(struct engine *engine, const struct config *config,
-                          const struct model_source *source) {
-    TRY(check_shape(&engine->gpt.config, source));
-    TRY(load_weights(engine, NULL, source));
-    return start_state(engine, config);
-}
-
-enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint) {
-    TRY(load_weights(engine, checkpoint, NULL));
-    return engine->parts & ENGINE_TRAIN ? load_moments(engine, checkpoint) : STATUS_OK;
 }

@@ -24,9 +24,12 @@
 #include "layers/gpt.h"
 #include "layers/gpt_generate.h"
 #include "layers/gpt_train.h"
+#include "train/comm.h"
 #include "train/config.h"
+#include "train/exchange.h"
 #include "train/flops.h"
 #include "train/peak.h"
+#include "train/ranks.h"
 #include "train/vocabulary.h"
 
 enum engine_part {
@@ -58,12 +61,20 @@ struct engine {
     unsigned parts;
     enum engine_memory memory;
     struct arena arenas[ENGINE_ARENAS]; /* in the order above */
-    float *masters;             /* flat, gpt.table.elements */
-    struct tensor weights;      /* flat; the masters themselves in fp32 */
+    struct ranks ranks;
+    struct comm one_rank;       /* where there is no other */
+    struct comm *comm;
+    struct exchange exchange;   /* between ranks */
+    size_t owned;               /* numbers of masters and moments here: gpt.table.elements, or this
+                                 * rank's (exchange.h) */
+    float *masters;             /* flat */
+    struct tensor weights;      /* flat, all; the masters themselves in fp32 unless they are shared
+                                 * out; data NULL with train.zero = 3 */
     struct scale_state *scales; /* device memory, gpt_scale_count(): weights and training; NULL
                                  * without narrow recipe */
     struct scale_state *evaluation_scales;
-    float *gradients, *moments1, *moments2;
+    float *gradients;           /* flat, all; NULL with train.zero = 2 and 3 */
+    float *moments1, *moments2; /* as the masters */
     struct step_state *state;   /* device memory */
     struct adamw_range *ranges; /* host memory */
     size_t range_count;
@@ -71,7 +82,8 @@ struct engine {
     struct gpt_training evaluation;
     struct gpt_generation generation;
     bool eager;                 /* record nothing: every operation is asked for anew */
-    struct engine_recording micro_batches[2]; /* the first of a step, and those that add to it */
+    struct engine_recording micro_batches[EXCHANGE_KINDS]; /* the first of a step, those that add
+                                                            * to it, and what leaves at the end */
     struct engine_recording update;
 };
 
@@ -84,11 +96,19 @@ struct engine_memory_plan {
 };
 enum status engine_plan(const struct config *config, unsigned parts, const struct device *device,
                         struct engine_memory_plan *plan);
+/* The same for one of several ranks: each needs as much. */
+enum status engine_plan_rank(const struct config *config, unsigned parts,
+                             const struct device *device, const struct ranks *ranks,
+                             struct engine_memory_plan *plan);
 
 /* Opens the device and lays everything out; weights, moments and state are zero. STATUS_MEMORY with
  * the plan's numbers if the device has less memory. */
 enum status engine_open(struct engine *engine, const struct config *config, unsigned parts,
                         enum engine_memory memory);
+/* The same for one of several ranks, which talk through `comm`; it outlives the engine, whose
+ * device becomes its own. */
+enum status engine_open_rank(struct engine *engine, const struct config *config, unsigned parts,
+                             const struct ranks *ranks, struct comm *comm);
 void engine_close(struct engine *engine);
 
 /* New weights from the seed, and the starting step state. */
@@ -103,6 +123,15 @@ enum status engine_import(struct engine *engine, const struct config *config,
 /* Weights from a checkpoint (STATUS_CHECKPOINT if it is of another model); with ENGINE_TRAIN the
  * moments too. The step state is the trainer's (run_state.h). */
 enum status engine_load(struct engine *engine, const struct checkpoint *checkpoint);
+
+/* Masters and moments are shared out among the ranks. */
+static inline bool engine_shares_out(const struct engine *engine) {
+    return engine->exchange.active && engine->exchange.zero > 0;
+}
+
+/* Which of the flat buffers' numbers masters and moments are: at most gpt_bucket_count() ranges, in
+ * order. Returns how many. */
+size_t engine_ranges(const struct engine *engine, struct flat_range *ranges);
 
 /* The device that the configuration asks for. `auto` is the CPU only where there is no GPU to speak
  * of (no CUDA in this build, no driver, no device), and device.note says which; a GPU that is there

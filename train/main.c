@@ -72,6 +72,8 @@ static enum status flush_output(void) {
 int main(int argc, char **argv) {
     enum status status = run(argc, argv);
     if (status == STATUS_OK) status = flush_output();
-    if (status != STATUS_OK) fprintf(stderr, "deepwell: %s\n", status_message());
+    /* No message: another rank speaks for this one. */
+    if (status != STATUS_OK && status_message()[0] != '\0')
+        fprintf(stderr, "deepwell: %s\n", status_message());
     return (int)status;
 }

@@ -71,6 +71,10 @@ static struct record record_begin(const char *kind, int64_t step) {
 
 /* Writes the line and releases the record. */
 static enum status record_end(struct metrics *metrics, struct record *record) {
+    if (metrics == NULL) { /* a rank that writes none */
+        cJSON_Delete(record->object);
+        return STATUS_OK;
+    }
     char *line = record->complete ? cJSON_PrintUnformatted(record->object) : NULL;
     cJSON_Delete(record->object);
     if (line == NULL) return status_set(STATUS_MEMORY, "out of memory writing %s", metrics->path);

@@ -217,6 +217,30 @@ static enum status traced_gradient_sumsq(struct device *device, struct step_stat
     TRACE_CALL(&call, gradient_sumsq(device, state, gradients, count), NULL);
 }
 
+static enum status traced_sum_parts(struct device *device, float *out, struct tensor parts,
+                                    bool accumulate) {
+    struct op_trace *trace = device->interposed;
+    const struct op_call call = {.name = "sum_parts", .bytes = sum_parts_bytes(parts, accumulate)};
+    TRY(refuse_list(trace));
+    TRACE_CALL(&call, sum_parts(device, out, parts, accumulate), NULL);
+}
+
+static enum status traced_block_sumsq(struct device *device, double *out, const float *x,
+                                      size_t count) {
+    struct op_trace *trace = device->interposed;
+    const struct op_call call = {.name = "block_sumsq", .bytes = block_sumsq_bytes(count)};
+    TRY(refuse_list(trace));
+    TRACE_CALL(&call, block_sumsq(device, out, x, count), NULL);
+}
+
+static enum status traced_total_sumsq(struct device *device, struct step_state *state,
+                                      const double *sums, size_t count) {
+    struct op_trace *trace = device->interposed;
+    const struct op_call call = {.name = "total_sumsq", .bytes = total_sumsq_bytes(count)};
+    TRY(refuse_list(trace));
+    TRACE_CALL(&call, total_sumsq(device, state, sums, count), NULL);
+}
+
 static enum status traced_step_begin(struct device *device, struct step_state *state,
                                      const struct step_policy *policy) {
     struct op_trace *trace = device->interposed;
@@ -281,6 +305,9 @@ static const struct ops traced_ops = {
     .convert = traced_convert,
     .loss_sum = traced_loss_sum,
     .gradient_sumsq = traced_gradient_sumsq,
+    .sum_parts = traced_sum_parts,
+    .block_sumsq = traced_block_sumsq,
+    .total_sumsq = traced_total_sumsq,
     .step_begin = traced_step_begin,
     .scales_begin = traced_scales_begin,
     .scales_update = traced_scales_update,

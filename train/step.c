@@ -56,32 +56,39 @@ static enum status ask_micro_batch(void *recorded) {
     const struct recorded *what = recorded;
     struct engine *engine = what->engine;
     struct gpt_training *training = &engine->training;
-    const struct gpt_gradient_request request = {
+    struct exchange *exchange = &engine->exchange;
+    const size_t tokens = training->shape.batch * training->shape.sequence_length;
+    struct gpt_gradient_request request = {
         .gradient_scale = 1.0f / (float)what->policy->tokens,
         .loss_scale = &engine->state->loss_scale,
         .accumulate = !what->first,
     };
+    if (exchange->active) exchange_begin(exchange, what->first, &request.accumulate);
     TRY(gpt_forward_backward(training, &request));
-    return engine->device.ops->loss_sum(&engine->device, engine->state, training->losses,
-                                        training->shape.batch * training->shape.sequence_length);
+    if (exchange->active) return exchange_end(exchange, training->losses, tokens);
+    return engine->device.ops->loss_sum(&engine->device, engine->state, training->losses, tokens);
 }
 
 enum status step_micro_batch(struct engine *engine, const struct step_policy *policy, bool first) {
     struct recorded what = {engine, .ask = ask_micro_batch, .policy = policy, .first = first};
-    return run_recorded(&what, &engine->micro_batches[first ? 0 : 1]);
+    struct exchange *exchange = &engine->exchange;
+    if (!exchange->active) return run_recorded(&what, &engine->micro_batches[first ? 0 : 1]);
+    exchange_count(exchange, first);
+    return run_recorded(&what, &engine->micro_batches[exchange_kind(exchange)]);
 }
 
-static enum status ask_update(void *recorded) {
-    const struct recorded *what = recorded;
-    struct engine *engine = what->engine;
-    struct device *device = &engine->device;
-    const struct config_optimizer *optimizer = &what->config->optimizer;
-    const struct adamw update = {
+/* What the update reads and writes: everything, or what this rank owns. */
+static struct adamw adamw_of(const struct engine *engine,
+                             const struct config_optimizer *optimizer) {
+    const struct exchange *exchange = &engine->exchange;
+    const bool shares = engine_shares_out(engine);
+    const struct tensor weights = shares ? exchange->source : engine->weights;
+    return (struct adamw){
         .masters = engine->masters,
         .moments1 = engine->moments1,
         .moments2 = engine->moments2,
-        .gradients = engine->gradients,
-        .weights = engine->weights.data == engine->masters ? (struct tensor){0} : engine->weights,
+        .gradients = shares ? exchange->summed : engine->gradients,
+        .weights = weights.data == engine->masters ? (struct tensor){0} : weights,
         .ranges = engine->ranges,
         .range_count = engine->range_count,
         .beta1 = (float)optimizer->beta1,
@@ -89,19 +96,35 @@ static enum status ask_update(void *recorded) {
         .epsilon = (float)optimizer->epsilon,
         .state = engine->state,
     };
-    TRY(device->ops->gradient_sumsq(device, engine->state, engine->gradients,
-                                    engine->gpt.table.elements));
+}
+
+static enum status ask_update(void *recorded) {
+    const struct recorded *what = recorded;
+    struct engine *engine = what->engine;
+    struct device *device = &engine->device;
+    struct exchange *exchange = &engine->exchange;
+    const struct adamw update = adamw_of(engine, &what->config->optimizer);
+    if (exchange->active) {
+        TRY(exchange_sums(exchange));
+    } else {
+        TRY(device->ops->gradient_sumsq(device, engine->state, engine->gradients,
+                                        engine->gpt.table.elements));
+    }
     if (engine->scales != NULL) {
         TRY(device->ops->scales_update(device, engine->state, engine->scales,
                                        gpt_scale_count(&engine->gpt),
                                        engine->gpt.precision.scaling == SCALING_DELAYED));
     }
     TRY(device->ops->step_decide(device, engine->state));
+    if (exchange->active) TRY(exchange_gradients(exchange));
     TRY(device->ops->adamw(device, &update));
+    if (exchange->active) TRY(exchange_update_weights(exchange));
     return engine_narrow_weights(engine);
 }
 
 enum status step_update(struct engine *engine, const struct config *config) {
     struct recorded what = {engine, .ask = ask_update, .config = config};
-    return run_recorded(&what, &engine->update);
+    TRY(run_recorded(&what, &engine->update));
+    if (engine->exchange.active) exchange_updated(&engine->exchange);
+    return STATUS_OK;
 }

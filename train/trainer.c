@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "train/comm_watched.h"
 #include "train/nonfinite.h"
 #include "train/signals.h"
 #include "train/step.h"
@@ -29,11 +30,12 @@ static size_t mark_before(int64_t step) { return (size_t)(step % STEP_MARKS); }
 /* Asks the device for the next step; waits for nothing but data. */
 static enum status ask_step(struct trainer *t) {
     struct engine *engine = &t->engine;
-    const struct step_policy policy = step_policy(t->config, t->asked);
+    struct step_policy policy = step_policy(t->config, t->asked);
     struct trainer_pending *pending = &t->pending[slot_of(t->asked)];
     const double waited_before = loader_waited_seconds(t->loader);
     if (t->paused) TRY(device_mark(&engine->device, mark_before(t->asked)));
     t->paused = false;
+    policy.leave = signals_received() != NULL;
     TRY(step_begin(engine, &policy));
     for (size_t micro = 0; micro < t->shape.micro_batches; micro++) {
         TRY(next_micro_batch(t));
@@ -52,7 +54,9 @@ static struct step_record step_record(const struct trainer *t, double seconds,
                                       double waited_seconds) {
     const struct step_state *state = &t->state.control;
     const int64_t tokens = step_tokens(t->config);
-    const double tflops = flops_tera_per_second(t->flops.total, (double)tokens, seconds);
+    /* A rank's: what its device's peak is held against. */
+    const double tflops = flops_tera_per_second(t->flops.total,
+                                                (double)tokens / (double)t->ranks.world, seconds);
     return (struct step_record){
         .step = t->state.step,
         .loss = (double)state->loss,
@@ -101,10 +105,11 @@ static enum status stop_nonfinite(struct trainer *t) {
     TRY(trainer_event(t, what));
     return status_set(
         STATUS_NUMERICS,
-        "step %lld on rank 0 is not finite (loss %g, gradient norm %g%s): "
+        "step %lld%s is not finite (loss %g, gradient norm %g%s): "
         "found first in %s. %s Lower optimizer.learning_rate or optimizer.clip_norm, or set "
         "train.nonfinite = skip",
-        (long long)step, (double)control.loss, (double)control.gradient_norm,
+        (long long)step, t->ranks.world > 1 ? "" : " on rank 0", (double)control.loss,
+        (double)control.gradient_norm,
         too_many ? ", too many in a row (train.nonfinite_max)" : "", found.text,
         found.weights ? "The run can go on from its newest checkpoint only."
                       : "It was not applied, and the run is saved as it was before.");
@@ -143,17 +148,20 @@ static enum status log_step(struct trainer *t, double waited_seconds) {
 static enum status see_step(struct trainer *t) {
     const struct trainer_pending *pending = &t->pending[slot_of(t->state.step)];
     TRY(device_read_end(&t->engine.device, slot_of(t->state.step)));
+    TRY(comm_at_step(&t->comm, t->asked)); /* broken off, its numbers mean nothing */
     t->before = t->state;
     t->state.control = pending->control;
     t->state.step++;
+    t->leaving = t->leaving || t->state.control.leaving > 0.0;
     TRY(log_step(t, pending->waited_seconds));
     return t->state.control.halted ? stop_nonfinite(t) : STATUS_OK;
 }
 
-/* Sees every step but the newest `unseen`, and those too where they are ready. */
+/* Sees every step but the newest `unseen`, and those too where they are ready; not with several
+ * ranks, which must all see a step at the same place, for what follows from it. */
 static enum status see_steps(struct trainer *t, int64_t unseen) {
     while (t->state.step < t->asked - unseen ||
-           (t->state.step < t->asked &&
+           (t->ranks.world == 1 && t->state.step < t->asked &&
             device_read_ready(&t->engine.device, slot_of(t->state.step)))) {
         TRY(see_step(t));
     }
@@ -168,8 +176,9 @@ static bool pause_after(const struct config *c, int64_t step) {
            due(step, c->sample.every) || due(step, c->checkpoint.every) || step == c->train.steps;
 }
 
-/* What belongs between two steps; not counted in the steps' time. Every step was seen. The save comes
- * first: nothing behind it changes the state, and what fails or is interrupted there costs no step. */
+/* What belongs between two steps; not counted in the steps' time. Every step was seen. The save
+ * comes first: nothing behind it changes the state, and what fails or is interrupted there costs no
+ * step. */
 static enum status after_step(struct trainer *t) {
     const struct config *c = t->config;
     const int64_t step = t->state.step;
@@ -187,12 +196,13 @@ static enum status save_and_leave(struct trainer *t) {
     TRY(see_steps(t, 0));
     TRY(trainer_save(t));
     TRY(trainer_save_finish(t));
-    snprintf(what, sizeof what, "stopped by %s", signals_received());
+    const char *signal = signals_received() != NULL ? signals_received() : "a signal";
+    snprintf(what, sizeof what, "stopped by %s", signal);
     TRY(trainer_event(t, what));
     return status_set(STATUS_INTERRUPTED,
                       "stopped by %s after step %lld; saved in %s. With train.resume = auto, the "
                       "default, the same command continues from there",
-                      signals_received(), (long long)t->state.step, t->config->train.out);
+                      signal, (long long)t->state.step, t->config->train.out);
 }
 
 /* The steps; whatever ends them, the caller closes the progress line. */
@@ -200,7 +210,8 @@ static enum status run_steps(struct trainer *t) {
     t->paused = true;
     if (t->state.step == 0 && t->config->validation.every > 0) TRY(trainer_validate(t));
     while (t->state.step < t->config->train.steps) {
-        if (signals_received() != NULL) return save_and_leave(t);
+        if (t->ranks.world == 1 ? signals_received() != NULL : t->leaving) return save_and_leave(t);
+        TRY(comm_at_step(&t->comm, t->asked));
         TRY(ask_step(t));
         const bool pause = pause_after(t->config, t->asked);
         TRY(see_steps(t, pause ? 0 : DEVICE_READS - 1));

@@ -20,6 +20,7 @@
 #include "train/flops.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+#include "train/ranks.h"
 #include "train/run_state.h"
 
 /* A step that the device was asked for and whose outcome the host has not seen yet. */
@@ -30,6 +31,9 @@ struct trainer_pending {
 
 struct trainer {
     const struct config *config;
+    struct ranks ranks;
+    struct comm comm;
+    bool leaving;                  /* a signal reached some rank */
     struct engine engine;
     struct dataset train_data, validation_data; /* validation_data.shards NULL: none */
     struct choices choices; /* of eval.file; count 0: none */
@@ -59,7 +63,8 @@ struct trainer {
 };
 
 /* Opens everything for `config` (checked before), continues from a checkpoint where train.resume
- * says so, and prints the header. `config` must outlive the trainer. */
+ * says so, and prints the header. `config` must outlive the trainer, which is to be closed also
+ * where opening failed. */
 enum status trainer_open(struct trainer *trainer, const struct config *config);
 
 /* Steps until train.steps or a signal. STATUS_INTERRUPTED after a signal, with everything saved. */

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "checkpoints/model_source.h"
+#include "train/comm_self_test.h"
 #include "train/run_folder.h"
 #include "train/scale_json.h"
 #include "train/trainer_parts.h"
@@ -176,25 +177,37 @@ static enum status open_metrics(struct trainer *t) {
     return metrics_open(&t->metrics, path, t->state.step);
 }
 
+static enum status record_start(struct trainer *t) {
+    TRY(checkpoint_check_space(t->config->train.out, &t->engine.gpt.table));
+    return trainer_record_run(t);
+}
+
 static enum status open_all(struct trainer *t) {
     const struct config *c = t->config;
+    const bool first = t->ranks.rank == 0;
+    struct comm *comm = &t->comm;
     const bool evaluates = c->data.validation[0] != '\0' || c->eval.file[0] != '\0';
     const unsigned validation = evaluates ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
-    TRY(open_data(t));
-    TRY(engine_open(&t->engine, c, ENGINE_TRAIN | validation | generation, ENGINE_REAL));
-    TRY(run_lock_acquire(&t->lock, c->train.out)); /* makes the folder: after what may refuse */
+    TRY(trainer_check_alike(t));
+    TRY(ranks_agree(comm, open_data(t)));
+    TRY(trainer_check_data(t));
+    TRY(ranks_agree(comm, engine_open_rank(&t->engine, c, ENGINE_TRAIN | validation | generation,
+                                           &t->ranks, comm)));
+    if (t->ranks.world > 1) TRY(ranks_agree(comm, comm_self_test(comm)));
+    /* Makes the folder: after what may refuse. */
+    TRY(ranks_agree(comm, first ? run_lock_acquire(&t->lock, c->train.out) : STATUS_OK));
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,
                     t->engine.training.shape.sequence_length, &t->flops));
-    TRY(start_or_resume(t));
+    TRY(ranks_agree(comm, start_or_resume(t)));
+    TRY(trainer_check_resumed(t));
     gpu_power_open(&t->power, t->engine.device.bus_id);
     t->speed_limit = engine_speed_limit(&t->engine, c, &t->flops);
-    TRY(open_metrics(t));
+    TRY(ranks_agree(comm, first ? open_metrics(t) : STATUS_OK));
     t->asked = t->state.step;
     trainer_print_header(t);
     if (t->state.step >= c->train.steps) return STATUS_OK; /* complete: nothing to record */
-    TRY(checkpoint_check_space(c->train.out, &t->engine.gpt.table));
-    TRY(trainer_record_run(t));
+    TRY(ranks_agree(comm, first ? record_start(t) : STATUS_OK));
     TRY(trainer_save_open(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
     if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));
@@ -205,15 +218,19 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
     const size_t micro = (size_t)config_micro_batch(config);
     *t = (struct trainer){
         .config = config,
-        .shape = {.rows = micro, .micro_batches = (size_t)config->train.batch / micro, .ranks = 1},
         .lock = RUN_LOCK_NONE,
         .saved_step = -1,
         .validated_step = -1,
         .scored_step = -1,
     };
-    const enum status status = open_all(t);
-    if (status != STATUS_OK) trainer_close(t);
-    return status;
+    TRY(trainer_join(t));
+    t->shape = (struct loader_shape){
+        .rows = micro,
+        .micro_batches = (size_t)config->train.batch / micro / (size_t)t->ranks.world,
+        .rank = (size_t)t->ranks.rank,
+        .ranks = (size_t)t->ranks.world,
+    };
+    return open_all(t);
 }
 
 enum status trainer_close(struct trainer *t) {
@@ -227,6 +244,7 @@ enum status trainer_close(struct trainer *t) {
     choices_close(&t->choices);
     tokenizer_files_free(&t->tokenizer);
     run_lock_release(&t->lock);
+    comm_close(&t->comm);
     *t = (struct trainer){.lock = RUN_LOCK_NONE};
     return status;
 }

@@ -46,6 +46,17 @@ enum status trainer_save_end(struct trainer *trainer, enum status status);
 /* Opens the saver where checkpoint.background and memory allow it. */
 enum status trainer_save_open(struct trainer *trainer);
 
+/* Several ranks (trainer_ranks.c): finds them and opens trainer.comm; every rank but the first
+ * falls silent. Then, on all ranks with the same outcome: refuses what they have not in common. */
+enum status trainer_join(struct trainer *trainer);
+enum status trainer_check_alike(struct trainer *trainer);
+enum status trainer_check_data(struct trainer *trainer);
+enum status trainer_check_resumed(struct trainer *trainer);
+
+/* A checkpoint of all ranks where they share the state out: the same outcome on each. */
+enum status trainer_save_shards(struct trainer *trainer, struct checkpoint_content *content,
+                                const struct checkpoint_retention *retention);
+
 /* The header: what will run, on what, with how much memory. */
 void trainer_print_header(const struct trainer *trainer);
 

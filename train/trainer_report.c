@@ -74,6 +74,7 @@ enum status trainer_sample(struct trainer *t) {
         .context = &sample,
     };
     int32_t *prompt = NULL;
+    TRY(exchange_refresh(&t->engine.exchange));
     TRY(prompt_tokens(vocabulary, c->prompt, &prompt, &request.prompt_count));
     request.prompt = prompt;
     sample.out = open_memstream(&text, &text_bytes);
@@ -139,7 +140,9 @@ void trainer_print_header(const struct trainer *t) {
     char precision[PRECISION_TEXT_BYTES];
     size_t memory = 0;
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += t->engine.arenas[i].capacity_bytes;
-    const size_t step_tokens = t->shape.micro_batches * shape->batch * shape->sequence_length;
+    const size_t step_tokens = t->shape.ranks * t->shape.micro_batches * shape->batch *
+                               shape->sequence_length;
+    const char *shared[] = {"nothing", "optimizer", "optimizer and gradients", "all"};
     printf("deepwell %s\n", DEEPWELL_VERSION);
     printf("device      %s\n", t->engine.device.name);
     if (t->engine.device.note[0] != '\0') printf("            %s\n", t->engine.device.note);
@@ -156,12 +159,20 @@ void trainer_print_header(const struct trainer *t) {
         printf("validation  %s: %s tokens\n", c->data.validation,
                text_count(tokens, t->validation_data.tokens));
     }
-    printf("step        %lld sequences in %zu micro-batch%s of %zu: %s tokens; %lld steps\n",
+    if (t->ranks.world > 1) {
+        printf("ranks       %d through %s; sharing %s (train.zero %lld); sums in %s, %s\n",
+               t->ranks.world, t->comm.name, shared[c->train.zero], (long long)c->train.zero,
+               t->engine.exchange.bf16 ? "bf16" : "fp32",
+               t->engine.exchange.fixed ? "in the order of one rank" : "in any order");
+    }
+    printf("step        %lld sequences in %zu micro-batch%s of %zu%s: %s tokens; %lld steps\n",
            (long long)c->train.batch, t->shape.micro_batches,
-           t->shape.micro_batches == 1 ? "" : "es", shape->batch, text_count(tokens, step_tokens),
+           t->shape.micro_batches == 1 ? "" : "es", shape->batch,
+           t->ranks.world > 1 ? " on each rank" : "", text_count(tokens, step_tokens),
            (long long)c->train.steps);
     printf("work        %s\n", flops_text(flops, &t->flops));
-    printf("memory      %s (`deepwell plan` shows the parts)\n", text_bytes(bytes, memory));
+    printf("memory      %s%s (`deepwell plan` shows the parts)\n", text_bytes(bytes, memory),
+           t->ranks.world > 1 ? " a rank" : "");
     printf("run         %s, from step %lld\n", c->train.out, (long long)t->state.step);
     fflush(stdout);
 }

@@ -30,6 +30,11 @@ static bool fits(const struct trainer *t) {
 
 enum status trainer_save_open(struct trainer *t) {
     const int background = t->config->checkpoint.background;
+    if (t->ranks.world > 1 || engine_shares_out(&t->engine)) {
+        if (background != CONFIG_BACKGROUND_ON) return STATUS_OK;
+        return status_set(STATUS_CONFIG, "checkpoint.background = on: ranks write a checkpoint "
+                          "together, between two steps; set it to auto");
+    }
     if (background == CONFIG_BACKGROUND_OFF) return STATUS_OK;
     if (background == CONFIG_BACKGROUND_AUTO && !fits(t)) {
         printf("checkpoints between steps: host memory has no room for a copy of the state\n");
@@ -174,9 +179,31 @@ static enum status save_between_steps(struct trainer *t) {
     return report(t, t->state.step, t->save_stall_seconds);
 }
 
+/* state.json is the first rank's. */
+static enum status save_together(struct trainer *t) {
+    struct checkpoint_content saved = content(t);
+    const struct checkpoint_retention kept = retention(t);
+    const double begun = clock_seconds();
+    cJSON *state = NULL;
+    enum status status = make_state(t, &state);
+    saved.state = state;
+    status = ranks_agree(&t->comm, status);
+    if (status == STATUS_OK) status = trainer_save_shards(t, &saved, &kept);
+    cJSON_Delete(state);
+    TRY(status);
+    t->save_stall_seconds = clock_seconds() - begun;
+    return report(t, t->state.step, t->save_stall_seconds);
+}
+
 enum status trainer_save(struct trainer *t) {
     if (t->saved_step == t->state.step) return STATUS_OK;
-    TRY(t->saver != NULL ? save_in_background(t) : save_between_steps(t));
+    if (engine_shares_out(&t->engine)) {
+        TRY(save_together(t));
+    } else if (t->ranks.world > 1) {
+        TRY(ranks_agree(&t->comm, t->ranks.rank == 0 ? save_between_steps(t) : STATUS_OK));
+    } else {
+        TRY(t->saver != NULL ? save_in_background(t) : save_between_steps(t));
+    }
     t->saved_step = t->state.step;
     return STATUS_OK;
 }

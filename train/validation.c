@@ -11,6 +11,7 @@
 struct buffers {
     int32_t *inputs, *targets;
     float *losses;
+    float *all_losses; /* of a round: a batch of every rank */
 };
 
 /* Fills rows [0, rows) with sequences from `first`; rows beyond are ignored by the loss. */
@@ -45,16 +46,31 @@ static size_t text_bytes_of(const struct vocabulary *vocabulary, const int32_t *
     return sum;
 }
 
-static enum status run_batch(struct engine *engine, const struct buffers *buffers, size_t counted,
-                             double *sum) {
+/* losses of the batch in the buffers. */
+static enum status run_batch(struct engine *engine, const struct buffers *buffers) {
     struct gpt_training *evaluation = &engine->evaluation;
     const size_t tokens = evaluation->shape.batch * evaluation->shape.sequence_length;
     struct device *device = &engine->device;
     TRY(device_upload(device, evaluation->inputs, buffers->inputs, tokens * sizeof(int32_t)));
     TRY(device_upload(device, evaluation->targets, buffers->targets, tokens * sizeof(int32_t)));
     TRY(gpt_evaluate(evaluation));
-    TRY(device_download(device, buffers->losses, evaluation->losses, counted * sizeof(float)));
-    for (size_t i = 0; i < counted; i++) *sum += (double)buffers->losses[i];
+    return device_download(device, buffers->losses, evaluation->losses, tokens * sizeof(float));
+}
+
+/* A round: each rank takes the batch that is its turn, and adds the losses of all in the order of
+ * the sequences: the same sum whatever the number of ranks. */
+static enum status run_round(struct engine *engine, const struct dataset *dataset,
+                             const struct buffers *buffers, size_t first, size_t wanted,
+                             double *sum) {
+    const size_t batch = engine->evaluation.shape.batch, length = dataset->sequence_length;
+    const size_t begin = size_min(wanted, first + (size_t)engine->ranks.rank * batch);
+    const size_t end = size_min(wanted, first + (size_t)engine->ranks.world * batch);
+    const size_t tokens = batch * length;
+    fill(dataset, buffers, begin, size_min(batch, wanted - begin), batch);
+    TRY(run_batch(engine, buffers));
+    TRY(comm_gather_host(engine->comm, buffers->all_losses, buffers->losses,
+                         tokens * sizeof(float)));
+    for (size_t i = 0; i < (end - first) * length; i++) *sum += (double)buffers->all_losses[i];
     return STATUS_OK;
 }
 
@@ -70,21 +86,26 @@ enum status validation_run(struct engine *engine, const struct dataset *dataset,
         .inputs = calloc(batch * length, sizeof(int32_t)),
         .targets = calloc(batch * length, sizeof(int32_t)),
         .losses = calloc(batch * length, sizeof(float)),
+        .all_losses = calloc((size_t)engine->ranks.world * batch * length, sizeof(float)),
     };
-    if (buffers.inputs == NULL || buffers.targets == NULL || buffers.losses == NULL) {
+    if (buffers.inputs == NULL || buffers.targets == NULL || buffers.losses == NULL ||
+        buffers.all_losses == NULL) {
         status = status_set(STATUS_MEMORY, "out of memory for a validation batch of %zu sequences",
                             batch);
         goto cleanup;
     }
-    for (size_t first = 0; first < wanted; first += batch) {
-        const size_t rows = size_min(batch, wanted - first);
+    const size_t round = (size_t)engine->ranks.world * batch;
+    for (size_t first = 0; first < wanted; first += round) {
         if (until_signal && signals_received() != NULL) {
             status = status_set(STATUS_INTERRUPTED, "validation stopped by %s", signals_received());
             goto cleanup;
         }
-        fill(dataset, &buffers, first, rows, batch);
-        text_bytes += text_bytes_of(&engine->vocabulary, buffers.targets, rows * length);
-        TRY_GOTO(run_batch(engine, &buffers, rows * length, &sum), cleanup);
+        for (size_t at = first; at < wanted && at < first + round; at += batch) {
+            const size_t rows = size_min(batch, wanted - at);
+            fill(dataset, &buffers, at, rows, batch);
+            text_bytes += text_bytes_of(&engine->vocabulary, buffers.targets, rows * length);
+        }
+        TRY_GOTO(run_round(engine, dataset, &buffers, first, wanted, &sum), cleanup);
     }
     result->tokens = wanted * length;
     result->loss = sum / (double)result->tokens;
@@ -93,5 +114,6 @@ cleanup:
     free(buffers.inputs);
     free(buffers.targets);
     free(buffers.losses);
+    free(buffers.all_losses);
     return status;
 }

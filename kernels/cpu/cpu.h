@@ -39,6 +39,10 @@ enum status cpu_loss_sum(struct device *device, struct step_state *state, const 
                          size_t count);
 enum status cpu_gradient_sumsq(struct device *device, struct step_state *state,
                                const float *gradients, size_t count);
+enum status cpu_sum_parts(struct device *device, float *out, struct tensor parts, bool accumulate);
+enum status cpu_block_sumsq(struct device *device, double *out, const float *x, size_t count);
+enum status cpu_total_sumsq(struct device *device, struct step_state *state, const double *sums,
+                            size_t count);
 enum status cpu_scales_begin(struct device *device, struct scale_state *states, size_t count,
                              bool clear_amax);
 enum status cpu_scales_update(struct device *device, struct step_state *state,

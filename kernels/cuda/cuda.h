@@ -147,6 +147,10 @@ enum status cuda_loss_sum(struct device *device, struct step_state *state, const
                           size_t count);
 enum status cuda_gradient_sumsq(struct device *device, struct step_state *state,
                                 const float *gradients, size_t count);
+enum status cuda_sum_parts(struct device *device, float *out, struct tensor parts, bool accumulate);
+enum status cuda_block_sumsq(struct device *device, double *out, const float *x, size_t count);
+enum status cuda_total_sumsq(struct device *device, struct step_state *state, const double *sums,
+                             size_t count);
 enum status cuda_step_begin(struct device *device, struct step_state *state,
                              const struct step_policy *policy);
 enum status cuda_step_decide(struct device *device, struct step_state *state);

@@ -280,10 +280,17 @@ static const struct device_calls cuda_calls = {
     .recording_close = cuda_recording_close,
 };
 
-/* Why there is no device, in the words of the inventory. */
-static enum status check_driver(void) {
+/* Which device, or why there is none, in the words of the inventory. */
+static enum status choose_device(const struct device_options *options, int *index) {
     int count = 0;
-    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return STATUS_OK;
+    *index = options->index;
+    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) {
+        if (count == 1) *index = 0;
+        if (*index >= 0 && *index < count) return STATUS_OK;
+        return status_set(STATUS_DEVICE, "GPU %d is wanted, and this process sees %d (nvidia-smi, "
+                          "CUDA_VISIBLE_DEVICES): start no more ranks on a host than it has GPUs",
+                          *index, count);
+    }
     static struct cuda_inventory inventory;
     cudaGetLastError();
     cuda_inventory_read(&inventory);
@@ -317,12 +324,12 @@ static enum status open_slots(struct cuda_backend *backend) {
     return STATUS_OK;
 }
 
-static enum status open_backend(struct device *device) {
+static enum status open_backend(struct device *device, int index) {
     struct cuda_backend *backend = backend_of(device);
     struct cudaDeviceProp properties;
     size_t free_bytes = 0, total_bytes = 0;
-    CUDA_TRY(cudaGetDeviceProperties(&properties, 0));
-    CUDA_TRY(cudaSetDevice(0));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, index));
+    CUDA_TRY(cudaSetDevice(index));
     TRY(check_code(&properties));
     backend->multiprocessors = properties.multiProcessorCount;
     backend->capability = 10 * properties.major + properties.minor;
@@ -332,7 +339,7 @@ static enum status open_backend(struct device *device) {
     CUDA_TRY(cudaStreamCreateWithFlags(&backend->copy_stream, cudaStreamNonBlocking));
     TRY(open_slots(backend));
     snprintf(device->name, sizeof device->name, "%.100s", properties.name);
-    CUDA_TRY(cudaDeviceGetPCIBusId(device->bus_id, sizeof device->bus_id, 0));
+    CUDA_TRY(cudaDeviceGetPCIBusId(device->bus_id, sizeof device->bus_id, index));
     TRY(gemm_service_open(device));
     TRY(attention_service_open(device));
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
@@ -347,14 +354,15 @@ enum status device_open_cuda(struct device *device, const struct device_options 
                               .ops = &cuda_ops,
                               .calls = &cuda_calls,
                               .threads = 1};
-    TRY(check_driver());
+    int index = 0;
+    TRY(choose_device(options, &index));
     struct cuda_backend *backend = calloc(1, sizeof *backend);
     device->backend = backend;
     if (backend != NULL) backend->options = *options;
     if (backend != NULL) backend->marks = calloc(DEVICE_MARKS, sizeof *backend->marks);
     enum status status = backend == NULL || backend->marks == NULL
                              ? status_set(STATUS_MEMORY, "out of host memory for the GPU's state")
-                             : open_backend(device);
+                             : open_backend(device, index);
     if (status != STATUS_OK) {
         cuda_close(device);
         *device = (struct device){0};

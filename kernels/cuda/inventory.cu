@@ -1,4 +1,4 @@
-/* kernels/cuda/inventory.h through the CUDA runtime. Keeps no state; called by `deepwell probe`. */
+/* kernels/cuda/inventory.h through the CUDA runtime. Keeps no state. */
 #include "kernels/cuda/inventory.h"
 
 #include <cstdio>
@@ -63,7 +63,7 @@ static cudaError_t open_context(int device) {
     return error != cudaSuccess ? error : cudaMemGetInfo(&free_bytes, &total_bytes);
 }
 
-extern "C" void cuda_inventory_read(struct cuda_inventory *inventory) {
+extern "C" void cuda_inventory_count(struct cuda_inventory *inventory) {
     memset(inventory, 0, sizeof *inventory);
     cudaError_t error = cudaRuntimeGetVersion(&inventory->runtime_version);
     if (error == cudaSuccess) error = cudaDriverGetVersion(&inventory->driver_version);
@@ -75,8 +75,23 @@ extern "C" void cuda_inventory_read(struct cuda_inventory *inventory) {
     }
     if (inventory->count > CUDA_INVENTORY_DEVICES_MAX)
         inventory->count = CUDA_INVENTORY_DEVICES_MAX;
+}
 
+extern "C" void cuda_device_bus_id(int index, char bus_id[CUDA_BUS_ID_BYTES]) {
+    int count = 0;
+    bus_id[0] = '\0';
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    const int device = count == 1 ? 0 : index;
+    if (device < count && cudaDeviceGetPCIBusId(bus_id, CUDA_BUS_ID_BYTES, device) != cudaSuccess) {
+        bus_id[0] = '\0';
+    }
+    cudaGetLastError();
+}
+
+extern "C" void cuda_inventory_read(struct cuda_inventory *inventory) {
+    cudaError_t error = cudaSuccess;
     int current = 0;
+    cuda_inventory_count(inventory);
     const bool have_current = cudaGetDevice(&current) == cudaSuccess;
     for (int device = 0; device < inventory->count; device++) {
         struct cuda_device_info *info = &inventory->devices[device];

@@ -47,6 +47,14 @@ struct cuda_inventory {
  */
 void cuda_inventory_read(struct cuda_inventory *inventory);
 
+/* The PCI address of a device by its number among those that this process sees, or of the only one;
+ * "" where there is none. Opens no context. */
+enum { CUDA_BUS_ID_BYTES = 32 };
+void cuda_device_bus_id(int index, char bus_id[CUDA_BUS_ID_BYTES]);
+
+/* All of it but the devices' own entries: opens no context. For `train --gpus N`. */
+void cuda_inventory_count(struct cuda_inventory *inventory);
+
 #ifdef __cplusplus
 }
 #endif

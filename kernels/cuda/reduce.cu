@@ -52,9 +52,52 @@ __global__ void squares_finish_kernel(struct step_state *state, const double *pa
     if (threadIdx.x == 0) state->gradient_sumsq = sum;
 }
 
+/* A thread a group of W numbers; W is 8 where the parts begin at multiples of 8 numbers. */
+template <typename T, int W>
+__global__ void sum_parts_kernel(float *out, const T *parts, size_t count, size_t part_count,
+                                 bool accumulate) {
+    const size_t stride = (size_t)gridDim.x * blockDim.x;
+    for (size_t group = (size_t)blockIdx.x * blockDim.x + threadIdx.x; group < count / W;
+         group += stride) {
+        float sum[W], x[W];
+        unpack(sum, load<float, W>(out + group * W));
+        for (size_t part = 0; part < part_count; part++) {
+            unpack(x, load<T, W>(parts + part * count + group * W));
+            const bool add = accumulate || part > 0;
+            for (int i = 0; i < W; i++) sum[i] = add ? sum[i] + x[i] : x[i];
+        }
+        store(out + group * W, pack<float, W>(sum));
+    }
+}
+
+__global__ void block_sumsq_kernel(double *out, const float *x) {
+    const float *own = x + (size_t)blockIdx.x * SUMSQ_BLOCK;
+    double sum = 0.0;
+    for (int i = (int)threadIdx.x; i < SUMSQ_BLOCK; i += THREADS) {
+        sum += (double)own[i] * (double)own[i];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+/* One thread adds, in order; the others fetch. */
+__global__ void total_sumsq_kernel(struct step_state *state, const double *sums, size_t count) {
+    __shared__ double fetched[THREADS];
+    double total = 0.0;
+    for (size_t first = 0; first < count; first += THREADS) {
+        const size_t i = first + threadIdx.x;
+        fetched[threadIdx.x] = i < count ? sums[i] : 0.0;
+        __syncthreads();
+        for (int t = 0; threadIdx.x == 0 && t < THREADS; t++) total += fetched[t];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) state->gradient_sumsq = total;
+}
+
 __global__ void begin_kernel(struct step_state *state, const struct step_policy policy) {
     state->policy = policy;
     state->loss_sum = state->gradient_sumsq = 0.0;
+    state->leaving = (double)policy.leave;
 }
 
 __global__ void decide_kernel(struct step_state *state) {
@@ -108,6 +151,36 @@ extern "C" enum status cuda_gradient_sumsq(struct device *device, struct step_st
     squares_kernel<<<SUM_BLOCKS, THREADS, 0, stream>>>(partials, gradients, count);
     squares_finish_kernel<<<1, THREADS, 0, stream>>>(state, partials, SUM_BLOCKS);
     return cuda_launched("gradient_sumsq");
+}
+
+extern "C" enum status cuda_sum_parts(struct device *device, float *out, struct tensor parts,
+                                      bool accumulate) {
+    const size_t count = parts.columns;
+    cudaStream_t stream = backend_of(device)->stream;
+    FOR_DTYPE(parts.dtype, {
+        if (count % 8 == 0) {
+            sum_parts_kernel<T, 8><<<grid_for(device, count / 8), THREADS, 0, stream>>>(
+                out, (const T *)parts.data, count, parts.rows, accumulate);
+        } else {
+            sum_parts_kernel<T, 1><<<grid_for(device, count), THREADS, 0, stream>>>(
+                out, (const T *)parts.data, count, parts.rows, accumulate);
+        }
+    })
+    return cuda_launched("sum_parts");
+}
+
+extern "C" enum status cuda_block_sumsq(struct device *device, double *out, const float *x,
+                                        size_t count) {
+    const size_t blocks = count / SUMSQ_BLOCK;
+    if (blocks == 0) return STATUS_OK;
+    block_sumsq_kernel<<<(unsigned)blocks, THREADS, 0, backend_of(device)->stream>>>(out, x);
+    return cuda_launched("block_sumsq");
+}
+
+extern "C" enum status cuda_total_sumsq(struct device *device, struct step_state *state,
+                                        const double *sums, size_t count) {
+    total_sumsq_kernel<<<1, THREADS, 0, backend_of(device)->stream>>>(state, sums, count);
+    return cuda_launched("total_sumsq");
 }
 
 extern "C" enum status cuda_step_begin(struct device *device, struct step_state *state,

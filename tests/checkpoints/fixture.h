@@ -62,4 +62,11 @@ char *test_read_file(const char *path, size_t *bytes);
 /* The call failed with this status, and its message contains `part`. */
 void expect_refused(enum status found, enum status expected, const char *part);
 
+/* All numbers of a table, as one rank alone has them. */
+static inline struct flat_ranges all_of(const struct param_table *params) {
+    static struct flat_range all;
+    all = (struct flat_range){.count = params->elements};
+    return (struct flat_ranges){&all, 1};
+}
+
 #endif

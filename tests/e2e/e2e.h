@@ -49,6 +49,7 @@ struct process {
 
 /* What is not usual about a child; all zero: nothing. */
 struct unusual {
+    const char *program;   /* on the PATH, instead of deepwell; in its line @ stands for deepwell */
     size_t file_bytes_max; /* RLIMIT_FSIZE, with SIGXFSZ ignored: a disk that fills; 0: none */
     bool obeys_modes;      /* root too: file modes count */
     int out_file;          /* a file descriptor for standard output; 0: a file that is caught */

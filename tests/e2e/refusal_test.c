@@ -121,6 +121,11 @@ static const struct refusal refusals[] = {
     {"bench step ../tiny.conf --model.width 65536 --model.layers 1000", STATUS_MEMORY, "needs|TiB",
      "more memory wanted"},
 
+    {"train ../tiny.conf --gpus 0", STATUS_CONFIG, "--gpus|from 1 to 64|\"0\"", "out of bounds"},
+    {"train ../tiny.conf --gpus two", STATUS_CONFIG, "--gpus|from 1 to 64|two", "out of bounds"},
+    {"train ../tiny.conf --gpus 2 --device cpu", STATUS_CONFIG, "--gpus 2|mpirun -np 2",
+     "contradict each other"},
+    {"train ../tiny.conf --gpus 64 --device auto", STATUS_DEVICE, "--gpus 64", "accelerator"},
     {"train ../tiny.conf --device cuda", STATUS_DEVICE, "cuda|--device cpu", "accelerator"},
 };
 
@@ -201,6 +206,7 @@ static void the_page_has_every_code(void **state) {
         [STATUS_MEMORY] = "STATUS_MEMORY",
         [STATUS_DEVICE] = "STATUS_DEVICE",
         [STATUS_INTERRUPTED] = "STATUS_INTERRUPTED",
+        [STATUS_RANKS] = "STATUS_RANKS",
     };
     size_t rows = 0;
     for (size_t code = 0; code < sizeof names / sizeof names[0]; code++) {

@@ -33,8 +33,15 @@ struct variant {
     double loss_scale; /* 0: the default */
 };
 
+/* Not -1: with comm.order = fixed, of one rank, and this train.zero. */
+static int exchanged_stage = -1;
+
 static void configure(struct config *config, const struct variant *v) {
     config_defaults(config);
+    if (exchanged_stage >= 0) {
+        config->comm.order = CONFIG_ORDER_FIXED;
+        config->train.zero = exchanged_stage;
+    }
     config->device = (int)v->device;
     config->model.vocabulary = VOCABULARY;
     config->model.context = LENGTH;
@@ -130,7 +137,8 @@ static void expect_recordings(const struct engine *engine, bool wanted) {
     assert_true(there == wanted || engine->device.kind == DEVICE_CPU);
     assert_true((engine->update.recording != NULL) == there);
     assert_true((engine->micro_batches[0].recording != NULL) == there);
-    assert_true((engine->micro_batches[1].recording != NULL) == there);
+    const size_t second = engine->exchange.active ? 3 : 1; /* the last of a step has its own */
+    assert_true((engine->micro_batches[second].recording != NULL) == there);
 }
 
 /* Runs [from, to) of the steps, from a saved state or from the seed; losses (NULL: not wanted). */
@@ -243,6 +251,30 @@ static void test_bits(void **state) {
         saved_free(&whole);
         saved_free(&first);
     }
+}
+
+/* What ranks exchange, of one rank: recorded and not, and in every stage, the same bits. */
+static void test_exchange(void **state) {
+    struct saved first = {0};
+    (void)state;
+    for (int zero = 0; zero <= 3; zero++) {
+        struct variant v = cuda_bf16;
+        size_t bytes = 0;
+        exchanged_stage = zero;
+        struct saved recorded = train(&v, 0, 7, NULL, NULL, &bytes);
+        v.eager = true;
+        struct saved eager = train(&v, 0, 7, NULL, NULL, &bytes);
+        expect_bits("an exchange without recordings", &recorded, &eager, bytes);
+        saved_free(&eager);
+        if (zero == 0) {
+            first = recorded;
+        } else {
+            expect_bits("another stage", &first, &recorded, bytes);
+            saved_free(&recorded);
+        }
+    }
+    exchanged_stage = -1;
+    saved_free(&first);
 }
 
 /* A logit's gradient is at most the scale / 1024 tokens: 2^30 overflows FP16 (65504) in the first
@@ -382,9 +414,10 @@ static void test_wrong_algorithm(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss_curve),    cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_overflow),      cmocka_unit_test(test_fast_attention),
-        cmocka_unit_test(test_corrupt_cache), cmocka_unit_test(test_wrong_algorithm),
+        cmocka_unit_test(test_loss_curve),      cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_exchange),        cmocka_unit_test(test_overflow),
+        cmocka_unit_test(test_fast_attention),  cmocka_unit_test(test_corrupt_cache),
+        cmocka_unit_test(test_wrong_algorithm),
     };
     char folder[] = "/tmp/gpu_engine_XXXXXX";
     if (gpu_missing()) return 0;

@@ -299,6 +299,31 @@ static inline void attention_case(enum dtype type, size_t batch, size_t length, 
     FREE_PAIRS(&qkv, &out, &lse, &g, &qg);
 }
 
+/* Sums over ranks are added one after the other on both: the same bits. Squares within a block are
+ * not: 2^-40. */
+static inline void parts_case(enum dtype type, size_t count) {
+    enum { PARTS = 3, BLOCKS = 5 };
+    for (int accumulate = 0; accumulate <= 1; accumulate++) {
+        struct pair parts = pair_random(type, PARTS, count, 1, 0.0, 1.0);
+        struct pair sum = pair_random(DTYPE_F32, 1, count, 2, 0.0, 1.0);
+        EXPECT_OK(cpu.ops->sum_parts(&cpu, sum.host.data, parts.host, accumulate != 0));
+        EXPECT_OK(gpu.ops->sum_parts(&gpu, sum.there.data, parts.there, accumulate != 0));
+        expect_same("sum of parts", &sum, 0.0);
+        FREE_PAIRS(&parts, &sum);
+    }
+    struct pair x = pair_random(DTYPE_F32, BLOCKS, SUMSQ_BLOCK, 3, 0.0, 1.0);
+    struct pair sums = pair_poison(DTYPE_F32, 1, 2 * BLOCKS); /* doubles */
+    struct pair control = pair_poison(DTYPE_F32, 1, (sizeof(struct step_state) + 3) / 4);
+    struct step_state got, *host = control.host.data;
+    EXPECT_OK(cpu.ops->block_sumsq(&cpu, sums.host.data, x.host.data, BLOCKS * SUMSQ_BLOCK));
+    EXPECT_OK(gpu.ops->block_sumsq(&gpu, sums.there.data, x.there.data, BLOCKS * SUMSQ_BLOCK));
+    EXPECT_OK(cpu.ops->total_sumsq(&cpu, host, sums.host.data, BLOCKS));
+    EXPECT_OK(gpu.ops->total_sumsq(&gpu, control.there.data, sums.there.data, BLOCKS));
+    EXPECT_OK(device_download(&gpu, &got, control.there.data, sizeof got));
+    assert_true(fabs(got.gradient_sumsq - host->gradient_sumsq) <= 0x1p-40 * host->gradient_sumsq);
+    FREE_PAIRS(&x, &sums, &control);
+}
+
 static inline void attention_cached_case(enum dtype type) {
     const size_t batch = 2, heads = 3, width = 20, c = heads * width, capacity = 90;
     struct pair keys = pair_random(type, batch * capacity, c, 1, 0.0, 1.0);

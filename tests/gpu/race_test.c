@@ -52,6 +52,8 @@ static void test_convert_and_update(void **state) {
     (void)state;
     for (size_t from = 0; from < TEST_DTYPES; from++) {
         update_case(test_dtypes[from]);
+        parts_case(test_dtypes[from], 4096);
+        parts_case(test_dtypes[from], 1003);
         for (size_t to = 0; to < TEST_DTYPES; to++) {
             convert_case(test_dtypes[from], test_dtypes[to]);
         }

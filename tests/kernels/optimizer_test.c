@@ -131,6 +131,64 @@ static void test_sums(void **unused) {
     test_device_close(&device);
 }
 
+/* Oracle: the same additions in FP32, one after the other, bit for bit. */
+static void test_sums_of_parts(void **unused) {
+    enum { PARTS = 3, COUNT = 2500 };
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16};
+    (void)unused;
+    struct device device = any_device();
+    for (size_t t = 0; t < 2; t++) {
+        for (int accumulate = 0; accumulate <= 1; accumulate++) {
+            struct tensor parts = random_tensor(types[t], PARTS, COUNT, 1, 0.0, 1.0);
+            struct tensor out = random_tensor(DTYPE_F32, 1, COUNT, 2, 0.0, 1.0);
+            struct tensor before = copied_tensor(out);
+            if (!accumulate) value_set(out, 17, NAN); /* not read */
+            EXPECT_OK(device.ops->sum_parts(&device, out.data, parts, accumulate != 0));
+            for (size_t i = 0; i < COUNT; i++) {
+                float sum = (float)value_at(before, i);
+                for (size_t part = 0; part < PARTS; part++) {
+                    const float x = (float)value_at(parts, part * COUNT + i);
+                    sum = part > 0 || accumulate ? sum + x : x;
+                }
+                assert_true((float)value_at(out, i) == sum);
+            }
+            FREE_TENSORS(&parts, &out, &before);
+        }
+    }
+    test_device_close(&device);
+}
+
+/* Oracle: FP64 sums within 2^-40; and that zeros between the blocks, and who summed which block,
+ * change no bit. */
+static void test_squares_by_blocks(void **unused) {
+    enum { BLOCKS = 7 };
+    (void)unused;
+    struct device device = any_device();
+    struct tensor g = random_tensor(DTYPE_F32, 1, BLOCKS * SUMSQ_BLOCK, 1, 0.0, 1.0);
+    const float *values = g.data;
+    double sums[BLOCKS], spread[2 * BLOCKS] = {0}, squares = 0.0;
+    struct step_state state = {.gradient_sumsq = NAN};
+    EXPECT_OK(device.ops->block_sumsq(&device, sums, values, BLOCKS * SUMSQ_BLOCK));
+    for (size_t b = 0; b < BLOCKS; b++) {
+        EXPECT_OK(device.ops->block_sumsq(&device, &spread[2 * b], values + b * SUMSQ_BLOCK,
+                                          SUMSQ_BLOCK));
+    }
+    for (size_t i = 0; i < BLOCKS * SUMSQ_BLOCK; i++) {
+        squares += (double)values[i] * (double)values[i];
+    }
+    EXPECT_OK(device.ops->total_sumsq(&device, &state, sums, BLOCKS));
+    const double total = state.gradient_sumsq;
+    assert_true(fabs(total - squares) <= 0x1p-40 * squares);
+    EXPECT_OK(device.ops->total_sumsq(&device, &state, spread, 2 * BLOCKS));
+    assert_true(state.gradient_sumsq == total);
+    value_set(g, 5000, INFINITY);
+    EXPECT_OK(device.ops->block_sumsq(&device, sums, values, BLOCKS * SUMSQ_BLOCK));
+    EXPECT_OK(device.ops->total_sumsq(&device, &state, sums, BLOCKS));
+    assert_true(isinf(state.gradient_sumsq));
+    FREE_TENSORS(&g);
+    test_device_close(&device);
+}
+
 static const struct step_policy policy = {
     .learning_rate = 0.5f, .clip_norm = 1.0f, .dynamic_scaling = 1, .growth = 2.0f, .backoff = 0.5f,
     .scale_min = 1.0f, .scale_max = 64.0f, .growth_interval = 3, .tokens = 10};
@@ -278,6 +336,7 @@ static void test_decide_halts(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adamw),          cmocka_unit_test(test_adamw_skips),
+        cmocka_unit_test(test_sums_of_parts),  cmocka_unit_test(test_squares_by_blocks),
         cmocka_unit_test(test_sums),           cmocka_unit_test(test_decide_clips),
         cmocka_unit_test(test_decide_halts),
         cmocka_unit_test(test_decide_scales),  cmocka_unit_test(test_decide_outliers),

@@ -130,17 +130,17 @@ static void test_refused_shapes(void **state) {
         struct gpt_config config;
         const char *words;
     } cases[] = {
-        {{0, 3, 24, 9, 37}, "found 0 layers, 3 heads, width 24, context 9, vocabulary 37"},
-        {{2, 0, 24, 9, 37}, "0 heads"},
-        {{2, 3, 0, 9, 37}, "width 0"},
-        {{2, 3, 24, 0, 37}, "context 0"},
-        {{2, 3, 24, 9, 0}, "vocabulary 0"},
-        {{4097, 3, 24, 9, 37}, "1 to 4096 layers"},
-        {{2, 1, ((size_t)1 << 22) + 1, 9, 37}, "width 1 to 4194304"},
-        {{2, 3, 24, ((size_t)1 << 24) + 1, 37}, "context and vocabulary 1 to 16777216"},
-        {{2, 3, 24, 9, ((size_t)1 << 24) + 1}, "vocabulary 16777217"},
-        {{2, 5, 24, 9, 37}, "model.width to be a multiple of model.heads, found 24 and 5"},
-        {{2, 25, 24, 9, 37}, "multiple of model.heads"},
+        {{0, 3, 24, 9, 37, 0}, "found 0 layers, 3 heads, width 24, context 9, vocabulary 37"},
+        {{2, 0, 24, 9, 37, 0}, "0 heads"},
+        {{2, 3, 0, 9, 37, 0}, "width 0"},
+        {{2, 3, 24, 0, 37, 0}, "context 0"},
+        {{2, 3, 24, 9, 0, 0}, "vocabulary 0"},
+        {{4097, 3, 24, 9, 37, 0}, "1 to 4096 layers"},
+        {{2, 1, ((size_t)1 << 22) + 1, 9, 37, 0}, "width 1 to 4194304"},
+        {{2, 3, 24, ((size_t)1 << 24) + 1, 37, 0}, "context and vocabulary 1 to 16777216"},
+        {{2, 3, 24, 9, ((size_t)1 << 24) + 1, 0}, "vocabulary 16777217"},
+        {{2, 5, 24, 9, 37, 0}, "model.width to be a multiple of model.heads, found 24 and 5"},
+        {{2, 25, 24, 9, 37, 0}, "multiple of model.heads"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct gpt gpt;

@@ -228,7 +228,9 @@ static void change_all(struct config *config) {
         char text[CONFIG_TEXT_BYTES];
         switch (key->type) {
         case CONFIG_INTEGER:
-            snprintf(text, sizeof text, "%zu", 101 + i);
+            snprintf(text, sizeof text, "%lld",
+                     101 + (long long)i < key->maximum ? 101 + (long long)i
+                                                       : (long long)key->maximum);
             break;
         case CONFIG_REAL: /* 1/3 of the allowed range needs 16 digits and more */
             snprintf(text, sizeof text, "%.17g", key->low + (key->high - key->low) / 3.0);

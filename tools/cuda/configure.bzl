@@ -3,7 +3,7 @@
   //:cudart //:cublasLt //:cudnn //:cudnn_frontend //:nccl //:mpi
       cc_library with headers, library and HAVE_<NAME>=1 when found; empty when not
   //:build_info    <local_cuda/build_info.h>: DEEPWELL_<NAME>_VERSION, "" for what is absent
-  //:config.bzl    HAVE_CUDA, NVCC, ARCHS, VERSION for BUILD files and tools/cuda/cuda.bzl
+  //:config.bzl    HAVE_CUDA, HAVE_CUDNN_FRONTEND, HAVE_MPI, HAVE_NCCL, NVCC, ARCHS, VERSION for BUILD files and tools/cuda/cuda.bzl
 
 A thing is found when its header and its library (for the toolkit nvcc too) lie where docs/build.md
 says: a folder named by its variable, the toolkit, the system, Python wheels. One line says which.
@@ -221,6 +221,8 @@ def _local_cuda_impl(rctx):
     rctx.file("config.bzl", "\n".join([
         "HAVE_CUDA = %s" % bool(toolkit),
         "HAVE_CUDNN_FRONTEND = %s" % bool(found["cudnn_frontend"]),
+        "HAVE_MPI = %s" % bool(found["mpi"]),
+        "HAVE_NCCL = %s" % bool(found["nccl"]),
         "NVCC = %r" % (toolkit.root + "/bin/nvcc" if toolkit else ""),
         "ARCHS = %r" % archs.split(","),
         "VERSION = %r" % versions["cudart"],

@@ -24,6 +24,16 @@ missing_packages() {
     done <"$root/tools/system/packages.txt"
 }
 
+# Of Open MPI, whose headers lie in a folder of their own.
+missing_mpi() {
+    local kind name package
+    while read -r kind name package; do
+        [[ $kind == mpi ]] || continue
+        command -v "$name" >/dev/null || has_header "$name" ||
+            [[ -e /usr/lib/$(uname -m)-linux-gnu/openmpi/include/$name ]] || echo "$package"
+    done <"$root/tools/system/packages.txt"
+}
+
 require_set_up() {
     local missing
     missing=$(missing_packages | paste -sd ' ')
@@ -68,6 +78,23 @@ set_up_frontend() {
         say "no cuDNN frontend: BF16 and FP16 will not train on a GPU. Its headers are in the Python"
         say "wheel nvidia-cudnn-frontend (docs/build.md); the output of pip: $log"
     fi
+}
+
+# What only tests use. Where it cannot be installed they skip, and say so.
+set_up_for_tests() {
+    local missing log=$logs/setup_mpi.log
+    missing=$(missing_mpi | paste -sd ' ')
+    [[ -n $missing ]] || return 0
+    if command -v apt-get >/dev/null && { ((EUID == 0)) || sudo -n true 2>/dev/null; }; then
+        say "installing $missing for the tests of many ranks..."
+        mkdir -p "$logs"
+        # shellcheck disable=SC2086 # package names, to be split
+        if install_packages "$log" $missing; then
+            run_bazel "$log" shutdown # a server that runs would not look for libraries again
+            return 0
+        fi
+    fi
+    say "no Open MPI ($missing): the tests of many ranks are skipped"
 }
 
 set_up() {

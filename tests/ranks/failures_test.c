@@ -1,0 +1,99 @@
+/*
+ * What a run of several ranks says when one of them stands still, dies, or is not what it says.
+ * Oracle: this test decides which rank it is, and the program's message and exit code must say so
+ * within seconds (docs/many_ranks.md, "When things fail").
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/e2e/e2e.h"
+
+static const char config[] =
+    "device = cpu\nthreads = 1\n"
+    "[model]\nlayers = 1\nheads = 2\nwidth = 16\ncontext = 16\nvocabulary = 256\n"
+    "[data]\ntrain = ../data/train.bin\nvalidation =\n"
+    "[train]\nout = run\nsteps = 1000000\nbatch = 6\nmicro_batch = 1\nlog_every = 1000000\n"
+    "[precision]\nrecipe = fp32\n[checkpoint]\nevery = 2\n[comm]\ntimeout = 2\n";
+
+/* Says the process of rank 1. */
+static const char script[] =
+    "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && echo $$ >pid.new && mv pid.new pid\nexec \"$@\"\n";
+
+static const struct unusual mpirun = {.program = "mpirun"}, env = {.program = "env"};
+
+#define MPI "--allow-run-as-root --oversubscribe --bind-to none "
+
+/* Three ranks in the midst of their steps; rank 1 is sent the signal. */
+static const struct outcome *signal_rank_1(int number) {
+    e2e_write("config", config, strlen(config));
+    e2e_write("told", script, strlen(script));
+    const struct process process = e2e_start(&mpirun, MPI "-n 3 sh told @ train config");
+    for (int i = 0; i < 4000 && access("run/step_00000004", F_OK) != 0; i++) e2e_sleep(0.005);
+    size_t bytes = 0;
+    char *pid = e2e_read("pid", &bytes);
+    assert_int_equal(kill((pid_t)atol(pid), number), 0);
+    free(pid);
+    const struct outcome *outcome = e2e_wait(&process);
+    assert_true(outcome->seconds < 30.0);
+    return outcome;
+}
+
+static void a_rank_that_stands_still_is_named(void **state) {
+    (void)state;
+    const struct outcome *outcome = signal_rank_1(SIGSTOP);
+    assert_int_equal(outcome->code, STATUS_RANKS);
+    e2e_assert_words("stopped", outcome->err,
+                     "(step |did not finish within 2 seconds: rank 1 did not arrive|silent for");
+}
+
+static void a_rank_that_dies_is_named(void **state) {
+    (void)state;
+    const struct outcome *outcome = signal_rank_1(SIGKILL);
+    assert_int_equal(outcome->code, 128 + SIGKILL); /* mpirun's own */
+    e2e_assert_words("killed", outcome->err, "rank 1");
+}
+
+static void wrong_environments_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *variables, *words;
+    } cases[] = {
+        {"RANK=0 WORLD_SIZE=0", "WORLD_SIZE|from 1"},
+        {"RANK=2 WORLD_SIZE=2 LOCAL_RANK=0", "RANK is 2 and WORLD_SIZE is 2"},
+        {"RANK=0", "RANK is 0, but WORLD_SIZE is not set"},
+        {"SLURM_PROCID=0 SLURM_NTASKS=4 SLURM_LOCALID=0", "SLURM_NTASKS is 4|srun"},
+        {"RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500",
+         "mpirun"}, /* on CPUs nobody but MPI can start them */
+    };
+    e2e_write("config", config, strlen(config));
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct process process = e2e_start(&env, "%s @ train config", cases[i].variables);
+        const struct outcome *outcome = e2e_wait(&process);
+        if (outcome->code != STATUS_CONFIG) {
+            fail_msg("%s: %d: %s", cases[i].variables, outcome->code, outcome->err);
+        }
+        e2e_assert_words(cases[i].variables, outcome->err, cases[i].words);
+        assert_int_not_equal(access("run", F_OK), 0);
+    }
+}
+
+static bool mpi_missing(void) {
+    const struct process process = e2e_start(&mpirun, MPI "-n 2 @ --version");
+    if (e2e_wait(&process)->code == 0) return false;
+    printf("skipped: no mpirun of Open MPI on the PATH (openmpi-bin, docs/build.md)\n");
+    return true;
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        E2E_TEST(a_rank_that_stands_still_is_named),
+        E2E_TEST(a_rank_that_dies_is_named),
+        E2E_TEST(wrong_environments_are_refused),
+    };
+    if (!e2e_open(argc, argv)) return 1;
+    if (mpi_missing()) return e2e_close(0);
+    return e2e_close(cmocka_run_group_tests(tests, NULL, NULL));
+}

@@ -1,0 +1,71 @@
+/* What all ranks must have in common: behind train/ranks.h. */
+#include "train/ranks.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SHOWN_BYTES = 1500, NAMES_BYTES = 160 };
+
+/* What a rank tells the others of how it fared. */
+struct outcome {
+    int status;
+    char message[SHOWN_BYTES];
+};
+
+enum status ranks_agree(struct comm *comm, enum status own) {
+    if (comm->world == 1 || comm->failed) return own;
+    struct outcome mine = {.status = (int)own};
+    struct outcome *all = calloc((size_t)comm->world, sizeof *all);
+    if (all == NULL) return status_set(STATUS_MEMORY, "out of memory comparing ranks");
+    if (own != STATUS_OK) snprintf(mine.message, sizeof mine.message, "%s", status_message());
+    enum status status = comm_gather_host(comm, all, &mine, sizeof mine);
+    for (int rank = 0; rank < comm->world && status == STATUS_OK; rank++) {
+        if (all[rank].status == STATUS_OK) continue;
+        all[rank].message[SHOWN_BYTES - 1] = '\0';
+        status = status_set((enum status)all[rank].status, "rank %d: %s", rank, all[rank].message);
+        comm->failed = true;
+    }
+    free(all);
+    return status;
+}
+
+/* "rank 3", "ranks 1, 2": those whose value of this check is not rank 0's. Empty: none. */
+static void name_others(char names[NAMES_BYTES], const uint64_t *values, size_t stride,
+                        int world) {
+    size_t used = 0;
+    int count = 0;
+    names[0] = '\0';
+    for (int rank = 1; rank < world; rank++) {
+        if (values[(size_t)rank * stride] == values[0]) continue;
+        const int written = snprintf(names + used, NAMES_BYTES - used, "%s%d",
+                                     count++ > 0 ? ", " : "", rank);
+        if (written > 0) used += (size_t)written;
+        if (used >= NAMES_BYTES) break; /* cut off: enough are named */
+    }
+}
+
+enum status ranks_check(struct comm *comm, const struct ranks_check *checks, size_t count) {
+    if (comm->world == 1) return STATUS_OK;
+    uint64_t *mine = calloc(count, sizeof *mine);
+    uint64_t *all = calloc((size_t)comm->world * count, sizeof *all);
+    enum status status = STATUS_OK;
+    char names[NAMES_BYTES];
+    if (mine == NULL || all == NULL) {
+        status = status_set(STATUS_MEMORY, "out of memory comparing ranks");
+        goto cleanup;
+    }
+    for (size_t i = 0; i < count; i++) mine[i] = checks[i].value;
+    TRY_GOTO(comm_gather_host(comm, all, mine, count * sizeof *mine), cleanup);
+    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
+        name_others(names, all + i, count, comm->world);
+        if (names[0] == '\0') continue;
+        status = status_set(STATUS_CONFIG, "%s of rank %s is not that of rank 0: start all ranks "
+                            "alike", checks[i].what, names);
+        comm->failed = true;
+    }
+cleanup:
+    free(mine);
+    free(all);
+    return status;
+}

@@ -1,0 +1,205 @@
+/*
+ * A run of several ranks: how they start together, and how they write one checkpoint. Each rank
+ * writes the moments that it owns; the first rank writes all else, while the masters are gathered
+ * bucket by bucket where the gradients lie between two steps. Called by the other trainer files.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "base/checked.h"
+#include "train/ranks_open.h"
+#include "train/trainer_parts.h"
+
+/* ---- start ---- */
+
+/* Only the first rank speaks: what the others say of the run is the same. Errors are not silenced.
+ * */
+static enum status silence(void) {
+    if (freopen("/dev/null", "w", stdout) != NULL) return STATUS_OK;
+    return status_set(STATUS_IO, "cannot open /dev/null");
+}
+
+enum status trainer_join(struct trainer *t) {
+    TRY(ranks_open(&t->ranks, &t->comm, t->config));
+    return t->ranks.rank > 0 ? silence() : STATUS_OK;
+}
+
+/* Every key by itself, so that a difference is named; and this very program. */
+enum status trainer_check_alike(struct trainer *t) {
+    enum { CHECKS_MAX = 256 };
+    struct ranks_check checks[CHECKS_MAX];
+    size_t count = 0;
+    struct file_digest program = {0};
+    if (t->ranks.world == 1) return STATUS_OK;
+    cJSON *keys = config_to_json(t->config);
+    enum status status = keys == NULL ? status_set(STATUS_MEMORY, "out of memory comparing ranks")
+                                      : digest_file("/proc/self/exe", &program);
+    TRY_GOTO(ranks_agree(&t->comm, status), cleanup);
+    checks[count++] = (struct ranks_check){
+        "the program", XXH3_64bits(program.xxh3_128, strlen(program.xxh3_128)),
+    };
+    for (const cJSON *key = keys->child; key != NULL && count < CHECKS_MAX; key = key->next) {
+        const char *value = cJSON_GetStringValue(key);
+        checks[count++] = (struct ranks_check){key->string, XXH3_64bits(value, strlen(value))};
+    }
+    status = ranks_check(&t->comm, checks, count);
+cleanup:
+    cJSON_Delete(keys);
+    return status;
+}
+
+enum status trainer_check_data(struct trainer *t) {
+    const char *train = t->train_data.fingerprint, *validation = t->validation_data.fingerprint;
+    const struct ranks_check checks[] = {
+        {"the training data (data.train)", XXH3_64bits(train, strlen(train))},
+        {"the validation data (data.validation)", XXH3_64bits(validation, strlen(validation))},
+    };
+    return ranks_check(&t->comm, checks, sizeof checks / sizeof checks[0]);
+}
+
+enum status trainer_check_resumed(struct trainer *t) {
+    const struct ranks_check checks[] = {
+        {"the step to go on from", (uint64_t)t->state.step},
+        {"the position in the data", (uint64_t)t->state.sequences},
+    };
+    return ranks_check(&t->comm, checks, sizeof checks / sizeof checks[0]);
+}
+
+/* ---- checkpoints ---- */
+
+/* Masters on their way to the file: one bucket at a time in host memory, on the first rank. */
+struct gathering {
+    struct trainer *trainer;
+    size_t next; /* bucket */
+    float *host; /* the one before it; NULL on the other ranks */
+};
+
+static enum status gather_next(struct gathering *g) {
+    struct engine *engine = &g->trainer->engine;
+    const struct gpt_bucket *bucket = &engine->gpt.buckets[g->next];
+    const float *there = NULL;
+    TRY(exchange_gather_bucket(&engine->exchange, engine->masters, g->next, &there));
+    g->next++;
+    if (g->host == NULL) return STATUS_OK;
+    return device_download(&engine->device, g->host, there, bucket->count * sizeof *there);
+}
+
+static enum status fetch(void *context, const struct param *param, const float **numbers) {
+    struct gathering *g = context;
+    const struct gpt_bucket *buckets = g->trainer->engine.gpt.buckets;
+    while (g->next == 0 ||
+           param->offset >= buckets[g->next - 1].offset + buckets[g->next - 1].count) {
+        TRY(gather_next(g));
+    }
+    *numbers = g->host + (param->offset - buckets[g->next - 1].offset);
+    return STATUS_OK;
+}
+
+/* All ranks take part in all buckets, also when the file was given up. Keeps `status`'s message. */
+static enum status gather_rest(struct gathering *g, enum status status) {
+    char message[SAVER_MESSAGE_BYTES];
+    snprintf(message, sizeof message, "%s", status_message());
+    while (g->next < gpt_bucket_count(&g->trainer->engine.gpt)) TRY(gather_next(g));
+    return status == STATUS_OK ? STATUS_OK : status_set(status, "%s", message);
+}
+
+static enum status write_model(struct trainer *t, struct checkpoint_writing *writing,
+                               struct checkpoint_content *content) {
+    const struct gpt *gpt = &t->engine.gpt;
+    struct gathering g = {.trainer = t};
+    const struct weights_source source = {fetch, &g};
+    size_t largest = 0;
+    if (t->ranks.rank > 0) return gather_rest(&g, STATUS_OK);
+    for (size_t i = 0; i < gpt_bucket_count(gpt); i++) {
+        largest = size_max(largest, gpt->buckets[i].count);
+    }
+    enum status status = STATUS_OK;
+    g.host = malloc(largest * sizeof *g.host);
+    if (g.host == NULL) {
+        status = status_set(STATUS_MEMORY, "out of memory for a block of weights to save");
+    } else {
+        content->weights = &source;
+        status = checkpoint_write_model(writing);
+        content->weights = NULL;
+    }
+    status = gather_rest(&g, status);
+    free(g.host);
+    return status;
+}
+
+static enum status write_shard(struct trainer *t, const char *folder, struct file_digest *digest) {
+    struct engine *engine = &t->engine;
+    const size_t bytes = engine->owned * sizeof(float);
+    void *moments[2] = {NULL, NULL};
+    float *const from[2] = {engine->moments1, engine->moments2};
+    struct flat_range *ranges = calloc(gpt_bucket_count(&engine->gpt), sizeof *ranges);
+    if (ranges == NULL) return status_set(STATUS_MEMORY, "out of memory for buckets");
+    const struct flat_ranges owned = {ranges, engine_ranges(engine, ranges)};
+    enum status status = STATUS_OK;
+    for (size_t i = 0; i < 2 && status == STATUS_OK; i++) {
+        status = device_map(&engine->device, from[i], bytes, &moments[i]);
+    }
+    if (status == STATUS_OK) {
+        status = checkpoint_write_shard(folder, &engine->gpt.table, owned, moments[0], moments[1],
+                                        (size_t)t->ranks.rank, (size_t)t->ranks.world, digest);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (moments[i] == NULL) continue;
+        const enum status unmapped = device_unmap(&engine->device, from[i], moments[i], bytes,
+                                                  false);
+        if (status == STATUS_OK) status = unmapped;
+    }
+    free(ranges);
+    return status;
+}
+
+/* What the first rank tells the others of the save. */
+struct begun {
+    bool whole;
+    char folder[PATH_BYTES];
+};
+
+/* Shards of all ranks, and the digests that the manifest needs; on the first rank in `digests`. */
+static enum status write_all(struct trainer *t, struct checkpoint_writing *writing,
+                             struct checkpoint_content *content, const char *folder,
+                             struct file_digest *digests) {
+    struct file_digest own = {0};
+    enum status status = write_model(t, writing, content);
+    if (status == STATUS_OK) status = write_shard(t, folder, &own);
+    TRY(ranks_agree(&t->comm, status));
+    return comm_gather_host(&t->comm, digests, &own, sizeof own);
+}
+
+enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *content,
+                                const struct checkpoint_retention *retention) {
+    const size_t world = (size_t)t->ranks.world;
+    const bool first = t->ranks.rank == 0;
+    struct checkpoint_writing writing = {0};
+    struct begun own = {0};
+    struct begun *begun = calloc(world, sizeof *begun);
+    struct file_digest *digests = calloc(world, sizeof *digests);
+    enum status status = begun == NULL || digests == NULL
+                             ? status_set(STATUS_MEMORY, "out of memory for a checkpoint")
+                             : STATUS_OK;
+    if (first && status == STATUS_OK) {
+        status = checkpoint_begin(&writing, t->config->train.out, content, retention, world);
+        own.whole = writing.whole;
+        memcpy(own.folder, writing.folder, sizeof own.folder);
+    }
+    TRY_GOTO(ranks_agree(&t->comm, status), cleanup);
+    TRY_GOTO(comm_gather_host(&t->comm, begun, &own, sizeof own), cleanup);
+    if (!begun[0].whole) status = write_all(t, &writing, content, begun[0].folder, digests);
+    if (first) {
+        status = status == STATUS_OK ? checkpoint_end(&writing, digests, world)
+                                     : checkpoint_fail(&writing, status);
+    }
+    status = ranks_agree(&t->comm, status);
+cleanup:
+    free(begun);
+    free(digests);
+    return status;
+}
