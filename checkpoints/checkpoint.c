@@ -7,7 +7,8 @@
  * completed.
  *
  *   1. A folder named step_NNNNNNNN is complete and durable, or was damaged from outside. It is
- *      written as step_NNNNNNNN.tmp-PID-N, every file is fsynced, the manifest last (checkpoint_end),
+ *      written as step_NNNNNNNN.tmp-PID-N, every file is fsynced, the manifest last
+ *      (checkpoint_end),
  *      the folder is fsynced and everything in it read back and compared (verify_written); only
  *      then is it renamed and the run folder fsynced (put_in_place).
  *   2. Nothing that could be the best checkpoint is removed: only what is older than one that was

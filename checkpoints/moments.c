@@ -231,7 +231,8 @@ static void copy_piece(const struct piece *piece, const struct param_table *para
     const unsigned char *data = piece->file->data + piece->entry->offset;
     for (size_t r = 0; r < ranges.count; r++) {
         const struct overlap part = overlap_of(param, &ranges.items[r]);
-        const size_t begin = size_max(part.begin, piece->begin), end = size_min(part.end, piece->end);
+        const size_t begin = size_max(part.begin, piece->begin),
+                     end = size_min(part.end, piece->end);
         if (begin >= end) continue;
         memcpy(moment + part.at + (begin - part.begin),
                data + (begin - piece->begin) * sizeof(float), (end - begin) * sizeof(float));

@@ -336,8 +336,9 @@ struct ops {
     enum status (*gradient_sumsq)(struct device *, struct step_state *state, const float *gradients,
                                   size_t count);
 
-    /* out[i] = [out[i] +] parts[0][i] + parts[1][i] + ..., in FP32, added one after the other in this
-     * order; parts (P, N) FP32 or BF16. What ranks have of one gradient, in the order of ranks. */
+    /* out[i] = [out[i] +] parts[0][i] + parts[1][i] + ..., in FP32, added one after the other in
+     * this order; parts (P, N) FP32 or BF16. What ranks have of one gradient, in the order of
+     * ranks. */
     enum status (*sum_parts)(struct device *, float *out, struct tensor parts, bool accumulate);
 
     /* out[b] = sum of squares of x[b SUMSQ_BLOCK ... + SUMSQ_BLOCK), in double and fixed order;

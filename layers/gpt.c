@@ -186,7 +186,8 @@ static struct tensor weight_at(const struct buffers *buffers, size_t index) {
     const struct param *param = &buffers->table->params[index];
     const enum dtype dtype = buffers->weights.dtype;
     char *base = buffers->weights.data; /* NULL while measuring */
-    return tensor_make(base == NULL ? NULL : base + (param->offset - buffers->offset) * dtype_bytes(dtype),
+    return tensor_make(base == NULL ? NULL
+                                    : base + (param->offset - buffers->offset) * dtype_bytes(dtype),
                        dtype, param->padded_rows, param->columns);
 }
 

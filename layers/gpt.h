@@ -70,8 +70,8 @@ void gpt_close(struct gpt *gpt);
  * (flat FP32, or NULL for a model that only runs forward). */
 void gpt_bind(struct gpt *gpt, struct tensor weights, float *gradients);
 
-/* The same for one bucket, whose numbers lie by themselves: weights (1, count), gradients (count) or
- * NULL. Buckets may share memory where their numbers are not wanted at the same time. */
+/* The same for one bucket, whose numbers lie by themselves: weights (1, count), gradients (count)
+ * or NULL. Buckets may share memory where their numbers are not wanted at the same time. */
 void gpt_bind_bucket(struct gpt *gpt, size_t bucket, struct tensor weights, float *gradients);
 
 /* Buckets by what is in them. */

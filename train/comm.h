@@ -10,8 +10,8 @@
  *   asks for the same collectives in the same order with the same counts.
  * - Calls on host memory (barrier, gather_host): the host waits. For starting, agreeing, saving.
  *
- * A failure of either is final: the communicator can only be aborted. After comm_abort() the process
- * ends without waiting for others, and what started the ranks ends them.
+ * A failure of either is final: the communicator can only be aborted. After comm_abort() the
+ * process ends without waiting for others, and what started the ranks ends them.
  *
  * Owned by the trainer or engine (ranks.h hands it round); called by exchange.c, ranks.c.
  */

@@ -172,9 +172,10 @@ static enum status check_world(const struct comm *comm) {
     TRY(check(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank"));
     TRY(check(MPI_Comm_size(MPI_COMM_WORLD, &world), "MPI_Comm_size"));
     if (rank == comm->rank && world == comm->world) return STATUS_OK;
-    return status_set(STATUS_CONFIG, "the launcher says rank %d of %d, Open MPI says rank %d of %d: "
-                      "start CPU ranks with mpirun (mpirun -n %d deepwell train ...)", comm->rank,
-                      comm->world, rank, world, comm->world);
+    return status_set(STATUS_CONFIG,
+                      "the launcher says rank %d of %d, Open MPI says rank %d of %d: "
+                      "start CPU ranks with mpirun (mpirun -n %d deepwell train ...)",
+                      comm->rank, comm->world, rank, world, comm->world);
 }
 
 /* "Open MPI v4.1.4, package: ..." up to the comma. */
@@ -198,7 +199,8 @@ enum status comm_open_mpi(struct comm *comm, struct device *device, int rank, in
              fail);
     TRY_GOTO(check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "starting MPI"),
              fail);
-    TRY_GOTO(check(MPI_Type_contiguous(UNIT_BYTES, MPI_BYTE, &backend->unit), "starting MPI"), fail);
+    TRY_GOTO(check(MPI_Type_contiguous(UNIT_BYTES, MPI_BYTE, &backend->unit), "starting MPI"),
+             fail);
     TRY_GOTO(check(MPI_Type_commit(&backend->unit), "starting MPI"), fail);
     TRY_GOTO(check(MPI_Op_create(sum_bf16, 1, &backend->bf16_sum), "starting MPI"), fail);
     TRY_GOTO(check_world(comm), fail);

@@ -30,8 +30,8 @@ static const char usage[] =
 
 enum { GRACE_SECONDS = 10 }; /* for ranks to end after another has failed */
 
-/* Closes the run. Of a failure that all ranks know, and of a signal, the first rank speaks; one that
- * befell a rank by itself ends it at once, for the others wait for it. */
+/* Closes the run. Of a failure that all ranks know, and of a signal, the first rank speaks; one
+ * that befell a rank by itself ends it at once, for the others wait for it. */
 static enum status end(struct trainer *trainer, enum status status) {
     const struct ranks ranks = trainer->ranks;
     const bool shared = trainer->comm.failed || status == STATUS_INTERRUPTED ||

@@ -154,8 +154,9 @@ static enum status take_scales(struct engine *engine, struct arena *parameters,
 static enum status lay_out_narrow(struct engine *engine, const struct config *config,
                                   struct arena *parameters) {
     const bool forward = (engine->parts & (ENGINE_TRAIN | ENGINE_EVALUATE)) != 0;
-    const struct precision precision = forward ? engine_precision(config)
-                                               : (struct precision){0}; /* sampling: BF16 */
+    struct precision precision = forward ? engine_precision(config)
+                                         : (struct precision){0}; /* sampling: BF16 */
+    precision.seed += (uint64_t)engine->ranks.rank << 32; /* no two ranks round alike by chance */
     if (precision_narrow(&precision)) {
         TRY(take_scales(engine, parameters, &engine->scales));
         TRY(take_scales(engine, parameters, &engine->evaluation_scales));

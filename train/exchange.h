@@ -4,8 +4,8 @@
  * Optimizations Toward Training Trillion Parameter Models", SC 2020). docs/many_ranks.md.
  *
  * Every bucket of the model (layers/gpt.h) is padded to world equal parts; rank r owns part r of
- * each. Owned numbers lie one after the other: what is at `offset` in the flat buffers is at offset /
- * world there, for offsets where a bucket begins. All ranks together own every number once.
+ * each. Owned numbers lie one after the other: what is at `offset` in the flat buffers is at offset
+ * / world there, for offsets where a bucket begins. All ranks together own every number once.
  *
  *   train.zero                 0          1          2          3
  *   masters, moments           all        owned      owned      owned

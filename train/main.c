@@ -73,6 +73,7 @@ int main(int argc, char **argv) {
     enum status status = run(argc, argv);
     if (status == STATUS_OK) status = flush_output();
     /* No message: another rank speaks for this one. */
-    if (status != STATUS_OK && status_message()[0] != '\0') fprintf(stderr, "deepwell: %s\n", status_message());
+    if (status != STATUS_OK && status_message()[0] != '\0')
+        fprintf(stderr, "deepwell: %s\n", status_message());
     return (int)status;
 }

@@ -78,7 +78,8 @@ enum status step_micro_batch(struct engine *engine, const struct step_policy *po
 }
 
 /* What the update reads and writes: everything, or what this rank owns. */
-static struct adamw adamw_of(const struct engine *engine, const struct config_optimizer *optimizer) {
+static struct adamw adamw_of(const struct engine *engine,
+                             const struct config_optimizer *optimizer) {
     const struct exchange *exchange = &engine->exchange;
     const bool shares = engine_shares_out(engine);
     const struct tensor weights = shares ? exchange->source : engine->weights;

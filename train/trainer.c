@@ -176,8 +176,9 @@ static bool pause_after(const struct config *c, int64_t step) {
            due(step, c->sample.every) || due(step, c->checkpoint.every) || step == c->train.steps;
 }
 
-/* What belongs between two steps; not counted in the steps' time. Every step was seen. The save comes
- * first: nothing behind it changes the state, and what fails or is interrupted there costs no step. */
+/* What belongs between two steps; not counted in the steps' time. Every step was seen. The save
+ * comes first: nothing behind it changes the state, and what fails or is interrupted there costs no
+ * step. */
 static enum status after_step(struct trainer *t) {
     const struct config *c = t->config;
     const int64_t step = t->state.step;

@@ -46,8 +46,8 @@ enum status trainer_save_end(struct trainer *trainer, enum status status);
 /* Opens the saver where checkpoint.background and memory allow it. */
 enum status trainer_save_open(struct trainer *trainer);
 
-/* Several ranks (trainer_ranks.c): finds them and opens trainer.comm; every rank but the first falls
- * silent. Then, on all ranks with the same outcome: refuses what they have not in common. */
+/* Several ranks (trainer_ranks.c): finds them and opens trainer.comm; every rank but the first
+ * falls silent. Then, on all ranks with the same outcome: refuses what they have not in common. */
 enum status trainer_join(struct trainer *trainer);
 enum status trainer_check_alike(struct trainer *trainer);
 enum status trainer_check_data(struct trainer *trainer);

@@ -16,7 +16,8 @@
 
 /* ---- start ---- */
 
-/* Only the first rank speaks: what the others say of the run is the same. Errors are not silenced. */
+/* Only the first rank speaks: what the others say of the run is the same. Errors are not silenced.
+ * */
 static enum status silence(void) {
     if (freopen("/dev/null", "w", stdout) != NULL) return STATUS_OK;
     return status_set(STATUS_IO, "cannot open /dev/null");

@@ -13,9 +13,9 @@ struct validation {
 };
 
 /* The first `sequences` (0: all) of the dataset in file order, engine->evaluation.shape.batch at a
- * time on each rank; the same tokens every time, and the same sum whatever the number of ranks. With `until_signal` it fails with STATUS_INTERRUPTED between
- * batches once a signal has come; a run finishes its validation first, for it would never be made
- * up. */
+ * time on each rank; the same tokens every time, and the same sum whatever the number of ranks.
+ * With `until_signal` it fails with STATUS_INTERRUPTED between batches once a signal has come; a
+ * run finishes its validation first, for it would never be made up. */
 enum status validation_run(struct engine *engine, const struct dataset *dataset, size_t sequences,
                            bool until_signal, struct validation *result);
 

@@ -181,7 +181,8 @@ int64_t fixture_expect_whole(struct fixture *fixture, const char *path) {
         memset(loaded[i], 0x7F, bytes); /* so that padding which is not set shows */
     }
     assert_int_equal(checkpoint_load_weights(&checkpoint, &fixture->params, loaded[0]), STATUS_OK);
-    assert_int_equal(checkpoint_load_moments(&checkpoint, &fixture->params, all_of(&fixture->params), loaded[1], loaded[2]),
+    assert_int_equal(checkpoint_load_moments(&checkpoint, &fixture->params,
+                                             all_of(&fixture->params), loaded[1], loaded[2]),
                      STATUS_OK);
     for (uint32_t i = 0; i < 3; i++) {
         fill(expected, &fixture->params, checkpoint.step, i); /* the padding stays zero */

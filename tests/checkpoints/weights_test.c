@@ -280,12 +280,14 @@ static void any_cut_is_put_together(void **state) {
         }
         memset(moments1, 0x7F, bytes);
         memset(moments2, 0x7F, bytes);
-        assert_int_equal(moments_load(files, shards, &fixture.params, all_of(&fixture.params), moments1, moments2),
+        assert_int_equal(moments_load(files, shards, &fixture.params, all_of(&fixture.params),
+                                      moments1, moments2),
                          STATUS_OK);
         assert_memory_equal(moments1, fixture.moments1, bytes); /* padding: zero in both */
         assert_memory_equal(moments2, fixture.moments2, bytes);
         if (shards > 1) {
-            expect_refused(moments_load(files, shards - 1, &fixture.params, all_of(&fixture.params), moments1, moments2),
+            expect_refused(moments_load(files, shards - 1, &fixture.params, all_of(&fixture.params),
+                                        moments1, moments2),
                            STATUS_CHECKPOINT, "lacks the numbers");
         }
         for (size_t s = 0; s < shards; s++) safetensors_close(&files[s]);
@@ -348,7 +350,8 @@ static void ranges_that_lie_are_refused(void **state) {
         }
         write_ranges(path, ranges, count);
         assert_int_equal(safetensors_open(&file, path), STATUS_OK);
-        const enum status status = moments_load(&file, 1, &table, all_of(&table), moments1, moments2);
+        const enum status status = moments_load(&file, 1, &table, all_of(&table), moments1,
+                                                moments2);
         if (cases[i].reason == NULL) {
             if (status != STATUS_OK) fail_msg("%s: %s", cases[i].why, status_message());
         } else {

@@ -414,9 +414,10 @@ static void test_wrong_algorithm(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss_curve),    cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_exchange),      cmocka_unit_test(test_overflow),      cmocka_unit_test(test_fast_attention),
-        cmocka_unit_test(test_corrupt_cache), cmocka_unit_test(test_wrong_algorithm),
+        cmocka_unit_test(test_loss_curve),      cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_exchange),        cmocka_unit_test(test_overflow),
+        cmocka_unit_test(test_fast_attention),  cmocka_unit_test(test_corrupt_cache),
+        cmocka_unit_test(test_wrong_algorithm),
     };
     char folder[] = "/tmp/gpu_engine_XXXXXX";
     if (gpu_missing()) return 0;

@@ -1,8 +1,8 @@
 /*
  * Several CPU ranks, each a process of the real program under mpirun. Oracles: one rank. With
  * comm.order = fixed files must be equal byte for byte and losses and norms bit for bit; with fast
- * sums losses lie within a derived bound. Failures: every rank ends within the deadline of e2e.h, with
- * one message that names the rank.
+ * sums losses lie within a derived bound. Failures: every rank ends within the deadline of e2e.h,
+ * with one message that names the rank.
  */
 #include <math.h>
 #include <signal.h>
@@ -35,7 +35,8 @@ static const struct unusual mpirun = {.program = "mpirun"};
 /* `deepwell train` on so many ranks must end with this code. */
 static const struct outcome *train(int code, int ranks, const char *options) {
     e2e_write("config", config, strlen(config));
-    const struct process process = e2e_start(&mpirun, MPI "-n %d @ train config %s", ranks, options);
+    const struct process process = e2e_start(&mpirun, MPI "-n %d @ train config %s", ranks,
+                                             options);
     const struct outcome *outcome = e2e_wait(&process);
     if (outcome->code != code) {
         fail_msg("%d ranks, %s: expected the exit code %d, found %d: %s", ranks, options, code,
@@ -48,7 +49,9 @@ static const struct outcome *train(int code, int ranks, const char *options) {
 static void assert_same_curve(const char *a, const char *b) {
     static const struct {
         const char *kind, *number;
-    } wanted[] = {{"step", "loss"}, {"step", "gradient_norm"}, {"step", "loss_scale"},
+    } wanted[] = {{"step", "loss"},
+                  {"step", "gradient_norm"},
+                  {"step", "loss_scale"},
                   {"validation", "loss"}};
     cJSON *left = e2e_metrics(a), *right = e2e_metrics(b);
     for (size_t w = 0; w < sizeof wanted / sizeof wanted[0]; w++) {
@@ -113,11 +116,11 @@ static void bf16_sums_give_the_bits_of_one_rank(void **state) {
 }
 
 /* Fast sums differ from one rank's in rounding alone. With epsilon = 1 an update is a Lipschitz
- * function of the gradient, |dw| <= lr |dg|: a gradient summed from 12 parts in another order is off
- * by 12 2^-24 of the sum of its parts' sizes, say 10 times its own; its norm is clipped to 0.5, lr
- * is 0.3, the gradient of the loss at most 2, 8 steps:  8 * 2 * 0.3 * 0.5 * 120 * 2^-24 = 1.7e-5.
- * The forward pass rounds anew from the changed weights: some 64 operations in a row of 2^-24 of a
- * loss of 5.6: 2.1e-5. */
+ * function of the gradient, |dw| <= lr |dg|: a gradient summed from 12 parts in another order is
+ * off by 12 2^-24 of the sum of its parts' sizes, say 10 times its own; its norm is clipped to 0.5,
+ * lr is 0.3, the gradient of the loss at most 2, 8 steps:  8 * 2 * 0.3 * 0.5 * 120 * 2^-24 =
+ * 1.7e-5. The forward pass rounds anew from the changed weights: some 64 operations in a row of
+ * 2^-24 of a loss of 5.6: 2.1e-5. */
 static void fast_sums_give_the_curve_of_one_rank(void **state) {
     (void)state;
     static const char same[] = "--optimizer.epsilon 1 --optimizer.learning_rate 0.3";
@@ -188,8 +191,8 @@ static void only_the_first_rank_speaks(void **state) {
 static void a_rank_with_another_configuration_is_refused(void **state) {
     (void)state;
     e2e_write("config", config, strlen(config));
-    const struct process process = e2e_start(
-        &mpirun, MPI "-n 2 @ train config : -n 1 @ train config --optimizer.beta2 0.9");
+    const struct process process =
+        e2e_start(&mpirun, MPI "-n 2 @ train config : -n 1 @ train config --optimizer.beta2 0.9");
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 2);
     e2e_assert_words("mismatch", outcome->err,
@@ -217,8 +220,8 @@ static void a_full_disk_of_one_rank_fails_the_save_of_all(void **state) {
     char *before = e2e_tree("run/step_00000004");
     write_limited();
     /* No shared memory files, which the limit would meet first. */
-    const struct process process = e2e_start(
-        &mpirun, MPI "--mca btl self,tcp -n 3 sh limited @ train config");
+    const struct process process = e2e_start(&mpirun, MPI
+                                             "--mca btl self,tcp -n 3 sh limited @ train config");
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 5);
     e2e_assert_words("full disk", outcome->err, "deepwell: rank 1: cannot write|File too large");
@@ -251,6 +254,29 @@ static void a_killed_rank_ends_all(void **state) {
     train(0, 3, "--train.steps 12 --checkpoint.every 100000");
 }
 
+/* A signal to any one of them: all finish the same step, save it and leave. */
+static void a_signal_to_one_rank_stops_all(void **state) {
+    (void)state;
+    static const char script[] =
+        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && echo $$ >pid.new && mv pid.new pid\nexec \"$@\"\n";
+    e2e_write("config", config, strlen(config));
+    e2e_write("told", script, strlen(script));
+    const struct process process = e2e_start(
+        &mpirun, MPI "-n 3 sh told @ train config --train.steps 1000000 --checkpoint.every 0");
+    for (int i = 0; i < 4000 && access("run/metrics.jsonl", F_OK) != 0; i++) e2e_sleep(0.005);
+    e2e_sleep(0.2);
+    size_t bytes = 0;
+    char *pid = e2e_read("pid", &bytes);
+    assert_int_equal(kill((pid_t)atol(pid), SIGTERM), 0);
+    free(pid);
+    const struct outcome *outcome = e2e_wait(&process);
+    assert_int_equal(outcome->code, STATUS_INTERRUPTED);
+    e2e_assert_words("signal", outcome->err, "deepwell: stopped by|saved in run");
+    const struct outcome *verified = e2e_run("checkpoint verify run");
+    assert_int_equal(verified->code, 0);
+    assert_non_null(strstr(verified->out, "step_"));
+}
+
 /* A rank that comes late is waited for. */
 static void a_late_rank_is_waited_for(void **state) {
     (void)state;
@@ -267,9 +293,11 @@ static void a_step_that_is_not_finite_stops_all(void **state) {
     (void)state;
     for (int zero = 0; zero <= 3; zero += 3) {
         char line[E2E_LINE_BYTES];
-        snprintf(line, sizeof line, "--optimizer.learning_rate 10 --optimizer.clip_norm 0 "
+        snprintf(line, sizeof line,
+                 "--optimizer.learning_rate 10 --optimizer.clip_norm 0 "
                  "--optimizer.epsilon 1e-30 --optimizer.weight_decay 10 --train.steps 400 "
-                 "--train.zero %d --train.out run-%d", zero, zero);
+                 "--train.zero %d --train.out run-%d",
+                 zero, zero);
         const struct outcome *outcome = train(6, 2, line);
         e2e_assert_words("not finite", outcome->err, "is not finite|found first in| on rank ");
         assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
@@ -299,6 +327,7 @@ int main(int argc, char **argv) {
         E2E_TEST(ranks_that_do_not_divide_the_batch_are_refused),
         E2E_TEST(a_full_disk_of_one_rank_fails_the_save_of_all),
         E2E_TEST(a_killed_rank_ends_all),
+        E2E_TEST(a_signal_to_one_rank_stops_all),
         E2E_TEST(a_late_rank_is_waited_for),
         E2E_TEST(a_step_that_is_not_finite_stops_all),
     };
