@@ -121,6 +121,11 @@ enum status checkpoint_newest(const char *run_folder, char path[PATH_BYTES], boo
  * Every tensor must be there with the expected shape; an unknown one is an error too. */
 enum status checkpoint_load_weights(const struct checkpoint *checkpoint,
                                     const struct param_table *params, float *masters);
+/* One parameter's weights, after checkpoint_check_weights(): `count` numbers, padding zero. */
+enum status checkpoint_check_weights(const struct checkpoint *checkpoint,
+                                     const struct param_table *params);
+void checkpoint_load_weight(const struct checkpoint *checkpoint, const struct param *param,
+                            float *values);
 enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
                                     const struct param_table *params, struct flat_ranges ranges,
                                     float *moments1, float *moments2);

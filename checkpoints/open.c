@@ -169,6 +169,16 @@ enum status checkpoint_load_weights(const struct checkpoint *checkpoint,
     return weights_load(&checkpoint->weights, params, masters);
 }
 
+enum status checkpoint_check_weights(const struct checkpoint *checkpoint,
+                                     const struct param_table *params) {
+    return weights_check_all(&checkpoint->weights, params);
+}
+
+void checkpoint_load_weight(const struct checkpoint *checkpoint, const struct param *param,
+                            float *values) {
+    weights_load_one(&checkpoint->weights, param, values);
+}
+
 enum status checkpoint_load_moments(const struct checkpoint *checkpoint,
                                     const struct param_table *params, struct flat_ranges ranges,
                                     float *moments1, float *moments2) {

@@ -178,7 +178,7 @@ enum status weights_check(const struct safetensors *file, const struct safetenso
 }
 
 /* Every parameter is there as it must be, and nothing else is. */
-static enum status check_all(const struct safetensors *file, const struct param_table *params) {
+enum status weights_check_all(const struct safetensors *file, const struct param_table *params) {
     for (size_t i = 0; i < params->length; i++) {
         const struct param *param = &params->params[i];
         TRY(weights_check(file, safetensors_find(file, param->hf_name), param, 0));
@@ -239,9 +239,16 @@ void weights_read(const struct safetensors *file, const struct safetensors_entry
     }
 }
 
+void weights_load_one(const struct safetensors *file, const struct param *param, float *values) {
+    struct param here = *param;
+    here.offset = 0;
+    memset(values, 0, param->count * sizeof *values);
+    weights_read(file, safetensors_find(file, param->hf_name), &here, values);
+}
+
 enum status weights_load(const struct safetensors *file, const struct param_table *params,
                          float *masters) {
-    TRY(check_all(file, params));
+    TRY(weights_check_all(file, params));
     memset(masters, 0, params->elements * sizeof *masters);
     for (size_t i = 0; i < params->length; i++) {
         const struct param *param = &params->params[i];

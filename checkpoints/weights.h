@@ -34,6 +34,11 @@ enum status weights_write(const char *path, const struct param_table *params, co
 enum status weights_load(const struct safetensors *file, const struct param_table *params,
                          float *masters);
 
+/* The same for one parameter of a file that was checked: its `count` numbers into `values`, padding
+ * zero. */
+enum status weights_check_all(const struct safetensors *file, const struct param_table *params);
+void weights_load_one(const struct safetensors *file, const struct param *param, float *values);
+
 /* One parameter at a time, for files that differ from our own in more than numbers (hf_weights.c).
  * The entry (NULL: there is none) has the shape that `param` must have; a matrix may have up to
  * padding_rows_max rows more. */

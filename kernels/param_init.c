@@ -15,15 +15,20 @@ static float initial_value(const struct param *param, uint64_t seed, uint64_t in
     return 0.0f;
 }
 
+void param_initialise(const struct param_table *table, size_t row, uint64_t seed, float *values) {
+    const struct param *param = &table->params[row];
+    const size_t real = param_count(param);
+    const uint64_t first = (uint64_t)row << ROW_INDEX_SHIFT;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < real; i++) values[i] = initial_value(param, seed, first + i);
+    for (size_t i = real; i < param->count; i++) values[i] = 0.0f; /* padding */
+}
+
 void param_table_initialise(const struct param_table *table, uint64_t seed, float *flat) {
     for (size_t row = 0; row < table->length; row++) {
         const struct param *param = &table->params[row];
-        const size_t real = param_count(param);
         const size_t end = row + 1 < table->length ? param[1].offset : table->elements;
-        const uint64_t first = (uint64_t)row << ROW_INDEX_SHIFT;
-        float *values = flat + param->offset;
-#pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < real; i++) values[i] = initial_value(param, seed, first + i);
-        for (size_t i = real; i < end - param->offset; i++) values[i] = 0.0f; /* padding and gap */
+        param_initialise(table, row, seed, flat + param->offset);
+        for (size_t i = param->offset + param->count; i < end; i++) flat[i] = 0.0f; /* gap */
     }
 }

@@ -81,4 +81,7 @@ size_t param_table_count(const struct param_table *table);
  * function of the seed and the row's place in the table. */
 void param_table_initialise(const struct param_table *table, uint64_t seed, float *flat);
 
+/* The same of row `row` alone: its `count` numbers into `values`. */
+void param_initialise(const struct param_table *table, size_t row, uint64_t seed, float *values);
+
 #endif

@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 
+#include "base/checked.h"
 #include "checkpoints/model_source.h"
 #include "train/engine.h"
 
@@ -64,56 +65,76 @@ static enum status start_state(struct engine *engine, const struct config *confi
     return device_upload(&engine->device, engine->state, &state, sizeof state);
 }
 
-/* Makes the masters by `fill`, which writes all of them, laid out by the table. Where ranks share
- * them out they pass through host memory, and each keeps its own. */
-static enum status fill_masters(struct engine *engine,
-                                enum status (*fill)(void *context, float *all), void *context) {
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    struct exchange *x = &engine->exchange;
-    void *masters = NULL;
-    if (!engine_shares_out(engine)) {
-        TRY(device_map(&engine->device, engine->masters, bytes, &masters));
-        const enum status status = fill(context, masters);
-        const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,
-                                                  true);
-        return status != STATUS_OK ? status : unmapped;
-    }
-    float *all = malloc(bytes);
-    if (all == NULL) {
-        return status_set(STATUS_MEMORY, "out of memory for a copy of the weights (%zu bytes) in "
-                          "host memory while they are shared out", bytes);
-    }
-    enum status status = fill(context, all);
-    for (size_t i = 0; i < gpt_bucket_count(&engine->gpt) && status == STATUS_OK; i++) {
-        const struct flat_range part = exchange_part(x, i);
-        status = device_upload(&engine->device, engine->masters + part.at, all + part.offset,
-                               part.count * sizeof(float));
-    }
-    free(all);
-    return status;
-}
-
-/* Where weights come from; one of the first two, or the seed. */
+/* Where weights come from: one of the first two, or the seed. */
 struct origin {
-    const struct param_table *table;
     const struct checkpoint *checkpoint;
     const struct model_source *source;
     uint64_t seed;
 };
 
-static enum status fill_from(void *context, float *all) {
-    const struct origin *from = context;
-    if (from->checkpoint != NULL) {
-        return checkpoint_load_weights(from->checkpoint, from->table, all);
-    }
-    if (from->source != NULL) return model_source_load(from->source, from->table, all);
-    param_table_initialise(from->table, from->seed, all);
+/* All of them, laid out by the table. */
+static enum status fill_all(const struct param_table *table, const struct origin *from,
+                            float *all) {
+    if (from->checkpoint != NULL) return checkpoint_load_weights(from->checkpoint, table, all);
+    if (from->source != NULL) return model_source_load(from->source, table, all);
+    param_table_initialise(table, from->seed, all);
     return STATUS_OK;
 }
 
+/* What this rank owns of the numbers [offset, offset + count) of the flat buffers. */
+static enum status upload_owned(struct engine *engine, const float *numbers, size_t offset,
+                                size_t count) {
+    for (size_t i = 0; i < gpt_bucket_count(&engine->gpt); i++) {
+        const struct flat_range part = exchange_part(&engine->exchange, i);
+        const size_t begin = size_max(offset, part.offset);
+        const size_t end = size_min(offset + count, part.offset + part.count);
+        if (begin >= end) continue;
+        TRY(device_upload(&engine->device, engine->masters + part.at + (begin - part.offset),
+                          numbers + (begin - offset), (end - begin) * sizeof *numbers));
+    }
+    return STATUS_OK;
+}
+
+/* Parameter by parameter; only another program's model is laid out whole. */
+static enum status fill_owned(struct engine *engine, const struct origin *from) {
+    const struct param_table *table = &engine->gpt.table;
+    size_t most = 0;
+    for (size_t i = 0; i < table->length; i++) most = size_max(most, table->params[i].count);
+    if (from->source != NULL) most = table->elements;
+    if (from->checkpoint != NULL) TRY(checkpoint_check_weights(from->checkpoint, table));
+    float *numbers = malloc(most * sizeof *numbers);
+    if (numbers == NULL) {
+        return status_set(STATUS_MEMORY, "out of memory for %zu weights in host memory while they "
+                          "are shared out", most);
+    }
+    enum status status = STATUS_OK;
+    if (from->source != NULL) {
+        status = fill_all(table, from, numbers);
+        if (status == STATUS_OK) status = upload_owned(engine, numbers, 0, most);
+    }
+    for (size_t i = 0; i < table->length && from->source == NULL && status == STATUS_OK; i++) {
+        const struct param *param = &table->params[i];
+        if (from->checkpoint != NULL) checkpoint_load_weight(from->checkpoint, param, numbers);
+        else param_initialise(table, i, from->seed, numbers);
+        status = upload_owned(engine, numbers, param->offset, param->count);
+    }
+    free(numbers);
+    return status;
+}
+
+static enum status fill_masters(struct engine *engine, const struct origin *from) {
+    const size_t bytes = engine->gpt.table.elements * sizeof(float);
+    void *masters = NULL;
+    if (engine_shares_out(engine)) return fill_owned(engine, from);
+    TRY(device_map(&engine->device, engine->masters, bytes, &masters));
+    const enum status status = fill_all(&engine->gpt.table, from, masters);
+    const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,
+                                              true);
+    return status != STATUS_OK ? status : unmapped;
+}
+
 static enum status load_weights(struct engine *engine, struct origin from) {
-    from.table = &engine->gpt.table;
-    TRY(ranks_agree(engine->comm, fill_masters(engine, fill_from, &from)));
+    TRY(ranks_agree(engine->comm, fill_masters(engine, &from)));
     return refresh_weights(engine);
 }
 

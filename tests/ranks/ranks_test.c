@@ -174,6 +174,20 @@ static void the_same_ranks_go_on_bit_for_bit(void **state) {
     assert_int_equal(outcome->code, 0);
 }
 
+/* Weights of another run, of another number of ranks. */
+static void a_trained_model_starts_many_ranks(void **state) {
+    (void)state;
+    static const char init[] = "--comm.order fixed --train.init first --train.steps 4";
+    char line[E2E_LINE_BYTES];
+    train(0, 2, "--train.out first --train.steps 4");
+    snprintf(line, sizeof line, "%s --train.out one", init);
+    train(0, 1, line);
+    snprintf(line, sizeof line, "%s --train.out many --train.zero 3", init);
+    train(0, 3, line);
+    e2e_assert_same_file("one/step_00000004/model.safetensors",
+                         "many/step_00000004/model.safetensors");
+}
+
 static size_t count_of(const char *text, const char *word) {
     size_t count = 0;
     for (const char *at = text; (at = strstr(at, word)) != NULL; at++) count++;
@@ -322,6 +336,7 @@ int main(int argc, char **argv) {
         E2E_TEST(fast_sums_give_the_curve_of_one_rank),
         E2E_TEST(a_run_goes_on_with_other_ranks),
         E2E_TEST(the_same_ranks_go_on_bit_for_bit),
+        E2E_TEST(a_trained_model_starts_many_ranks),
         E2E_TEST(only_the_first_rank_speaks),
         E2E_TEST(a_rank_with_another_configuration_is_refused),
         E2E_TEST(ranks_that_do_not_divide_the_batch_are_refused),
