@@ -61,17 +61,20 @@ static struct scaling_work work_of(const struct config *config, const struct eng
     };
 }
 
-/* What a rank of so many takes with this stage, as the engine itself lays it out. */
+/* What a rank of so many takes with this stage, as the engine itself lays it out; "refused" where
+ * this configuration cannot have the stage. */
 static enum status memory_of(const struct config *config, const struct engine *engine,
-                             size_t ranks, int stage, size_t *bytes) {
+                             size_t ranks, int stage, char text[TEXT_BYTES]) {
     const struct ranks one_of = {.rank = 0, .world = (int)ranks, .local_world = 1};
     struct config staged = *config;
     struct engine_memory_plan plan;
     staged.train.zero = stage;
     staged.train.batch = config->train.batch * (int64_t)ranks;
-    TRY(engine_plan_rank(&staged, engine->parts, &engine->device, &one_of, &plan));
-    *bytes = plan.total_bytes;
-    return STATUS_OK;
+    const enum status status =
+        engine_plan_rank(&staged, engine->parts, &engine->device, &one_of, &plan);
+    if (status == STATUS_CONFIG) snprintf(text, TEXT_BYTES, "refused");
+    if (status == STATUS_OK) text_bytes(text, plan.total_bytes);
+    return status == STATUS_CONFIG ? STATUS_OK : status;
 }
 
 /* Bytes that the update passes over: the norm, and AdamW. */
@@ -121,30 +124,28 @@ struct prediction {
 
 static enum status print_stages(const struct prediction *p, size_t ranks) {
     char sent[TEXT_BYTES], memory[TEXT_BYTES];
-    size_t bytes = 0;
     printf("  %4s %10s %10s %14s %14s %16s %12s %14s\n", "zero", "step ms", "efficiency",
            "reduce exposed", "gather exposed", "communication ms", "sent a rank",
            "memory a rank");
     for (int stage = 0; stage < SCALING_STAGES; stage++) {
         const struct scaling_point at = scaling_predict(&p->work, &p->link, ranks, stage);
-        TRY(memory_of(p->config, p->engine, ranks, stage, &bytes));
+        TRY(memory_of(p->config, p->engine, ranks, stage, memory));
         printf("  %4d %10.2f %9.1f%% %14.2f %14.2f %16.2f %12s %14s\n", stage,
                at.step_seconds * 1e3, at.efficiency * 100.0, at.exposed_reduce_seconds * 1e3,
                at.exposed_gather_seconds * 1e3, at.communication_seconds * 1e3,
-               text_bytes(sent, (size_t)at.sent_bytes), text_bytes(memory, bytes));
+               text_bytes(sent, (size_t)at.sent_bytes), memory);
     }
     return STATUS_OK;
 }
 
 static enum status print_row(const struct prediction *p, size_t ranks) {
     char memory[TEXT_BYTES];
-    size_t bytes = 0;
     printf("  %8zu", ranks);
     for (int stage = 0; stage < SCALING_STAGES; stage++) {
         const struct scaling_point at = scaling_predict(&p->work, &p->link, ranks, stage);
-        TRY(memory_of(p->config, p->engine, ranks, stage, &bytes));
+        TRY(memory_of(p->config, p->engine, ranks, stage, memory));
         printf(" %9.2f %5.1f%% %10s", at.step_seconds * 1e3, at.efficiency * 100.0,
-               text_bytes(memory, bytes));
+               memory);
     }
     printf("\n");
     return STATUS_OK;

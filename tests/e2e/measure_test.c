@@ -28,6 +28,23 @@ static long planned_calls(const char *plan, const char *name) {
     return strtol(e2e_value(plan, start), NULL, 10);
 }
 
+/* Without a link that costs anything every number of ranks takes what one takes; a refused stage is
+ * said to be. scaling_test and ranks_memory_test have the numbers. */
+static void many_ranks_are_planned(void **state) {
+    (void)state;
+    const struct outcome *plan = e2e_expect(
+        0, "", "plan ../tiny.conf --train.batch 16 --train.micro_batch 2 --ranks 4 --link-GBps "
+               "1000000000 --latency-us 1e-9 --step-ms 40 --sample.every 5");
+    e2e_assert_words("plan", plan->out,
+                     "ranks       4, each with 4 sequences a step in 2 micro-batches|"
+                     "one rank alone takes 40.00 ms, as given|predicted, not measured|refused");
+    assert_int_equal(lines_of(plan->out, "     0      40.00     100.0%           0.00"), 1);
+    assert_int_equal(lines_of(plan->out, "     3      40.00     100.0%           0.00"), 1);
+    assert_int_equal(lines_of(plan->out, "         1     40.00 100.0%"), 1);
+    assert_int_equal(lines_of(plan->out, "         2     40.00 100.0%"), 1);
+    assert_int_equal(lines_of(plan->out, "         4     40.00 100.0%"), 1);
+}
+
 static void the_floor_has_the_plans_calls(void **state) {
     char expected[128];
     (void)state;
@@ -170,6 +187,7 @@ static void every_subcommand_has_help(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
+        E2E_TEST(many_ranks_are_planned),
         E2E_TEST(the_floor_has_the_plans_calls),    E2E_TEST(a_step_stands_beside_its_floor),
         E2E_TEST(gemms_are_those_of_the_step),      E2E_TEST(every_operation_is_timed_alone),
         E2E_TEST(probe_measures),                   E2E_TEST(energy_is_not_guessed),
