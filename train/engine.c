@@ -62,7 +62,7 @@ struct hf_config engine_hf_config(const struct config *config) {
     };
 }
 
-static struct device_options device_options(const struct config *config) {
+static struct device_options device_options(const struct config *config, int index) {
     static const enum gemm_effort efforts[] = {
         [CONFIG_SEARCH_FULL] = GEMM_EFFORT_FULL,
         [CONFIG_SEARCH_FAST] = GEMM_EFFORT_FAST,
@@ -71,6 +71,7 @@ static struct device_options device_options(const struct config *config) {
     return (struct device_options){
         .gemm_effort = efforts[config->gemm.search],
         .attention_any_order = config->attention.backward == CONFIG_ATTENTION_FAST,
+        .index = index,
     };
 }
 
@@ -82,12 +83,12 @@ static bool gpu_is_absent(void) {
            inventory.state == CUDA_NO_DEVICE;
 }
 
-enum status engine_open_device(struct device *device, const struct config *config) {
+static enum status open_device(struct device *device, const struct config *config, int index) {
     if (config->device == CONFIG_DEVICE_CPU) return device_open_cpu(device, (int)config->threads);
     char before[2048]; /* a fallback that works is no failure: the last message stays */
     char why[2048];    /* as it is before the inventory is asked */
     snprintf(before, sizeof before, "%s", status_message());
-    const struct device_options options = device_options(config);
+    const struct device_options options = device_options(config, index);
     const enum status status = device_open_cuda(device, &options);
     if (status == STATUS_OK) return STATUS_OK;
     snprintf(why, sizeof why, "%s", status_message());
@@ -99,6 +100,10 @@ enum status engine_open_device(struct device *device, const struct config *confi
     TRY(device_open_cpu(device, (int)config->threads));
     snprintf(device->note, sizeof device->note, "%.*s", (int)sizeof device->note - 1, why);
     return STATUS_OK;
+}
+
+enum status engine_open_device(struct device *device, const struct config *config) {
+    return open_device(device, config, 0);
 }
 
 enum peak_type engine_peak_type(enum dtype dtype) {
@@ -410,7 +415,7 @@ static enum status open_engine(struct engine *engine, const struct config *confi
         .dtype = engine_dtype(config), .precision = engine_precision(config), .parts = parts,
         .memory = memory,
     };
-    TRY(engine_open_device(&engine->device, config));
+    TRY(open_device(&engine->device, config, ranks->local_rank));
     comm_open_single(&engine->one_rank, &engine->device);
     engine->comm = comm == NULL ? &engine->one_rank : comm;
     engine->comm->device = &engine->device;
