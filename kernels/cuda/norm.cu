@@ -32,15 +32,13 @@ template <typename T> struct forward_args {
     int columns;
 };
 
-/* residual_in [+ delta [+ bias]], rounded as it is stored. */
+/* x becomes x + delta [+ bias], rounded as it is stored. */
 template <typename T, int W>
-__device__ inline void residual_sum(float (&x)[W], const forward_args<T> &a, size_t at,
-                                    int column) {
-    unpack(x, load_once<T, W>(a.residual_in + at));
-    if (a.delta == nullptr) return;
+__device__ inline void add_delta(float (&x)[W], const Numbers<T, W> &stored_delta,
+                                 const forward_args<T> &a, size_t at, int column) {
     float delta[W], bias[W] = {};
-    unpack(delta, load_once<T, W>(a.delta + at));
-    if (a.delta_bias != nullptr) unpack(bias, load<T, W>(a.delta_bias + column));
+    unpack(delta, stored_delta);
+    if (a.delta_bias != nullptr) unpack(bias, load_constant<T, W>(a.delta_bias + column));
 #pragma unroll
     for (int i = 0; i < W; i++) x[i] += delta[i] + bias[i];
     const Numbers<T, W> stored = pack<T, W>(x);
@@ -60,9 +58,11 @@ __global__ void __launch_bounds__(NORM_THREADS_MAX) norm_forward_kernel(const fo
         float x[ROWS][W] = {}, mean[ROWS] = {}, variance[ROWS] = {};
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
+            const size_t at = (first + r) * (size_t)a.columns + (size_t)column;
             if (mine && first + r < a.rows) {
-                residual_sum<T, W>(x[r], a, (first + r) * (size_t)a.columns + (size_t)column,
-                                   column);
+                unpack(x[r], load_once<T, W>(a.residual_in + at));
+                if (a.delta != nullptr)
+                    add_delta<T, W>(x[r], load_once<T, W>(a.delta + at), a, at, column);
             }
 #pragma unroll
             for (int i = 0; i < W; i++) mean[r] += x[r][i];
@@ -100,20 +100,27 @@ __global__ void __launch_bounds__(NORM_THREADS_MAX) norm_forward_kernel(const fo
 }
 
 /* A warp makes a row in its registers, V groups of 8 numbers a lane, rows of up to V * 256: no
- * barrier. x becomes the norm's result; everything else is stored. */
+ * barrier. x becomes the norm's result; everything else is stored. All of the row is asked for
+ * before any of it is waited for. */
 template <typename T, int V>
 __device__ inline void norm_row(float (&x)[V][8], const forward_args<T> &a, size_t row, int lane) {
     const float share = 1.0f / (float)a.columns;
+    const size_t at = row * (size_t)a.columns;
     float mean = 0.0f, variance = 0.0f;
+    Numbers<T, 8> residual[V], delta[V];
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int column = (k * WARP + lane) * 8;
-        if (column < a.columns) {
-            residual_sum<T, 8>(x[k], a, row * (size_t)a.columns + (size_t)column, column);
-        }
+        if (column >= a.columns) continue;
+        residual[k] = load_once<T, 8>(a.residual_in + at + (size_t)column);
+        if (a.delta != nullptr) delta[k] = load_once<T, 8>(a.delta + at + (size_t)column);
     }
 #pragma unroll
     for (int k = 0; k < V; k++) {
+        const int column = (k * WARP + lane) * 8;
+        if (column >= a.columns) continue;
+        unpack(x[k], residual[k]);
+        if (a.delta != nullptr) add_delta<T, 8>(x[k], delta[k], a, at + (size_t)column, column);
 #pragma unroll
         for (int i = 0; i < 8; i++) mean += x[k][i];
     }
@@ -137,8 +144,8 @@ __device__ inline void norm_row(float (&x)[V][8], const forward_args<T> &a, size
         const int column = (k * WARP + lane) * 8;
         if (column >= a.columns) break;
         float weight[8], bias[8];
-        unpack(weight, load<T, 8>(a.weight + column));
-        unpack(bias, load<T, 8>(a.bias + column));
+        unpack(weight, load_constant<T, 8>(a.weight + column));
+        unpack(bias, load_constant<T, 8>(a.bias + column));
 #pragma unroll
         for (int i = 0; i < 8; i++) x[k][i] = x[k][i] * rstd * weight[i] + bias[i];
     }
@@ -162,8 +169,8 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
 /* The same with copies: `height` rows a block. Its strip leaves room for as many blocks as the
  * registers of V groups do. */
 template <int V>
-__global__ void __launch_bounds__(STRIP_THREADS, V <= 3   ? 4
-                                                 : V <= 4 ? 3
+__global__ void __launch_bounds__(STRIP_THREADS, V <= 2   ? 4
+                                                 : V <= 3 ? 3
                                                  : V <= 8 ? 2
                                                           : 1)
     norm_forward_strip_kernel(const forward_args<bf16> a, const copies_args to, const int height) {

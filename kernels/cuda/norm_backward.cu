@@ -1,9 +1,11 @@
 /*
  * Backward of the layer norm: a block works on BACK_ROWS rows at a time, and each thread owns W
  * columns of them, so that column sums stay in the thread that owns the column until all rows are
- * done. Where quantised copies are wanted, a block takes rows that follow each other, collects
- * their codes in strips in shared memory, and writes both copies from there when a strip is full
- * (quantise.cuh).
+ * done. Where quantised copies are wanted, a block takes rows that follow each other, collects their
+ * codes in strips in shared memory, and writes both copies from there when a strip is full
+ * (quantise.cuh). Then few blocks fit on a multiprocessor, and rows are copied to shared memory some
+ * turns ahead, so that memory is busy while a block waits at the barrier of its sums or writes a
+ * strip.
  */
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/quantise.cuh"
@@ -19,7 +21,9 @@ enum {
     COPIES_MIDDLE = 224, /* the codes take registers too */
     MIDDLE = 256,
     SUMS = 3,
-    STRIP_ROWS = 32
+    STRIP_ROWS = 32,
+    AHEAD_MAX = 3,
+    TENSORS = 3 /* that a row is read from */
 };
 
 template <typename T> struct backward_args {
@@ -33,13 +37,112 @@ template <typename T> struct backward_args {
     copies_args to; /* COPIES: strips of `height` rows, `range` rows a block */
     int height;
     size_t range;
+    int ahead; /* COPIES: turns that shared memory holds rows of, 1 to AHEAD_MAX */
 };
+
+/* What a thread needs of its columns of BACK_ROWS rows, as it lies in memory. */
+template <typename T, int W> struct turn_rows {
+    Numbers<T, W> residual[BACK_ROWS], gradient[BACK_ROWS], past[BACK_ROWS];
+};
+
+template <typename T, int W> __host__ __device__ constexpr size_t turn_bytes(int threads) {
+    return sizeof(turn_rows<T, W>) * (size_t)threads;
+}
+
+__device__ inline void copy_16(uint4 *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+}
+
+template <typename T, int W> __device__ inline void copy_numbers(uint4 *to, const T *from) {
+#pragma unroll
+    for (size_t i = 0; i < sizeof(T) * W / 16; i++)
+        copy_16(to + i * blockDim.x, reinterpret_cast<const uint4 *>(from) + i);
+}
+
+/* Asks for the thread's part of the rows from `first` on. A turn's 16-byte words lie a block apart,
+ * so that no two threads of a warp meet in a bank; a thread reads only what it asked for itself. */
+template <typename T, int W>
+__device__ inline void ask_rows(uint4 *turn, const backward_args<T> &a, size_t first, int column) {
+    constexpr size_t WORDS = sizeof(T) * W / 16;
+#pragma unroll
+    for (int r = 0; r < BACK_ROWS; r++) {
+        if (first + r >= a.rows || column >= a.columns) continue;
+        const size_t at = (first + r) * (size_t)a.columns + (size_t)column;
+        uint4 *to = turn + threadIdx.x + r * TENSORS * WORDS * blockDim.x;
+        copy_numbers<T, W>(to, a.residual + at);
+        copy_numbers<T, W>(to + WORDS * blockDim.x, a.out_gradient + at);
+        if (!a.overwrite) copy_numbers<T, W>(to + 2 * WORDS * blockDim.x, a.residual_gradient + at);
+    }
+}
+
+template <typename T, int W> __device__ inline Numbers<T, W> take_numbers(const uint4 *from) {
+    Numbers<T, W> n;
+#pragma unroll
+    for (size_t i = 0; i < sizeof n / 16; i++)
+        reinterpret_cast<uint4 *>(&n)[i] = from[i * blockDim.x];
+    return n;
+}
+
+template <typename T, int W>
+__device__ inline void take_rows(turn_rows<T, W> &rows, const uint4 *turn) {
+    constexpr size_t WORDS = sizeof(T) * W / 16;
+#pragma unroll
+    for (int r = 0; r < BACK_ROWS; r++) {
+        const uint4 *from = turn + threadIdx.x + r * TENSORS * WORDS * blockDim.x;
+        rows.residual[r] = take_numbers<T, W>(from);
+        rows.gradient[r] = take_numbers<T, W>(from + WORDS * blockDim.x);
+        rows.past[r] = take_numbers<T, W>(from + 2 * WORDS * blockDim.x);
+    }
+}
+
+template <typename T, int W>
+__device__ inline void load_rows(turn_rows<T, W> &rows, const backward_args<T> &a, size_t first,
+                                 int column) {
+#pragma unroll
+    for (int r = 0; r < BACK_ROWS; r++) {
+        if (first + r >= a.rows || column >= a.columns) continue;
+        const size_t at = (first + r) * (size_t)a.columns + (size_t)column;
+        rows.residual[r] = load_once<T, W>(a.residual + at);
+        rows.gradient[r] = load_once<T, W>(a.out_gradient + at);
+        if (!a.overwrite) rows.past[r] = load_once<T, W>(a.residual_gradient + at);
+    }
+}
+
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/* Until the oldest of `ahead` turns is there. */
+__device__ inline void copies_wait(int ahead) {
+    if (ahead == 3)
+        asm volatile("cp.async.wait_group 2;" ::: "memory");
+    else if (ahead == 2)
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else
+        asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+/* Mean and inverse deviation of the rows from `first` on. */
+struct turn_norms {
+    float mean[BACK_ROWS], rstd[BACK_ROWS];
+};
+
+template <typename T>
+__device__ inline void load_norms(turn_norms &n, const backward_args<T> &a, size_t first) {
+#pragma unroll
+    for (int r = 0; r < BACK_ROWS; r++) {
+        const bool here = first + r < a.rows;
+        n.mean[r] = here ? __ldg(a.mean + first + r) : 0.0f;
+        n.rstd[r] = here ? __ldg(a.rstd + first + r) : 0.0f;
+    }
+}
 
 /* Blocks of that many threads at once on a multiprocessor, by the registers that are left to each.
  * */
 constexpr int resident_blocks(int block, bool copies) {
     return block == NARROW          ? (copies ? 4 : 5)
-           : block == COPIES_MIDDLE ? 3
+           : block == COPIES_MIDDLE ? 2
            : block == MIDDLE        ? (copies ? 2 : 3)
                                     : 1;
 }
@@ -48,8 +151,9 @@ constexpr int resident_blocks(int block, bool copies) {
 template <typename T, int W, int BLOCK, bool COPIES>
 __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     norm_backward_kernel(const backward_args<T> a) {
-    extern __shared__ uint4 strip_memory[];
-    uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory);
+    extern __shared__ uint4 turns[];
+    uint32_t *strip = reinterpret_cast<uint32_t *>(turns) +
+                      (COPIES ? a.ahead * turn_bytes<T, W>((int)blockDim.x) / 4 : 0);
     __shared__ float shared[2][BLOCK / WARP * 2 * BACK_ROWS];
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;
@@ -63,30 +167,37 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     const size_t begin = (size_t)blockIdx.x * (COPIES ? a.range : BACK_ROWS);
     const size_t end = COPIES && begin + a.range < a.rows ? begin + a.range : a.rows;
     const size_t stride = COPIES ? BACK_ROWS : (size_t)gridDim.x * BACK_ROWS;
+    const size_t turn_words = turn_bytes<T, W>((int)blockDim.x) / 16;
+    uint4 *slot = turns;
+    turn_norms norms, norms_next;
+    if constexpr (COPIES) {
+        for (int i = 0; i < a.ahead; i++) {
+            const size_t first = begin + i * stride;
+            if (first < end) ask_rows<T, W>(turns + i * turn_words, a, first, column);
+            copies_commit();
+        }
+    }
+    load_norms(norms_next, a, begin);
     for (size_t first = begin; first < end; first += stride) {
-        Numbers<T, W> residual[BACK_ROWS], gradient[BACK_ROWS], past[BACK_ROWS];
-        float rstd[BACK_ROWS], mean[BACK_ROWS], sums[2 * BACK_ROWS] = {};
-#pragma unroll
-        for (int r = 0; r < BACK_ROWS; r++) {
-            const bool here = mine && first + r < a.rows;
-            const size_t at = (first + r) * (size_t)a.columns + (size_t)column;
-            if (here) {
-                residual[r] = load_once<T, W>(a.residual + at);
-                gradient[r] = load_once<T, W>(a.out_gradient + at);
-                if (!a.overwrite) past[r] = load_once<T, W>(a.residual_gradient + at);
-            }
-            mean[r] = here ? a.mean[first + r] : 0.0f;
-            rstd[r] = here ? a.rstd[first + r] : 0.0f;
+        turn_rows<T, W> rows;
+        float sums[2 * BACK_ROWS] = {};
+        norms = norms_next;
+        if (first + stride < end) load_norms(norms_next, a, first + stride);
+        if constexpr (COPIES) {
+            copies_wait(a.ahead);
+            take_rows(rows, slot);
+        } else {
+            load_rows(rows, a, first, column);
         }
 #pragma unroll
         for (int r = 0; r < BACK_ROWS; r++) {
             if (!mine || first + r >= a.rows) continue;
             float x[W], g[W];
-            unpack(x, residual[r]);
-            unpack(g, gradient[r]);
+            unpack(x, rows.residual[r]);
+            unpack(g, rows.gradient[r]);
 #pragma unroll
             for (int i = 0; i < W; i++) {
-                const float xhat = (x[i] - mean[r]) * rstd[r];
+                const float xhat = (x[i] - norms.mean[r]) * norms.rstd[r];
                 weight_sum[i] += g[i] * xhat;
                 bias_sum[i] += g[i];
                 g[i] *= widen(weight.at[i]);
@@ -96,18 +207,24 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
         }
         block_sums(sums, shared[turn]);
         turn ^= 1;
+        if constexpr (COPIES) { /* every thread took its part: the barrier above */
+            const size_t next = first + (size_t)a.ahead * stride;
+            if (next < end) ask_rows<T, W>(slot, a, next, column);
+            copies_commit();
+            slot = slot + turn_words < turns + a.ahead * turn_words ? slot + turn_words : turns;
+        }
 #pragma unroll
         for (int r = 0; r < BACK_ROWS; r++) {
             if (!mine || first + r >= a.rows) continue;
             float x[W], g[W], out[W] = {};
-            unpack(x, residual[r]);
-            unpack(g, gradient[r]);
-            if (!a.overwrite) unpack(out, past[r]);
+            unpack(x, rows.residual[r]);
+            unpack(g, rows.gradient[r]);
+            if (!a.overwrite) unpack(out, rows.past[r]);
 #pragma unroll
             for (int i = 0; i < W; i++) {
-                const float xhat = (x[i] - mean[r]) * rstd[r];
-                out[i] += rstd[r] * (g[i] * widen(weight.at[i]) - sums[2 * r] * share -
-                                     xhat * (sums[2 * r + 1] * share));
+                const float xhat = (x[i] - norms.mean[r]) * norms.rstd[r];
+                out[i] += norms.rstd[r] * (g[i] * widen(weight.at[i]) - sums[2 * r] * share -
+                                           xhat * (sums[2 * r + 1] * share));
                 delta_sum[i] += out[i];
             }
             store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
@@ -152,31 +269,44 @@ size_t plan_backward(const struct device *device, backward_args<T> *a, int resid
     return ceil_div(strips, each);
 }
 
+/* Shared memory of a block that makes copies, so that as many fit as the registers allow: the strip,
+ * and turns ahead in what is left. */
+template <typename T, int W>
+size_t plan_shared(const struct device *device, backward_args<T> *a, int threads, int resident) {
+    enum { RESERVED = 2048 }; /* of each block: the system's, and the sums */
+    const size_t most = backend_of(device)->shared_bytes, turn = turn_bytes<T, W>(threads);
+    const size_t each = size_min(most, most / (size_t)resident) - RESERVED;
+    a->height = strip_height(STRIP_ROWS, a->columns, most - RESERVED - turn);
+    if (a->height == 0) return 0;
+    const size_t strip = strip_bytes(a->height, a->columns), left = each > strip ? each - strip : 0;
+    a->ahead = (int)size_min(AHEAD_MAX, size_max(1, left / turn));
+    return (size_t)a->ahead * turn + strip;
+}
+
 template <typename T, int W, int BLOCK, bool COPIES>
 enum status run_backward(struct device *device, backward_args<T> a, int threads,
                          const struct norm_backward *op) {
     const char *const name = "norm_backward";
     const size_t columns = (size_t)a.columns;
-    size_t strip = 0;
-    int resident = 0;
-    if (COPIES) {
+    int resident = resident_blocks(BLOCK, COPIES);
+    size_t shared = 0;
+    if constexpr (COPIES) {
         a.to = copies_args_of(&op->quantise, a.rows);
-        a.height = strip_height(STRIP_ROWS, a.columns, backend_of(device)->shared_bytes * 2 / 3);
-        strip = strip_bytes(a.height, a.columns);
-        CUDA_TRY(cudaFuncSetAttribute(norm_backward_kernel<T, W, BLOCK, COPIES>,
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)strip));
+        shared = plan_shared<T, W>(device, &a, threads, resident);
         if (a.height == 0) return refuse_width("norm_backward with copies", columns);
+        CUDA_TRY(cudaFuncSetAttribute(norm_backward_kernel<T, W, BLOCK, COPIES>,
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     }
     CUDA_TRY(
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident,
                                                       norm_backward_kernel<T, W, BLOCK, COPIES>,
-                                                      threads, strip));
+                                                      threads, shared));
     float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
     const size_t blocks = plan_backward(device, &a, resident);
     TRY(cuda_scratch(device, name, blocks * SUMS * columns * sizeof(float)));
     a.partials = (float *)device->scratch;
     norm_backward_kernel<T, W, BLOCK, COPIES>
-        <<<(unsigned)blocks, threads, strip, backend_of(device)->stream>>>(a);
+        <<<(unsigned)blocks, threads, shared, backend_of(device)->stream>>>(a);
     TRY(cuda_launched(name));
     return cuda_column_sums(device, outs, SUMS, a.partials, blocks, columns, op->accumulate);
 }
@@ -185,8 +315,10 @@ template <typename T, int W, bool COPIES>
 enum status choose_backward(struct device *device, const backward_args<T> &a, int threads,
                             const struct norm_backward *op) {
     if (threads <= NARROW) return run_backward<T, W, NARROW, COPIES>(device, a, threads, op);
-    if (COPIES && threads <= COPIES_MIDDLE)
-        return run_backward<T, W, COPIES_MIDDLE, COPIES>(device, a, threads, op);
+    if constexpr (COPIES) {
+        if (threads <= COPIES_MIDDLE)
+            return run_backward<T, W, COPIES_MIDDLE, COPIES>(device, a, threads, op);
+    }
     if (threads <= MIDDLE) return run_backward<T, W, MIDDLE, COPIES>(device, a, threads, op);
     return run_backward<T, W, NORM_THREADS_MAX, COPIES>(device, a, threads, op);
 }

@@ -68,6 +68,20 @@ template <typename T, int W> __device__ inline Numbers<T, W> load_once(const T *
     return n;
 }
 
+/* Reads what no thread writes while the kernel runs: such a load may come before earlier stores. */
+template <typename T, int W> __device__ inline Numbers<T, W> load_constant(const T *from) {
+    Numbers<T, W> n;
+    if constexpr (sizeof n >= 16) {
+#pragma unroll
+        for (size_t i = 0; i < sizeof n / 16; i++) {
+            reinterpret_cast<uint4 *>(&n)[i] = __ldg(reinterpret_cast<const uint4 *>(from) + i);
+        }
+    } else {
+        n = load<T, W>(from);
+    }
+    return n;
+}
+
 template <typename T, int W> __device__ inline void store(T *to, const Numbers<T, W> &n) {
     *reinterpret_cast<Numbers<T, W> *>(to) = n;
 }

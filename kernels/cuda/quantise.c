@@ -7,6 +7,9 @@
  * transposition, and what the tensor cores take. */
 enum { UNIT = 16 };
 
+/* Kernels with scales of blocks: a tile of 128 rows for each block in y, of which a grid has 65535. */
+static const size_t BLOCK_ROWS_MAX = 65535 * (size_t)128;
+
 static enum status check_copy(const struct quantise *op, const struct operand *o, bool transposed) {
     const size_t rows = transposed ? op->in.columns : op->in.rows;
     const size_t columns = transposed ? op->in.rows : op->in.columns;
@@ -58,7 +61,12 @@ static size_t run_length(const struct quantise *ops, size_t count) {
 }
 
 static enum status quantise_one_in_blocks(struct device *device, const struct quantise *op) {
-    TRY(quantise_blocks(device, op));
+    if (op->in.rows > BLOCK_ROWS_MAX) {
+        return status_set(STATUS_INTERNAL, "quantise: %zu rows, expected at most %zu", op->in.rows,
+                          BLOCK_ROWS_MAX);
+    }
+    TRY(mode_of(op) == SCALE_1X128 && op->in.dtype == DTYPE_BF16 ? quantise_128(device, op)
+                                                                 : quantise_blocks(device, op));
     if (op->bias_gradient == NULL) return STATUS_OK;
     const struct bias_backward bias = {
         .bias_gradient = op->bias_gradient,

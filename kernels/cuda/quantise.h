@@ -1,6 +1,7 @@
 /*
  * The quantisers of the GPU: quantise.c checks and sorts what is asked for, quantise.cu does
- * SCALE_TENSOR, quantise_blocks.cu the modes with scales of blocks and the way back to BF16.
+ * SCALE_TENSOR, quantise_128.cu SCALE_1X128 of BF16, quantise_blocks.cu the other scales of
+ * blocks and the way back to BF16.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_QUANTISE_H_
 #define DEEPWELL_KERNELS_CUDA_QUANTISE_H_
@@ -15,7 +16,10 @@ extern "C" {
 enum status quantise_tensors(struct device *device, const struct quantise *ops, size_t count);
 size_t quantise_tensors_most(void);
 
-/* The other modes; bias gradients not counted. */
+/* SCALE_1X128, from BF16; bias gradients not counted. */
+enum status quantise_128(struct device *device, const struct quantise *op);
+
+/* The other modes, and other types; bias gradients not counted. */
 enum status quantise_blocks(struct device *device, const struct quantise *op);
 
 /* `to` (rows, o->columns) receives the numbers of `rows` rows from `first` on, times the scales of

@@ -1,7 +1,7 @@
 /*
  * Quantisation with scales of blocks (1X128, 128X128, MX, NV), one pass for both copies, bit for
  * bit as kernels/cpu/quantise.c; and the way back, for devices that multiply such operands in BF16
- * or FP32. Rows and columns are multiples of 16.
+ * or FP32. Rows and columns are multiples of 16. quantise_128.cu is faster where it will do.
  *
  * A block of threads takes SIDE by SIDE numbers, whole blocks of every mode. The row copy is
  * encoded from the registers that the numbers were read into; they also go to shared memory as
@@ -365,10 +365,6 @@ extern "C" enum status quantise_blocks(struct device *device, const struct quant
     a.seed = op->seed;
     a.tensor = op->tensor;
     const dim3 grid(blocks_for(a.columns, SIDE), blocks_for(a.rows, SIDE));
-    if (grid.y > 65535) {
-        return status_set(STATUS_INTERNAL, "quantise: %zu rows, expected at most %d", a.rows,
-                          65535 * SIDE);
-    }
     TRY(clear_padding(device, &a.row));
     TRY(clear_padding(device, &a.transposed));
     if (mode == SCALE_NV) TRY(find_amaxes(device, a, op->in.dtype));
