@@ -5,7 +5,8 @@
  * Operations that compute first agree in FP32 up to rounding, so a code may differ by one step, and
  * few do; their transposed copy must be the row copy transposed, byte for byte. Tolerances of
  * products are those of kernels/cuda/gemm_check.cu for operands of unit variance, whose products
- * have a root of squares of sqrt(K). One line a case.
+ * have a root of squares of sqrt(K). One line a case. With the name of a test, that one alone:
+ *   compute-sanitizer --tool racecheck quantised_ops_test test_producers
  */
 #include "tests/gpu/quantise_testing.h"
 
@@ -355,11 +356,12 @@ static void test_products(void **state) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_producers),
         cmocka_unit_test(test_products),
     };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (!quantise_devices_open()) return 0;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     devices_close();

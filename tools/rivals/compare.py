@@ -2,8 +2,8 @@
 """deepwell beside PyTorch on one machine: `deepwell bench step` and pytorch_step.py in turns.
 
 Each round runs both once, every second one in the other order, on the same shape and the same token
-shard, so that a machine that changes its speed changes it for both. Prints every run, then the medians over the rounds and their ratio. Every
-command is printed as it was run.
+shard, so that a machine that changes its speed changes it for both. Prints every run, then the medians
+over the rounds and their ratio. Every command is printed as it was run.
 
 usage: compare.py --deepwell PATH --data SHARD --model 124m --batch 64 [--micro-batch M] [--rounds 3]
                   [--mode default,reduce-overhead] [--json FILE]
