@@ -61,7 +61,7 @@ enum status rendezvous_file_read(const char *path, struct rendezvous_file *out) 
     char *text = NULL;
     size_t bytes = 0;
     if (access(path, F_OK) != 0) {
-        return status_set(STATUS_RANKS, "%s is not there: %s", path, strerror(errno));
+        return status_set(STATUS_RANKS, "the file is not there: %s", strerror(errno));
     }
     TRY(file_read(path, RENDEZVOUS_FILE_BYTES_MAX, &text, &bytes));
     const enum status status = rendezvous_file_parse(path, text, bytes, out);
