@@ -129,7 +129,6 @@ static enum status score_all(struct scorer *s, size_t examples, bool until_signa
 
 enum status choices_evaluate(struct engine *engine, struct choices *choices, size_t examples,
                              bool until_signal, struct choices_score *score) {
-    TRY(choices_prepare(choices, &engine->vocabulary));
     const size_t batch = engine->evaluation.shape.batch;
     const size_t tokens = batch * engine->evaluation.shape.sequence_length;
     const size_t wanted = examples == 0 ? choices->count : size_min(examples, choices->count);

@@ -16,7 +16,7 @@ struct choices_score {
 };
 
 /* Makes the tokens of questions that are text, by the tokenizer or as bytes; STATUS_CONFIG where
- * the vocabulary has neither. choices_evaluate does so too if it was not done before. */
+ * the vocabulary has neither. Before the first choices_evaluate, which works on tokens. */
 enum status choices_prepare(struct choices *choices, const struct vocabulary *vocabulary);
 
 /* The first `examples` (0: all). A context that is too long for the engine's evaluation loses its

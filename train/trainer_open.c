@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "checkpoints/model_source.h"
+#include "train/choices_eval.h"
 #include "train/comm_self_test.h"
 #include "train/run_folder.h"
 #include "train/scale_json.h"
@@ -194,6 +195,7 @@ static enum status open_all(struct trainer *t) {
     TRY(trainer_check_data(t));
     TRY(ranks_agree(comm, engine_open_rank(&t->engine, c, ENGINE_TRAIN | validation | generation,
                                            &t->ranks, comm)));
+    TRY(ranks_agree(comm, choices_prepare(&t->choices, &t->engine.vocabulary)));
     if (t->ranks.world > 1) TRY(ranks_agree(comm, comm_self_test(comm)));
     /* Makes the folder: after what may refuse. */
     TRY(ranks_agree(comm, first ? run_lock_acquire(&t->lock, c->train.out) : STATUS_OK));
