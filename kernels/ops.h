@@ -285,7 +285,7 @@ struct op_limits {
     size_t sequence_length; /* longest, caches counted */
     size_t heads, head_width;
     enum dtype dtype;       /* of activations */
-    bool quantised;         /* some linear multiplies quantised operands */
+    bool tensor_scales;     /* some linear multiplies operands of SCALE_TENSOR */
 };
 
 enum { SUMSQ_BLOCK = 1024 };

@@ -288,7 +288,14 @@ template <typename T> forward_args<T> forward_args_of(const struct norm_forward 
 
 } /* namespace */
 
-extern "C" enum status cuda_norm_check(size_t width) {
+extern "C" enum status cuda_norm_check(size_t width, bool tensor_scales) {
+    if (tensor_scales && width > STRIP_WIDTH_MAX) {
+        return status_set(STATUS_DEVICE,
+                          "expected a width of at most %d for norms that quantise on a GPU "
+                          "(recipe fp8), found %zu: change model.width, or set precision.recipe = "
+                          "bf16 or fp8_block",
+                          STRIP_WIDTH_MAX, width);
+    }
     if (norm_threads(width) > 0) return STATUS_OK;
     return status_set(STATUS_DEVICE,
                       "expected a width that is a multiple of 8 up to 8192, or any up to 1024, for "

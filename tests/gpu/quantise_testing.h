@@ -175,7 +175,7 @@ static inline bool quantise_devices_open(void) {
                                      .heads = 8,
                                      .head_width = 128,
                                      .dtype = DTYPE_F32,
-                                     .quantised = true};
+                                     .tensor_scales = true};
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_FAST};
     char folder[] = "/tmp/gpu_quantise_XXXXXX"; /* odd GEMMs, not to be kept */
     if (mkdtemp(folder) == NULL) gpu_test_stop("mkdtemp");
