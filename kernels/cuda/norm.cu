@@ -46,7 +46,8 @@ __device__ inline void add_delta(float (&x)[W], const Numbers<T, W> &stored_delt
     unpack(x, stored);
 }
 
-/* Bound to 64 registers by the widest rows; two or four of them spill. */
+/* Bound to 64 registers by blocks for the widest rows; with eight columns a thread, 12 to 24 bytes
+ * of them spill (ptxas warns of each such kernel). */
 template <typename T, int W>
 __global__ void __launch_bounds__(NORM_THREADS_MAX) norm_forward_kernel(const forward_args<T> a) {
     __shared__ float shared[2][NORM_THREADS_MAX / WARP * ROWS];
