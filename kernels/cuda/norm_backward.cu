@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
             store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
                   pack<T, W>(out));
             if constexpr (COPIES) {
-                const int strip_row = ((int)first + r - (int)begin) & (a.height - 1);
+                const int strip_row = ((int)(first - begin) + r) & (a.height - 1);
                 amax = larger_size8(amax, out);
                 *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
                                                             column / 4)) = encode8(a.to.e5m2, out,
