@@ -37,8 +37,8 @@ enum status description_check_shard(const struct description *description, const
 /* The same for the tokenizer that is copied beside the shards. */
 enum status description_check_tokenizer(const struct description *description);
 
-/* Whether both sets, which were found, were made with one tokenizer: by its kind, its size and, where
- * both note it, the checksum of its file. */
+/* Whether both sets, which were found, were made with one tokenizer: by its kind, its size and,
+ * where both note it, the checksum of its file. */
 bool description_same_tokenizer(const struct description *a, const struct description *b);
 
 enum { DIGEST_TEXT_BYTES = 33 };

@@ -137,9 +137,9 @@ struct quantise_output {
  *   residual = residual_in [+ delta [+ delta_bias]]   (stored, then read back in its dtype)
  *   out = (residual - mean) * rstd * weight + bias
  * delta NULL: residual_in is normalised as it is and `residual` is not written. `residual` may be
- * residual_in. Statistics in double over a row. */
+ * residual_in. Statistics over a row in double on a CPU, in FP32 on a GPU. */
 struct norm_forward {
-    struct tensor out;           /* (N, C); data NULL: only `quantised` is wanted */
+    struct tensor out;           /* (N, C); data NULL: only `quantise` is wanted */
     struct tensor residual;      /* (N, C) out */
     struct tensor residual_in;   /* (N, C) */
     const struct tensor *delta;      /* (N, C) or NULL */
@@ -285,7 +285,7 @@ struct op_limits {
     size_t sequence_length; /* longest, caches counted */
     size_t heads, head_width;
     enum dtype dtype;       /* of activations */
-    bool quantised;         /* some linear multiplies quantised operands */
+    bool tensor_scales;     /* some linear multiplies operands of SCALE_TENSOR */
 };
 
 enum { SUMSQ_BLOCK = 1024 };

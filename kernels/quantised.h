@@ -110,9 +110,11 @@ DEEPWELL_HOST_DEVICE static inline void scale_state_end(struct scale_state *s, b
 }
 
 /* End of a step that is not finite: as if it had not been. A scale that it spoilt (current scaling)
- * starts anew. */
+ * starts anew; `inverse` is made from the scale that stays, since an exchange may have taken the
+ * two from different ranks (train/exchange.c). */
 DEEPWELL_HOST_DEVICE static inline void scale_state_drop(struct scale_state *s) {
-    if (!(s->scale > 0.0f)) s->scale = s->inverse = 1.0f;
+    if (!(s->scale > 0.0f)) s->scale = 1.0f;
+    s->inverse = scale_inverse(s->scale);
     s->amax_bits = 0;
     s->draws = s->draws_before;
 }

@@ -280,6 +280,6 @@ struct op_limits gpt_training_limits(const struct gpt *gpt,
         .heads = gpt->config.heads,
         .head_width = gpt->config.width / gpt->config.heads,
         .dtype = shape->dtype,
-        .quantised = precision_narrow(&gpt->precision),
+        .tensor_scales = precision_tensor_scales(&gpt->precision),
     };
 }

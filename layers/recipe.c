@@ -100,6 +100,15 @@ bool precision_narrow(const struct precision *p) {
            (p->first_layers + p->last_layers > 0 && recipes[p->end_layers].narrow);
 }
 
+static bool tensor_scaled(enum recipe_kind kind) {
+    return recipes[kind].narrow && recipes[kind].input.mode == SCALE_TENSOR;
+}
+
+bool precision_tensor_scales(const struct precision *p) {
+    return tensor_scaled(p->recipe) || tensor_scaled(p->lm_head) ||
+           (p->first_layers + p->last_layers > 0 && tensor_scaled(p->end_layers));
+}
+
 enum status precision_check(const struct precision *p, size_t width, size_t tokens) {
     const bool ends = p->first_layers + p->last_layers > 0;
     if (precision_narrow(p) && recipes[p->recipe].dtype != DTYPE_BF16) {

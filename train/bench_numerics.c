@@ -175,6 +175,14 @@ static enum status read_gradients(struct run *run, float **out) {
     return device_download(&run->engine.device, *out, run->engine.gradients, bytes);
 }
 
+/* The first micro-batch of a run scales by its own amaxes, and the others of its step keep that. */
+static void print_scaling(const struct engine *engine) {
+    if (!precision_tensor_scales(&engine->precision)) return;
+    if (engine->precision.scaling != SCALING_DELAYED) return;
+    printf("scaling     current in these errors: a first step has no amaxes of steps before it; "
+           "delayed in the loss curves\n");
+}
+
 /* The first step's gradients of the other recipe. */
 static enum status measure_against(struct numerics *n) {
     struct run run;
@@ -198,6 +206,7 @@ static enum status measure_recipe(struct numerics *n) {
            engine_precision_text(text, &run.engine),
            recipe_row((enum recipe_kind)n->configs[1].precision.recipe)->name);
     cJSON_AddStringToObject(n->json, "precision", text);
+    print_scaling(&run.engine);
     TRY_GOTO(quantise_probe_attach(&probe, &run.engine), cleanup);
     status = run_gradients(&run, &policy);
     if (status == STATUS_OK) status = engine_narrow_weights(&run.engine); /* weights too */
@@ -319,6 +328,13 @@ static enum status measure(struct numerics *n, const char *path) {
     return write_report(n, path);
 }
 
+/* An exchange takes gradients to other arrays, some of them never in one piece. */
+static enum status check_exchange(const struct config *config) {
+    if (config->comm.order != CONFIG_ORDER_FIXED) return STATUS_OK;
+    return status_set(STATUS_CONFIG, "bench numerics reads the gradients of one rank without an "
+                      "exchange: expected comm.order = fast, found fixed");
+}
+
 enum status bench_numerics(int argc, char **argv) {
     struct numerics n = {.steps = 100, .seeds = 1};
     const char *recipe = NULL, *against = "fp32", *out = NULL;
@@ -339,6 +355,7 @@ enum status bench_numerics(int argc, char **argv) {
     TRY(cli_config(&cli, names.names[0], argc, argv, &n.configs[0]));
     if (out != NULL) TRY(file_check_output(out, true));
     if (recipe != NULL) TRY(config_set(&n.configs[0], "precision.recipe", recipe));
+    TRY(check_exchange(&n.configs[0]));
     n.configs[1] = n.configs[0];
     /* What it is measured against is that recipe throughout. */
     n.configs[1].precision.first_layers = n.configs[1].precision.last_layers = 0;

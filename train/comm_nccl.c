@@ -49,7 +49,8 @@ struct nccl_backend {
     ncclComm_t comm;
     pthread_mutex_t lock; /* of comm and aborted */
     bool aborted;
-    bool joined;
+    enum { JOIN_WANTED, JOIN_DONE, JOIN_FAILED } join;
+    enum status join_status;
     struct comm_nccl_options options;
     const struct rendezvous *talk;
     cudaStream_t compute, stream;
@@ -114,17 +115,22 @@ static enum status settle(struct nccl_backend *b, ncclResult_t result, const cha
     }
 }
 
+/* Neither wrong nor over yet: what a communicator that does not block answers. */
+static bool going_on(ncclResult_t result) {
+    return result == ncclSuccess || result == ncclInProgress;
+}
+
 static ncclResult_t exchange_parts(struct nccl_backend *b, const struct comm *comm,
                                    const struct call *c) {
     ncclResult_t result = ncclGroupStart();
-    for (int r = 0; r < comm->world && result == ncclSuccess; r++) {
+    for (int r = 0; r < comm->world && going_on(result); r++) {
         const size_t at = (size_t)r * c->count;
         result = ncclSend((const char *)c->in + at, c->count, c->type, r, b->comm, b->stream);
-        if (result != ncclSuccess) break;
+        if (!going_on(result)) break;
         result = ncclRecv((char *)c->out + at, c->count, c->type, r, b->comm, b->stream);
     }
     const ncclResult_t ended = ncclGroupEnd();
-    return result != ncclSuccess ? result : ended;
+    return going_on(result) ? ended : result;
 }
 
 static ncclResult_t issue(struct nccl_backend *b, const struct comm *comm, const struct call *c) {
@@ -319,12 +325,11 @@ static enum status open_stream(struct nccl_backend *b) {
     return STATUS_OK;
 }
 
-static enum status join(struct comm *comm) {
+static enum status join_once(struct comm *comm) {
     struct nccl_backend *b = backend_of(comm);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     ncclResult_t result = ncclSuccess;
     ncclUniqueId id;
-    if (b->joined) return STATUS_OK;
     if (comm->device == NULL || comm->device->kind != DEVICE_CUDA) {
         return status_set(STATUS_INTERNAL, "NCCL between ranks that are not on GPUs");
     }
@@ -338,10 +343,20 @@ static enum status join(struct comm *comm) {
         result = ncclCommInitRankConfig(&b->comm, comm->world, id, comm->rank, &config);
     }
     pthread_mutex_unlock(&b->lock);
-    TRY(settle(b, result, "joining the other ranks",
-               clock_seconds() + b->options.start_seconds));
-    b->joined = true;
-    return STATUS_OK;
+    return settle(b, result, "joining the other ranks",
+                  clock_seconds() + b->options.start_seconds);
+}
+
+/* Tried once: a second time would open everything again and wait for ranks that gave up. */
+static enum status join(struct comm *comm) {
+    struct nccl_backend *b = backend_of(comm);
+    if (b->join == JOIN_DONE) return STATUS_OK;
+    if (b->join == JOIN_FAILED) {
+        return status_set(b->join_status, "communication: the ranks did not join, as said before");
+    }
+    b->join_status = join_once(comm);
+    b->join = b->join_status == STATUS_OK ? JOIN_DONE : JOIN_FAILED;
+    return b->join_status;
 }
 
 enum status comm_open_nccl(struct comm *comm, const struct comm_nccl_options *options,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "kernels/tensor.h"
 
 /* Of each rank; odd, so that no part is aligned to more than a number. */
 enum { COUNT = 1027 };
@@ -36,6 +37,15 @@ static enum status wrong(const struct comm *comm, const char *what, size_t i, do
                       "%.17g at place %zu, expected %.17g: the library, a device or the network "
                       "between the ranks is broken (docs/many_ranks.md)", comm->name, what,
                       comm->rank, comm->world, found, i, expected);
+}
+
+/* What rank r gives at place i in BF16, whose whole numbers are exact up to 256, and partial sums in
+ * any order with them: 1 to 3 from up to 64 ranks, which the place picks among them, 0 from the
+ * others. So no sum is above 192. */
+static uint32_t given_bf16(int rank, int world, size_t i) {
+    const uint32_t step = (uint32_t)world / 64 + (world % 64 != 0);
+    return ((uint32_t)rank + (uint32_t)(i % step)) % step == 0 ? (uint32_t)(i + (size_t)rank) % 3 + 1
+                                                               : 0;
 }
 
 /* Fills `to` with what this rank gives, as the type. */
@@ -89,7 +99,30 @@ static enum status test_reduce_scatter(struct self_test *t) {
     for (size_t i = 0; i < COUNT; i++) {
         const double found = number(t->host, i, COMM_F32);
         const double expected = given_sum(comm->world, (size_t)comm->rank * COUNT + i);
-        if (found != expected) return wrong(comm, "reduce_scatter", i, found, expected);
+        if (found != expected) return wrong(comm, "reduce_scatter (FP32)", i, found, expected);
+    }
+    return STATUS_OK;
+}
+
+/* Gradients travel so with comm.reduction = bf16. */
+static enum status test_reduce_scatter_bf16(struct self_test *t) {
+    struct comm *comm = t->comm;
+    uint16_t *host = (uint16_t *)t->host;
+    for (size_t i = 0; i < t->words; i++) {
+        host[i] = bf16_from_float((float)given_bf16(comm->rank, comm->world, i));
+    }
+    TRY(up(t, t->in, t->words * sizeof *host));
+    TRY(comm_reduce_scatter(comm, t->out, t->in, COUNT, COMM_BF16));
+    TRY(down(t, t->out, COUNT * sizeof *host));
+    for (size_t i = 0; i < COUNT; i++) {
+        const double found = (double)float_from_bf16(host[i]);
+        uint32_t expected = 0;
+        for (int r = 0; r < comm->world; r++) {
+            expected += given_bf16(r, comm->world, (size_t)comm->rank * COUNT + i);
+        }
+        if (found != (double)expected) {
+            return wrong(comm, "reduce_scatter (BF16)", i, found, expected);
+        }
     }
     return STATUS_OK;
 }
@@ -147,6 +180,7 @@ static enum status run(struct self_test *t) {
     TRY(test_all_reduce(t, COMM_F64, COMM_SUM, "all_reduce (FP64 sum)"));
     TRY(test_all_reduce(t, COMM_U32, COMM_MAX, "all_reduce (largest)"));
     TRY(test_reduce_scatter(t));
+    TRY(test_reduce_scatter_bf16(t));
     TRY(test_all_gather(t));
     TRY(test_exchange(t));
     return test_broadcast(t);

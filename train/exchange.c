@@ -215,8 +215,10 @@ enum status exchange_sums(struct exchange *x) {
     if (x->fixed) TRY(comm_all_reduce(comm, &state->leaving, 1, COMM_F64, COMM_SUM));
     else TRY(comm_all_reduce(comm, &state->loss_sum, 3, COMM_F64, COMM_SUM));
     if (engine->scales != NULL) {
-        /* The bits of amaxes are ordered as their numbers (kernels/quantised.h); what else is in a
-         * state is the same on all ranks, or made anew before it is read. */
+        /* The bits of amaxes are ordered as their numbers (kernels/quantised.h). Scales that ranks
+         * took from their own tensors (current scaling; the first pass under delayed) differ, and
+         * the largest scale and the largest inverse are two ranks': the history or the next pass
+         * makes both anew, scale_state_drop the inverse. The rest is the same on all ranks. */
         const size_t words = sizeof *engine->scales / sizeof(uint32_t);
         TRY(comm_all_reduce(comm, engine->scales, gpt_scale_count(&engine->gpt) * words, COMM_U32,
                             COMM_MAX));

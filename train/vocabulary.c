@@ -29,7 +29,8 @@ int32_t vocabulary_end_of_text(const struct config *config) {
     return config->model.vocabulary == BYTE_VOCABULARY ? BYTE_END_OF_TEXT : -1;
 }
 
-/* Losses of one vocabulary say nothing about another's. Shards without a description may be of any. */
+/* Losses of one vocabulary say nothing about another's. Shards without a description may be of
+ * any. */
 static enum status check_validation(const struct config *config, const struct description *train) {
     struct description validation;
     if (config->data.validation[0] == '\0' || !train->found) return STATUS_OK;

@@ -106,7 +106,7 @@ enum { CUDA_SEARCH_SHARE = 64 };
 /* See ops.check. */
 enum status cuda_attention_check(const struct device *device, const struct op_limits *limits,
                                  bool backward);
-enum status cuda_norm_check(size_t width);
+enum status cuda_norm_check(size_t width, bool tensor_scales);
 
 enum status gemm_service_open(struct device *device);
 void gemm_service_close(struct gemm_service *service);

@@ -46,7 +46,8 @@ __device__ inline void add_delta(float (&x)[W], const Numbers<T, W> &stored_delt
     unpack(x, stored);
 }
 
-/* Bound to 64 registers by the widest rows; two or four of them spill. */
+/* Bound to 64 registers by blocks for the widest rows; with eight columns a thread, 12 to 24 bytes
+ * of them spill (ptxas warns of each such kernel). */
 template <typename T, int W>
 __global__ void __launch_bounds__(NORM_THREADS_MAX) norm_forward_kernel(const forward_args<T> a) {
     __shared__ float shared[2][NORM_THREADS_MAX / WARP * ROWS];
@@ -288,7 +289,14 @@ template <typename T> forward_args<T> forward_args_of(const struct norm_forward 
 
 } /* namespace */
 
-extern "C" enum status cuda_norm_check(size_t width) {
+extern "C" enum status cuda_norm_check(size_t width, bool tensor_scales) {
+    if (tensor_scales && width > STRIP_WIDTH_MAX) {
+        return status_set(STATUS_DEVICE,
+                          "expected a width of at most %d for norms that quantise on a GPU "
+                          "(recipe fp8), found %zu: change model.width, or set precision.recipe = "
+                          "bf16 or fp8_block",
+                          STRIP_WIDTH_MAX, width);
+    }
     if (norm_threads(width) > 0) return STATUS_OK;
     return status_set(STATUS_DEVICE,
                       "expected a width that is a multiple of 8 up to 8192, or any up to 1024, for "

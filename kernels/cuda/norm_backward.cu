@@ -1,11 +1,11 @@
 /*
  * Backward of the layer norm: a block works on BACK_ROWS rows at a time, and each thread owns W
  * columns of them, so that column sums stay in the thread that owns the column until all rows are
- * done. Where quantised copies are wanted, a block takes rows that follow each other, collects their
- * codes in strips in shared memory, and writes both copies from there when a strip is full
- * (quantise.cuh). Then few blocks fit on a multiprocessor, and rows are copied to shared memory some
- * turns ahead, so that memory is busy while a block waits at the barrier of its sums or writes a
- * strip.
+ * done. Where quantised copies are wanted, a block takes rows that follow each other, collects
+ * their codes in strips in shared memory, and writes both copies from there when a strip is full
+ * (quantise.cuh). Then few blocks fit on a multiprocessor, and rows are copied to shared memory
+ * some turns ahead, so that memory is busy while a block waits at the barrier of its sums or writes
+ * a strip.
  */
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/quantise.cuh"
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
             store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
                   pack<T, W>(out));
             if constexpr (COPIES) {
-                const int strip_row = ((int)first + r - (int)begin) & (a.height - 1);
+                const int strip_row = ((int)(first - begin) + r) & (a.height - 1);
                 amax = larger_size8(amax, out);
                 *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
                                                             column / 4)) = encode8(a.to.e5m2, out,
@@ -269,8 +269,8 @@ size_t plan_backward(const struct device *device, backward_args<T> *a, int resid
     return ceil_div(strips, each);
 }
 
-/* Shared memory of a block that makes copies, so that as many fit as the registers allow: the strip,
- * and turns ahead in what is left. */
+/* Shared memory of a block that makes copies, so that as many fit as the registers allow: the
+ * strip, and turns ahead in what is left. */
 template <typename T, int W>
 size_t plan_shared(const struct device *device, backward_args<T> *a, int threads, int resident) {
     enum { RESERVED = 2048 }; /* of each block: the system's, and the sums */

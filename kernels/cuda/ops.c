@@ -15,7 +15,7 @@ static enum status check_gemms(const struct op_limits *limits) {
 static enum status cuda_check_limits(const struct device *device, const struct op_limits *limits,
                                      bool backward) {
     TRY(check_gemms(limits));
-    TRY(cuda_norm_check(limits->heads * limits->head_width));
+    TRY(cuda_norm_check(limits->heads * limits->head_width, limits->tensor_scales));
     return cuda_attention_check(device, limits, backward);
 }
 

@@ -1,7 +1,7 @@
 /*
- * Energy, power, clock, throttling and memory of one GPU, through NVML (libnvidia-ml, NVIDIA Management
- * Library Reference), opened at run time: no build needs it. What is not to be had is said, never
- * guessed. Called by `bench`, `probe --measure` and the trainer.
+ * Energy, power, clock, throttling and memory of one GPU, through NVML (libnvidia-ml, NVIDIA
+ * Management Library Reference), opened at run time: no build needs it. What is not to be had is
+ * said, never guessed. Called by `bench`, `probe --measure` and the trainer.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_POWER_H_
 #define DEEPWELL_KERNELS_CUDA_POWER_H_

@@ -7,7 +7,8 @@
  * transposition, and what the tensor cores take. */
 enum { UNIT = 16 };
 
-/* Kernels with scales of blocks: a tile of 128 rows for each block in y, of which a grid has 65535. */
+/* Kernels with scales of blocks: a tile of 128 rows for each block in y, of which a grid has
+ * 65535. */
 static const size_t BLOCK_ROWS_MAX = 65535 * (size_t)128;
 
 static enum status check_copy(const struct quantise *op, const struct operand *o, bool transposed) {

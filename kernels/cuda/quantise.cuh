@@ -2,7 +2,7 @@
  * What kernels share that write FP8 copies of a matrix (kernels/quantised.h, SCALE_TENSOR): codes
  * eight at a time, transposition of bytes in registers and through shared memory, the largest
  * magnitude, and tile_run(), which walks a matrix in tiles and makes both copies from numbers that
- * a source hands it. quantise.cu, pointwise.cu and norm.cu include it.
+ * a source hands it. The quantise, norm, pointwise and cross_entropy .cu files include it.
  *
  * Bytes of the transposed copy leave as runs of 16 along a row of it, side by side in neighbouring
  * threads. So all copies have rows and columns in multiples of TILE_UNIT, as the tensor cores want

@@ -3,10 +3,10 @@
  * both copies: what every activation and gradient of the recipe fp8_block goes through. Bit for bit
  * what quantise_blocks.cu, which takes all other scales and types, makes of it.
  *
- * A block of threads takes SIDE by SIDE numbers and keeps them in registers, two to a word: a thread
- * FOURS times four rows of eight columns. Magnitudes of BF16 are ordered as their bits are, so
- * the largest of a row or a column are found two at a time. The codes of the transposed copy go through
- * shared memory as words of four rows, to leave in whole runs.
+ * A block of threads takes SIDE by SIDE numbers and keeps them in registers, two to a word: a
+ * thread FOURS times four rows of eight columns. Magnitudes of BF16 are ordered as their bits are,
+ * so the largest of a row or a column are found two at a time. The codes of the transposed copy go
+ * through shared memory as words of four rows, to leave in whole runs.
  */
 #include "kernels/cuda/quantise.cuh"
 #include "kernels/cuda/quantise.h"

@@ -118,7 +118,12 @@ static enum status take_room(struct device *device, size_t bytes, char **out) {
         *out = room[-1].memory;
         return STATUS_OK;
     }
-    if (backend_of(device)->recording || service->room_count == GEMM_ROOMS) {
+    if (service->room_count == GEMM_ROOMS) {
+        return status_set(STATUS_INTERNAL, "an emulated GEMM of %s wants more room than the %d "
+                          "before it, expected to grow no more often",
+                          text_bytes(wanted, bytes), (int)GEMM_ROOMS);
+    }
+    if (backend_of(device)->recording) {
         return status_set(STATUS_INTERNAL, "an emulated GEMM of %s is recorded before it ran once",
                           text_bytes(wanted, bytes));
     }

@@ -1,6 +1,6 @@
 /*
- * Any bytes as Slurm's list of hosts, and as every number of a launcher. Oracle: what is accepted is
- * a host name that the list begins with up to its first bracket, and a number in its bounds that
+ * Any bytes as Slurm's list of hosts, and as every number of a launcher. Oracle: what is accepted
+ * is a host name that the list begins with up to its first bracket, and a number in its bounds that
  * says the same when printed, but for zeros in front.
  */
 #include "train/rank_environment.h"

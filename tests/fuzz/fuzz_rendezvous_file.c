@@ -1,6 +1,6 @@
 /*
- * Any bytes as the file through which ranks meet, and as one address. Oracle: no crash and no report;
- * what is accepted has at least one address, each with a host and a port in its bounds.
+ * Any bytes as the file through which ranks meet, and as one address. Oracle: no crash and no
+ * report; what is accepted has at least one address, each with a host and a port in its bounds.
  */
 #include "train/rendezvous_file.h"
 

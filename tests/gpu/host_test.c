@@ -1,7 +1,7 @@
 /*
  * What kernels/cuda decides on the host, on any machine: the file of chosen GEMM algorithms, and
- * which attention is refused. Oracles: closed form (what was added is found, by every process; the
- * bytes of a refused file stay), and arithmetic by hand for shared memory.
+ * which widths and attention are refused. Oracles: closed form (what was added is found, by every
+ * process; the bytes of a refused file stay), and arithmetic by hand for shared memory.
  */
 #include <stdio.h>
 
@@ -168,6 +168,33 @@ static void test_unwritable(void **state) {
     gemm_cache_close(&cache);
 }
 
+/* Rows of norms: 8192 numbers, and 4096 where a warp quantises one from its registers. Whatever the
+ * widths that pass meet next, it is not the width that is refused. */
+static void test_widths(void **state) {
+    static const struct {
+        size_t width;
+        bool tensor_scales, refused;
+    } cases[] = {{4096, true, false}, {4160, true, true},  {8192, true, true},
+                 {8192, false, false}, {8256, false, true}};
+    struct cuda_backend backend = {.shared_bytes = 227 << 10};
+    struct device device = {.name = "a GPU", .backend = &backend};
+    (void)state;
+    EXPECT_OK(attention_service_open(&device));
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct op_limits limits = {.tokens = 128,
+                                         .width = 4 * cases[i].width,
+                                         .sequence_length = 64,
+                                         .heads = cases[i].width / 64,
+                                         .head_width = 64,
+                                         .dtype = DTYPE_F32,
+                                         .tensor_scales = cases[i].tensor_scales};
+        const enum status status = cuda_ops.check(&device, &limits, true);
+        assert_int_equal(status, cases[i].refused ? STATUS_DEVICE : STATUS_OK);
+        if (cases[i].refused) assert_non_null(strstr(status_message(), "model.width"));
+    }
+    attention_service_close(backend.attention);
+}
+
 /* BF16 without cuDNN, and heads whose kernels want more shared memory than there is. */
 static void test_attention(void **state) {
     struct cuda_backend backend = {.shared_bytes = 99 << 10};
@@ -207,6 +234,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_many),      cmocka_unit_test(test_processes),
         cmocka_unit_test(test_hostile),   cmocka_unit_test(test_unwritable),
+        cmocka_unit_test(test_widths),
         cmocka_unit_test(test_attention),
     };
     if (mkdtemp(root) == NULL) return 1;

@@ -169,18 +169,25 @@ static inline struct quantise quantise_of(const struct form *f, struct quantised
 
 /* Opens both devices for these tests; false, saying why, without a GPU. */
 static inline bool quantise_devices_open(void) {
-    const struct op_limits limits = {.tokens = 2048,
-                                     .width = 4096,
-                                     .sequence_length = 512,
-                                     .heads = 8,
-                                     .head_width = 128,
-                                     .dtype = DTYPE_F32,
-                                     .quantised = true};
+    const struct op_limits limits[] = {{.tokens = 2048,
+                                        .width = 4096,
+                                        .sequence_length = 512,
+                                        .heads = 8,
+                                        .head_width = 128,
+                                        .dtype = DTYPE_F32,
+                                        .tensor_scales = true},
+                                       {.tokens = 34816, /* norms in several strips a block */
+                                        .width = 768,
+                                        .sequence_length = 512,
+                                        .heads = 8,
+                                        .head_width = 128,
+                                        .dtype = DTYPE_F32,
+                                        .tensor_scales = true}};
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_FAST};
     char folder[] = "/tmp/gpu_quantise_XXXXXX"; /* odd GEMMs, not to be kept */
     if (mkdtemp(folder) == NULL) gpu_test_stop("mkdtemp");
     setenv("XDG_CACHE_HOME", folder, 1);
-    return devices_open(&options, &limits, 1);
+    return devices_open(&options, limits, sizeof limits / sizeof limits[0]);
 }
 
 #endif

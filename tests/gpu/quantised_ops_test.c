@@ -74,6 +74,11 @@ static const struct shape producer_shapes[] = {{16, 16},    {48, 208},   {144, 1
                                                {208, 1280}, {1040, 768}, {80, 2048},  {32, 4096}};
 enum { PRODUCER_SHAPES = sizeof producer_shapes / sizeof producer_shapes[0] };
 
+/* More strips of 32 rows than COLUMN_PARTS_MAX, the most blocks of norm_backward: each makes two or
+ * more, one after the other. The second ends within a strip. */
+static const struct shape strip_shapes[] = {{34816, 768}, {33040, 64}};
+enum { STRIP_SHAPES = sizeof strip_shapes / sizeof strip_shapes[0] };
+
 struct producer {
     const struct shape *s;
     struct copies c;
@@ -139,14 +144,26 @@ static void norm_forward_case(struct producer *p) {
     FREE_PAIRS(&in, &d, &w, &b, &out, &residual, &statistics);
 }
 
-static void norm_backward_case(struct producer *p) {
+/* Means, and inverse deviations of 0.5 to 2, which differ from row to row: the wrong row's show. */
+static struct pair statistics_random(size_t rows) {
+    struct tensor t = random_tensor(DTYPE_F32, 2, rows, 6, 0.0, 0.5);
+    for (size_t i = rows; i < 2 * rows; i++) {
+        value_set(t, i, exp2(fmax(-1.0, fmin(1.0, 2.0 * value_at(t, i)))));
+    }
+    return pair_of(t);
+}
+
+static void norm_backward_of(struct producer *p, bool overwrite, bool accumulate,
+                             bool delta_bias) {
     const size_t rows = p->s->rows, columns = p->s->columns;
-    struct pair gradient = pair_random(DTYPE_BF16, rows, columns, 1, 0.0, 1.0);
+    struct pair gradient = overwrite ? pair_poison(DTYPE_BF16, rows, columns)
+                                     : pair_random(DTYPE_BF16, rows, columns, 1, 0.0, 1.0);
     struct pair out_gradient = pair_random(DTYPE_BF16, rows, columns, 2, 0.0, 1.0);
     struct pair residual = pair_random(DTYPE_BF16, rows, columns, 3, 0.0, 1.0);
     struct pair w = pair_random(DTYPE_BF16, 1, columns, 4, 1.0, 0.2);
-    struct pair statistics = pair_of(filled_tensor(DTYPE_F32, 2, rows, 1.0));
-    struct pair sums = pair_poison(DTYPE_F32, 3, columns);
+    struct pair statistics = statistics_random(rows);
+    struct pair sums = accumulate ? pair_random(DTYPE_F32, 3, columns, 5, 0.0, 1.0)
+                                  : pair_poison(DTYPE_F32, 3, columns);
     for (int i = 0; i < 2; i++) {
         const struct pair *const pairs[] = {&gradient, &out_gradient, &residual,
                                             &w,        &statistics,   &sums};
@@ -161,7 +178,9 @@ static void norm_backward_case(struct producer *p) {
             .rstd = (float *)t[4].data + rows,
             .weight_gradient = t[5].data,
             .bias_gradient = (float *)t[5].data + columns,
-            .delta_bias_gradient = (float *)t[5].data + 2 * columns,
+            .delta_bias_gradient = delta_bias ? (float *)t[5].data + 2 * columns : NULL,
+            .overwrite_residual_gradient = overwrite,
+            .accumulate = accumulate,
             .quantise = i == 0 ? p->host : p->there,
         };
         struct device *device = i == 0 ? &cpu : &gpu;
@@ -170,6 +189,17 @@ static void norm_backward_case(struct producer *p) {
     expect_same("column sums", &sums, 1e-5 * sqrt((double)(rows * columns)));
     expect_result(p->name, &p->c, p->current, &gradient);
     FREE_PAIRS(&gradient, &out_gradient, &residual, &w, &statistics, &sums);
+}
+
+static void norm_backward_case(struct producer *p) { norm_backward_of(p, false, false, true); }
+
+/* The last norm of a model: nothing came back before it. */
+static void norm_backward_overwriting_case(struct producer *p) {
+    norm_backward_of(p, true, true, true);
+}
+
+static void norm_backward_without_delta_case(struct producer *p) {
+    norm_backward_of(p, false, true, false);
 }
 
 static void gelu_forward_case(struct producer *p) {
@@ -248,26 +278,38 @@ static void cross_entropy_case(struct producer *p) {
     FREE_PAIRS(&logits, &losses, &scale);
 }
 
+static const struct producer_kind {
+    const char *name;
+    void (*run)(struct producer *);
+    bool always_stored, strips;
+} producer_kinds[] = {
+    {"norm_forward", norm_forward_case, false, true},
+    {"norm_backward", norm_backward_case, true, true},
+    {"norm_backward, overwriting", norm_backward_overwriting_case, true, false},
+    {"norm_backward, no delta bias", norm_backward_without_delta_case, true, false},
+    {"gelu_forward", gelu_forward_case, false, false},
+    {"gelu_backward", gelu_backward_case, false, false},
+    {"cross_entropy", cross_entropy_case, false, false},
+};
+
+static void run_producer(const struct producer_kind *kind, const struct shape *s, int mode) {
+    const bool stored = mode >= 2 || kind->always_stored;
+    struct producer *p = producer_open(kind->name, &forms[mode == 1], s, mode == 3, stored);
+    kind->run(p);
+    producer_close(p);
+}
+
 static void test_producers(void **state) {
-    static const struct {
-        const char *name;
-        void (*run)(struct producer *);
-        bool always_stored;
-    } producers[] = {{"norm_forward", norm_forward_case, false},
-                     {"norm_backward", norm_backward_case, true},
-                     {"gelu_forward", gelu_forward_case, false},
-                     {"gelu_backward", gelu_backward_case, false},
-                     {"cross_entropy", cross_entropy_case, false}};
     (void)state;
-    for (size_t i = 0; i < sizeof producers / sizeof producers[0]; i++) {
+    for (size_t i = 0; i < sizeof producer_kinds / sizeof producer_kinds[0]; i++) {
+        const struct producer_kind *kind = &producer_kinds[i];
         for (size_t k = 0; k < PRODUCER_SHAPES; k++) {
             for (int mode = 0; mode < 4; mode++) { /* e4m3, e5m2, stored too, amax */
-                const bool stored = mode >= 2 || producers[i].always_stored;
-                struct producer *p = producer_open(producers[i].name, &forms[mode == 1],
-                                                   &producer_shapes[k], mode == 3, stored);
-                producers[i].run(p);
-                producer_close(p);
+                run_producer(kind, &producer_shapes[k], mode);
             }
+        }
+        for (size_t k = 0; kind->strips && k < STRIP_SHAPES; k++) {
+            run_producer(kind, &strip_shapes[k], 0);
         }
     }
 }
@@ -361,7 +403,17 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_producers),
         cmocka_unit_test(test_products),
     };
-    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 1) {
+        bool known = false;
+        for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+            known = known || strcmp(argv[1], tests[i].name) == 0;
+        }
+        if (!known) {
+            fprintf(stderr, "expected test_producers or test_products, found %s\n", argv[1]);
+            return 2;
+        }
+        cmocka_set_test_filter(argv[1]);
+    }
     if (!quantise_devices_open()) return 0;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     devices_close();

@@ -1,8 +1,11 @@
 /*
- * Every kernel of kernels/cuda once, on tiny shapes and without a kernel of any library, so that a
- * sanitizer is done in a minute:
+ * Norms, GELU, biases, cross entropy, embeddings, the attention of our own, conversions, sums,
+ * AdamW, and the fill and check of GEMMs, on tiny shapes and without a kernel of any library, so
+ * that a sanitizer is done in a minute:
  *   compute-sanitizer --tool racecheck race_test
  *   compute-sanitizer --tool memcheck race_test
+ * The same kernels where they write FP8 copies: quantised_ops_test test_producers. Neither runs the
+ * quantisers (quantise_test), the expansion of operands, or communication's counters.
  * Oracles: kernels/cpu (ops_cases.h), and the sanitizer, which a plain run lacks.
  */
 #include "tests/gpu/ops_cases.h"

@@ -250,6 +250,34 @@ static void bias_gradient_and_draws(void **state) {
     fixture_close(&f);
 }
 
+/* The first step under delayed scaling, whose scales are each rank's own, is not finite: of the two
+ * states each word becomes the larger one (train/exchange.c), and what stays must be a pair. */
+static void a_dropped_step_leaves_a_pair(void **state) {
+    (void)state;
+    const struct {
+        float scales[2], kept;
+    } cases[] = {{{448.0f, 3.0f}, 448.0f}, {{3.0f, 448.0f}, 448.0f}, {{7.0f, 7.0f}, 7.0f},
+                 {{3.0f, NAN}, 1.0f}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct scale_state ranks[2];
+        uint32_t words[2][sizeof ranks[0] / sizeof(uint32_t)];
+        for (size_t rank = 0; rank < 2; rank++) {
+            const float scale = cases[i].scales[rank];
+            ranks[rank] = (struct scale_state){
+                .scale = scale, .inverse = scale_inverse(scale), .largest = 448.0f, .draws = 1};
+            memcpy(words[rank], &ranks[rank], sizeof ranks[rank]);
+        }
+        for (size_t k = 0; k < sizeof words[0] / sizeof words[0][0]; k++) {
+            words[0][k] = words[0][k] > words[1][k] ? words[0][k] : words[1][k];
+        }
+        memcpy(&ranks[0], words[0], sizeof ranks[0]);
+        scale_state_drop(&ranks[0]);
+        assert_true(ranks[0].scale == cases[i].kept);
+        assert_true(ranks[0].inverse == scale_inverse(cases[i].kept));
+        assert_true(ranks[0].seen == 0 && ranks[0].draws == 0);
+    }
+}
+
 static void history_gives_the_scale(void **state) {
     (void)state;
     struct fixture f = fixture_open(&forms[0]);
@@ -369,6 +397,7 @@ int main(void) {
         cmocka_unit_test(tensor_scales_delayed_and_known),
         cmocka_unit_test(nothing_hides_what_is_not_finite),
         cmocka_unit_test(bias_gradient_and_draws),
+        cmocka_unit_test(a_dropped_step_leaves_a_pair),
         cmocka_unit_test(history_gives_the_scale),
         cmocka_unit_test(operations_quantise_what_they_store),
         cmocka_unit_test(bytes_are_those_of_one_pass),

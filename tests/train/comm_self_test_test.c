@@ -15,12 +15,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/tensor.h"
 #include "train/comm_self_test.h"
 
 enum { WORLD_MOST = 20 };
 
-enum kind { ALL_REDUCE_F32, ALL_REDUCE_F64, ALL_REDUCE_MAX, REDUCE_SCATTER, ALL_GATHER, EXCHANGE,
-            BROADCAST, GATHER_HOST, KINDS };
+enum kind { ALL_REDUCE_F32, ALL_REDUCE_F64, ALL_REDUCE_MAX, REDUCE_SCATTER,
+            REDUCE_SCATTER_BF16, ALL_GATHER, EXCHANGE, BROADCAST, GATHER_HOST, KINDS };
 
 /* What the threads share. */
 static struct {
@@ -55,6 +56,11 @@ static void add(void *sum, const void *x, size_t count, enum comm_type type, enu
     for (size_t i = 0; i < count; i++) {
         if (type == COMM_F32) ((float *)sum)[i] += ((const float *)x)[i];
         if (type == COMM_F64) ((double *)sum)[i] += ((const double *)x)[i];
+        if (type == COMM_BF16) {
+            const uint16_t *const b = x;
+            uint16_t *const to = sum;
+            to[i] = bf16_from_float(float_from_bf16(to[i]) + float_from_bf16(b[i]));
+        }
         const uint32_t *u = x;
         uint32_t *s = sum;
         if (type == COMM_U32 && how == COMM_MAX && u[i] > s[i]) s[i] = u[i];
@@ -80,7 +86,7 @@ static enum status reduce_scatter(struct comm *comm, void *out, const void *in, 
     for (int r = 0; r < comm->world; r++) {
         add(sum, (const char *)world.given[r] + (size_t)comm->rank * bytes, count, type, COMM_SUM);
     }
-    return done(comm, out, sum, bytes, REDUCE_SCATTER);
+    return done(comm, out, sum, bytes, type == COMM_BF16 ? REDUCE_SCATTER_BF16 : REDUCE_SCATTER);
 }
 
 static enum status gather(struct comm *comm, void *out, const void *in, size_t bytes,
@@ -171,7 +177,8 @@ static void a_wrong_number_is_named(void **state) {
     (void)state;
     static const char *const names[KINDS] = {
         [ALL_REDUCE_F32] = "all_reduce (FP32 sum)", [ALL_REDUCE_F64] = "all_reduce (FP64 sum)",
-        [ALL_REDUCE_MAX] = "all_reduce (largest)", [REDUCE_SCATTER] = "reduce_scatter",
+        [ALL_REDUCE_MAX] = "all_reduce (largest)", [REDUCE_SCATTER] = "reduce_scatter (FP32)",
+        [REDUCE_SCATTER_BF16] = "reduce_scatter (BF16)",
         [ALL_GATHER] = "all_gather", [EXCHANGE] = "exchange", [BROADCAST] = "broadcast",
         [GATHER_HOST] = "gather_host",
     };

@@ -118,8 +118,8 @@ static void from_the_description(void **state) {
     assert_words("dataset.json");
 }
 
-/* Validation shards of another tokenizer: of another size, of bytes, of another file; and those that
- * may be of the same one. */
+/* Validation shards of another tokenizer: of another size, of bytes, of another file; and those
+ * that may be of the same one. */
 static void validation_is_of_the_same_tokenizer(void **state) {
     (void)state;
     static const struct {
