@@ -124,3 +124,7 @@ enum status comm_at_step(struct comm *comm, int64_t step) {
     watchdog_at_step(watched_of(comm)->watchdog, step);
     return watchdog_check(watched_of(comm)->watchdog);
 }
+
+void comm_allow(struct comm *comm, double seconds) {
+    if (comm->calls == &watched_calls) watchdog_allow(watched_of(comm)->watchdog, seconds);
+}

@@ -25,4 +25,7 @@ void comm_watch(struct comm *comm, struct comm_watched *watched);
  * where recordings run without asking for a collective. */
 enum status comm_at_step(struct comm *comm, int64_t step);
 
+/* How long a rank waits for others from here on (watchdog_allow). Without a watchdog nothing. */
+void comm_allow(struct comm *comm, double seconds);
+
 #endif

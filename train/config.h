@@ -132,7 +132,7 @@ struct config_comm {
     int reduction; /* enum config_reduction */
     int order;     /* enum config_order */
     char rendezvous[CONFIG_TEXT_BYTES]; /* "HOST:PORT", "file:PATH"; "": as the launcher says */
-    int64_t start_timeout, timeout;     /* seconds */
+    int64_t start_timeout, timeout, save_timeout; /* seconds */
     int64_t max_ctas;                   /* 0: NCCL's choice */
 };
 

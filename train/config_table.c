@@ -188,6 +188,8 @@ const struct config_key config_keys[] = {
             "seconds for all ranks to come; who is missing is named"),
     INTEGER(comm.timeout, "600", 1, SECONDS_MAX,
             "seconds for a collective; then the run ends, naming the ranks that did not arrive"),
+    INTEGER(comm.save_timeout, "7200", 1, SECONDS_MAX,
+            "the same while a checkpoint is written, which all ranks wait for"),
     INTEGER(comm.max_ctas, "0", 0, 64,
             "blocks of a GPU that communication may take; 0: NCCL's choice"),
 

@@ -267,6 +267,12 @@ static bool by_open_mpi(void) {
     return variable(open_mpi.rank) != NULL || variable(open_mpi.world) != NULL;
 }
 
+/* A batch script of one task has a rank and no number of tasks: it is alone. */
+static bool by_slurm(void) {
+    return variable(slurm.rank) != NULL &&
+           (variable(slurm.world) != NULL || variable("SLURM_STEP_ID") != NULL);
+}
+
 bool rank_environment_by_gpus(void) { return variable("DEEPWELL_RUN") != NULL; }
 
 enum status rank_environment_check_alone(void) {
@@ -291,7 +297,7 @@ enum status rank_environment_read(struct rank_environment *out) {
         TRY(check_nesting(&e));
     } else if (by_open_mpi()) {
         TRY(read_open_mpi(&e));
-    } else if (variable(slurm.rank) != NULL) {
+    } else if (by_slurm()) {
         TRY(read_slurm(&e));
     }
     *out = e;

@@ -2,6 +2,7 @@
 #include "train/ranks_open.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +54,8 @@ static enum status open_gpus(struct comm_watched *w, const struct config *config
     struct comm_nccl_options nccl = {
         .max_ctas = (int)config->comm.max_ctas,
         .start_seconds = (double)config->comm.start_timeout,
-        .timeout_seconds = (double)config->comm.timeout,
+        /* the watchdog breaks off what takes too long for its place */
+        .timeout_seconds = (double)(config->comm.timeout + config->comm.save_timeout),
     };
     char nothing = 0;
     TRY(rendezvous_place(place, config->comm.rendezvous, found));
@@ -97,6 +99,7 @@ static enum status meet_through_mpi(struct comm_watched *w, const struct config 
     }
     status = ranks_agree(&w->inner, status);
     if (status == STATUS_OK) status = comm_gather_host(&w->inner, notes, &own, sizeof own);
+    alarm(0);
     if (status == STATUS_OK) {
         struct rendezvous_options options = meeting_options(config, found, notes[0].text);
         options.listener = listener;
@@ -108,10 +111,35 @@ static enum status meet_through_mpi(struct comm_watched *w, const struct config 
     return status;
 }
 
+/* What a rank says that waits inside MPI for others that do not come. */
+static char nobody_came[256];
+
+static void give_up(int signal) {
+    (void)signal;
+    if (write(STDERR_FILENO, nobody_came, strlen(nobody_came)) < 0) _exit(STATUS_RANKS);
+    _exit(STATUS_RANKS);
+}
+
+/* MPI waits for ever; until the watchdog is there, an alarm ends that. */
+static enum status start_alarm(const struct config *config, const struct rank_environment *found) {
+    const struct sigaction action = {.sa_handler = give_up};
+    snprintf(nobody_came, sizeof nobody_came, "deepwell: rank %d of %d: not all ranks came to MPI "
+             "within comm.start_timeout, %lld seconds\n", found->rank, found->world,
+             (long long)config->comm.start_timeout);
+    if (sigaction(SIGALRM, &action, NULL) != 0) {
+        return status_set(STATUS_INTERNAL, "sigaction: %s", strerror(errno));
+    }
+    alarm((unsigned)config->comm.start_timeout);
+    return STATUS_OK;
+}
+
 static enum status open_cpus(struct comm_watched *w, const struct config *config,
                              const struct rank_environment *found) {
     w->waits = true;
-    TRY(comm_open_mpi(&w->inner, NULL, found->rank, found->world));
+    TRY(start_alarm(config, found));
+    const enum status opened = comm_open_mpi(&w->inner, NULL, found->rank, found->world);
+    if (opened != STATUS_OK) alarm(0);
+    TRY(opened);
     const bool one_host = strcmp(found->host, "127.0.0.1") == 0;
     TRY(meet_through_mpi(w, config, found, one_host));
     return start_watchdog(w, config, &(struct watchdog_options){

@@ -54,6 +54,7 @@ struct trainer {
     double save_stall_seconds;     /* that the run stood still for that checkpoint */
     int64_t validated_step;        /* -1: none */
     int64_t scored_step;           /* of the choices; -1: none */
+    char begun_from[PATH_BYTES]; /* the weights that the run began with; "": random ones */
     char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "": nothing */
     bool paused;                   /* the device has had no step since the newest seen one */
     struct gpu_power power;        /* started before the first step of this process */

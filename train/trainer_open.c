@@ -83,6 +83,7 @@ static enum status resume_from(struct trainer *t, const char *path) {
     struct checkpoint checkpoint;
     TRY(checkpoint_open(&checkpoint, path));
     const enum status status = continue_from(t, &checkpoint);
+    snprintf(t->begun_from, sizeof t->begun_from, "%s", path);
     checkpoint_close(&checkpoint);
     return status == STATUS_OK ? STATUS_OK : status_context(status, "%s", path);
 }
@@ -127,6 +128,7 @@ static enum status start_anew(struct trainer *t) {
         enum status status = model_source_open(&source, c->train.init, print_warning);
         if (status == STATUS_OK) {
             status = engine_import(&t->engine, c, &source);
+            snprintf(t->begun_from, sizeof t->begun_from, "%s", source.path);
             snprintf(t->continued, sizeof t->continued,
                      "weights from %s; optimizer, data and steps start anew", source.path);
             model_source_close(&source);
@@ -197,6 +199,7 @@ static enum status open_all(struct trainer *t) {
                                            &t->ranks, comm)));
     TRY(ranks_agree(comm, choices_prepare(&t->choices, &t->engine.vocabulary)));
     if (t->ranks.world > 1) TRY(ranks_agree(comm, comm_self_test(comm)));
+    TRY(trainer_save_check(t));
     /* Makes the folder: after what may refuse. */
     TRY(ranks_agree(comm, first ? run_lock_acquire(&t->lock, c->train.out) : STATUS_OK));
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,

@@ -43,6 +43,9 @@ enum status trainer_save_finish(struct trainer *trainer);
  * or how the save ended. */
 enum status trainer_save_end(struct trainer *trainer, enum status status);
 
+/* Refuses what several ranks cannot do, before the run's folder is made. */
+enum status trainer_save_check(const struct trainer *trainer);
+
 /* Opens the saver where checkpoint.background and memory allow it. */
 enum status trainer_save_open(struct trainer *trainer);
 

@@ -3,9 +3,12 @@
  * writes the moments that it owns; the first rank writes all else, while the masters are gathered
  * bucket by bucket where the gradients lie between two steps. Called by the other trainer files.
  */
+#include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -52,17 +55,75 @@ cleanup:
     return status;
 }
 
+static enum status hash_file(const char *path, uint64_t *hash) {
+    struct file_digest digest;
+    TRY(digest_file(path, &digest));
+    *hash = XXH3_64bits(digest.xxh3_128, strlen(digest.xxh3_128));
+    return STATUS_OK;
+}
+
+static uint64_t hash_tokenizer(const struct tokenizer_files *tokenizer) {
+    uint64_t hash = 0;
+    for (size_t i = 0; i < tokenizer->count; i++) {
+        hash ^= XXH3_64bits_withSeed(tokenizer->files[i].text, tokenizer->files[i].bytes, i);
+    }
+    return hash;
+}
+
 enum status trainer_check_data(struct trainer *t) {
     const char *train = t->train_data.fingerprint, *validation = t->validation_data.fingerprint;
+    uint64_t questions = 0;
+    if (t->ranks.world == 1) return STATUS_OK;
+    TRY(ranks_agree(&t->comm, t->config->eval.file[0] == '\0'
+                                  ? STATUS_OK
+                                  : hash_file(t->config->eval.file, &questions)));
     const struct ranks_check checks[] = {
         {"the training data (data.train)", XXH3_64bits(train, strlen(train))},
         {"the validation data (data.validation)", XXH3_64bits(validation, strlen(validation))},
+        {"the questions (eval.file)", questions},
+        {"the tokenizer (data.tokenizer)", hash_tokenizer(&t->tokenizer)},
     };
     return ranks_check(&t->comm, checks, sizeof checks / sizeof checks[0]);
 }
 
+static bool is_weights(const char *name) {
+    static const char end[] = ".safetensors";
+    const size_t length = strlen(name);
+    return length >= sizeof end && strcmp(name + length - (sizeof end - 1), end) == 0;
+}
+
+/* Of the weights that the run begins with. A checkpoint's manifest has the digests of its files;
+ * of another model every file of weights is read. */
+static enum status hash_weights(const char *path, uint64_t *hash) {
+    char file[PATH_BYTES];
+    struct dirent **entries = NULL;
+    enum status status = STATUS_OK;
+    *hash = 0;
+    if (path[0] == '\0') return STATUS_OK;
+    if (!path_is_folder(path)) return hash_file(path, hash);
+    TRY(path_join(file, path, "manifest.json"));
+    if (access(file, F_OK) == 0) return hash_file(file, hash);
+    const int count = scandir(path, &entries, NULL, alphasort);
+    if (count < 0) return status_set(STATUS_IO, "cannot read %s: %s", path, strerror(errno));
+    for (int i = 0; i < count; i++) {
+        uint64_t one = 0;
+        if (status == STATUS_OK && is_weights(entries[i]->d_name)) {
+            status = path_join(file, path, entries[i]->d_name);
+            if (status == STATUS_OK) status = hash_file(file, &one);
+            *hash = *hash * 31 + one;
+        }
+        free(entries[i]);
+    }
+    free(entries);
+    return status;
+}
+
 enum status trainer_check_resumed(struct trainer *t) {
+    uint64_t weights = 0;
+    if (t->ranks.world == 1) return STATUS_OK;
+    TRY(ranks_agree(&t->comm, hash_weights(t->begun_from, &weights)));
     const struct ranks_check checks[] = {
+        {"the weights to begin with (train.init, train.resume)", weights},
         {"the step to go on from", (uint64_t)t->state.step},
         {"the position in the data", (uint64_t)t->state.sequences},
     };

@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "kernels/host.h"
 #include "train/scale_json.h"
+#include "train/comm_watched.h"
 #include "train/trainer_parts.h"
 
 static const double long_wait_seconds = 1.0; /* for the last save: worth a line */
@@ -28,13 +29,16 @@ static bool fits(const struct trainer *t) {
            wanted <= t->engine.device.memory_bytes - taken;
 }
 
+enum status trainer_save_check(const struct trainer *t) {
+    const bool together = t->ranks.world > 1 || engine_shares_out(&t->engine);
+    if (!together || t->config->checkpoint.background != CONFIG_BACKGROUND_ON) return STATUS_OK;
+    return status_set(STATUS_CONFIG, "checkpoint.background = on: ranks write a checkpoint "
+                      "together, between two steps; set it to auto");
+}
+
 enum status trainer_save_open(struct trainer *t) {
     const int background = t->config->checkpoint.background;
-    if (t->ranks.world > 1 || engine_shares_out(&t->engine)) {
-        if (background != CONFIG_BACKGROUND_ON) return STATUS_OK;
-        return status_set(STATUS_CONFIG, "checkpoint.background = on: ranks write a checkpoint "
-                          "together, between two steps; set it to auto");
-    }
+    if (t->ranks.world > 1 || engine_shares_out(&t->engine)) return STATUS_OK;
     if (background == CONFIG_BACKGROUND_OFF) return STATUS_OK;
     if (background == CONFIG_BACKGROUND_AUTO && !fits(t)) {
         printf("checkpoints between steps: host memory has no room for a copy of the state\n");
@@ -195,12 +199,24 @@ static enum status save_together(struct trainer *t) {
     return report(t, t->state.step, t->save_stall_seconds);
 }
 
+/* While the first rank writes, the others wait: longer than for anything else. */
+static enum status save_with_others(struct trainer *t) {
+    enum status status = STATUS_OK;
+    comm_allow(&t->comm, (double)t->config->comm.save_timeout);
+    if (engine_shares_out(&t->engine)) {
+        status = save_together(t);
+    } else {
+        status = t->ranks.rank == 0 ? save_between_steps(t) : STATUS_OK;
+        status = ranks_agree(&t->comm, status);
+    }
+    comm_allow(&t->comm, (double)t->config->comm.timeout);
+    return status;
+}
+
 enum status trainer_save(struct trainer *t) {
     if (t->saved_step == t->state.step) return STATUS_OK;
-    if (engine_shares_out(&t->engine)) {
-        TRY(save_together(t));
-    } else if (t->ranks.world > 1) {
-        TRY(ranks_agree(&t->comm, t->ranks.rank == 0 ? save_between_steps(t) : STATUS_OK));
+    if (t->ranks.world > 1 || engine_shares_out(&t->engine)) {
+        TRY(save_with_others(t));
     } else {
         TRY(t->saver != NULL ? save_in_background(t) : save_between_steps(t));
     }

@@ -58,6 +58,7 @@ struct watchdog {
     pthread_cond_t changed;
     struct watchdog_progress host; /* as entered and left */
     int64_t step;
+    double allowed_seconds; /* options.timeout_seconds, or as watchdog_allow() said */
     bool closing, failed;
     char message[MESSAGE_BYTES];
 };
@@ -73,6 +74,19 @@ void watchdog_at_step(struct watchdog *w, int64_t step) {
     pthread_mutex_lock(&w->lock);
     w->step = step;
     pthread_mutex_unlock(&w->lock);
+}
+
+void watchdog_allow(struct watchdog *w, double seconds) {
+    pthread_mutex_lock(&w->lock);
+    w->allowed_seconds = seconds;
+    pthread_mutex_unlock(&w->lock);
+}
+
+static double allowed_seconds(struct watchdog *w) {
+    pthread_mutex_lock(&w->lock);
+    const double seconds = w->allowed_seconds;
+    pthread_mutex_unlock(&w->lock);
+    return seconds;
 }
 
 void watchdog_enter(struct watchdog *w, const char *what) {
@@ -112,7 +126,7 @@ static struct frame own_frame(struct watchdog *w) {
     f.left = now.left;
     memcpy(f.what, now.what, sizeof f.what);
     f.overdue = now.entered > now.left &&
-                clock_seconds() - w->moved_seconds > w->options.timeout_seconds;
+                clock_seconds() - w->moved_seconds > allowed_seconds(w);
     return f;
 }
 
@@ -231,7 +245,7 @@ static void judge_overdue(struct watchdog *w) {
     if (clock_seconds() - w->overdue_since < gather_beats * w->options.beat_seconds) return;
     describe_late(late, sizeof late, w, oldest->left, &own);
     snprintf(message, sizeof message, "%s (%s) did not finish within %.0f seconds: %s",
-             oldest->what, step_text(step, oldest->step), w->options.timeout_seconds, late);
+             oldest->what, step_text(step, oldest->step), allowed_seconds(w), late);
     fail_all(w, message);
 }
 
@@ -384,6 +398,7 @@ enum status watchdog_open(struct watchdog **out, const struct watchdog_options *
     *out = NULL;
     if (w == NULL) return status_set(STATUS_MEMORY, "out of memory for the watchdog");
     w->options = *options;
+    w->allowed_seconds = options->timeout_seconds;
     w->step = -1;
     w->moved_seconds = clock_seconds();
     w->rank = meeting->rank;

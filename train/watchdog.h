@@ -47,6 +47,9 @@ enum status watchdog_open(struct watchdog **out, const struct watchdog_options *
 /* For messages: the step that the rank works on; -1, as it begins: before the first. */
 void watchdog_at_step(struct watchdog *w, int64_t step);
 
+/* From here on this rank waits as long before it is overdue; all ranks say so at the same place. */
+void watchdog_allow(struct watchdog *w, double seconds);
+
 /* One after the other, never one within another; `what` as WATCHDOG_WHAT_BYTES hold it. */
 void watchdog_enter(struct watchdog *w, const char *what);
 void watchdog_leave(struct watchdog *w);

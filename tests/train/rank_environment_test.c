@@ -58,6 +58,7 @@ static void answers(void **state) {
           "SLURM_STEP_NUM_TASKS=4", "SLURM_JOB_ID=77", "SLURM_JOB_NODELIST=gpu[07-08]", NULL},
          3, 4, 1, "gpu07", -1, "Slurm"},
         {{"SLURM_PROCID=0", "SLURM_NTASKS=1", "SLURM_LOCALID=0", NULL}, 0, 1, 0, "", 0, "Slurm"},
+        {{"SLURM_PROCID=0", "SLURM_LOCALID=0", NULL}, 0, 1, 0, "", 0, ""}, /* a batch script */
         /* torchrun once on each of two nodes by srun; mpirun in a batch script */
         {{"SLURM_PROCID=1", "SLURM_NTASKS=2", "SLURM_LOCALID=0", "RANK=7", "WORLD_SIZE=8",
           "LOCAL_RANK=3", "MASTER_ADDR=a", "MASTER_PORT=1", NULL}, 7, 8, 3, "a", 1, "torchrun"},
@@ -122,7 +123,8 @@ static void refusals(void **state) {
          {"SLURM_NTASKS is 8", "srun did not start", "--gpus N"}},
         {{"SLURM_PROCID=0", "SLURM_NTASKS=8", "SLURM_LOCALID=0", "SLURM_STEP_NUM_TASKS=4", NULL},
          {"SLURM_STEP_NUM_TASKS is 4", "SLURM_NTASKS is 8"}},
-        {{"SLURM_PROCID=0", NULL}, {"SLURM_PROCID is 0", "SLURM_NTASKS is not set"}},
+        {{"SLURM_PROCID=0", "SLURM_STEP_ID=0", NULL},
+         {"SLURM_PROCID is 0", "SLURM_NTASKS is not set"}},
         {{"SLURM_PROCID=0", "SLURM_NTASKS=2", "SLURM_LOCALID=0", "SLURM_STEP_ID=0",
           "SLURM_JOB_NODELIST=n[1-", NULL}, {"SLURM_JOB_NODELIST", "n[1-"}},
     };
