@@ -204,7 +204,7 @@ static void norm_backward_of(struct producer *p, bool overwrite, bool accumulate
     /* Terms' deviation is below 3. Each is off by some 32 u where the row's sums are, at random. */
     expect_same("column sums", &sums, (12.0 * (double)rows + 192.0 * sqrt((double)rows)) * u);
     /* Of rstd (g w - s1 / C - xhat s2 / C): a sum over C is off by 4 1.5 C u, which times |xhat|
-     * rstd / C, to 32 / C, is 192 u; three roundings of |rstd g w|, to 18, are 54 u; on two sides */
+     * rstd / C, to 32 / C, is 192 u; three roundings of |rstd g w|, to 18, 54 u; on two sides */
     expect_result(p->name, &p->c, p->current, &gradient, 512 * u);
     FREE_PAIRS(&gradient, &out_gradient, &residual, &w, &statistics, &sums);
 }
