@@ -39,13 +39,13 @@ static enum status wrong(const struct comm *comm, const char *what, size_t i, do
                       comm->rank, comm->world, found, i, expected);
 }
 
-/* What rank r gives at place i in BF16, whose whole numbers are exact up to 256, and partial sums in
- * any order with them: 1 to 3 from up to 64 ranks, which the place picks among them, 0 from the
+/* What rank r gives at place i in BF16, whose whole numbers are exact up to 256, and partial sums
+ * in any order with them: 1 to 3 from up to 64 ranks, which the place picks among them, 0 from the
  * others. So no sum is above 192. */
 static uint32_t given_bf16(int rank, int world, size_t i) {
     const uint32_t step = (uint32_t)world / 64 + (world % 64 != 0);
-    return ((uint32_t)rank + (uint32_t)(i % step)) % step == 0 ? (uint32_t)(i + (size_t)rank) % 3 + 1
-                                                               : 0;
+    if (((size_t)rank + i) % step != 0) return 0;
+    return (uint32_t)((i + (size_t)rank) % 3) + 1;
 }
 
 /* Fills `to` with what this rank gives, as the type. */
