@@ -192,8 +192,8 @@ static enum status open_all(struct trainer *t) {
     const bool evaluates = c->data.validation[0] != '\0' || c->eval.file[0] != '\0';
     const unsigned validation = evaluates ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
+    TRY(ranks_agree(comm, open_data(t))); /* a rank without its data says that first */
     TRY(trainer_check_alike(t));
-    TRY(ranks_agree(comm, open_data(t)));
     TRY(trainer_check_data(t));
     TRY(ranks_agree(comm, engine_open_rank(&t->engine, c, ENGINE_TRAIN | validation | generation,
                                            &t->ranks, comm)));

@@ -324,6 +324,46 @@ static void a_late_rank_is_waited_for(void **state) {
     e2e_assert_steps("run", STEPS);
 }
 
+/* Longer than MPI itself, which would wait for ever. */
+static void a_rank_that_never_comes_is_not_waited_for(void **state) {
+    (void)state;
+    static const char script[] = "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && sleep 30\nexec \"$@\"\n";
+    e2e_write("config", config, strlen(config));
+    e2e_write("never", script, strlen(script));
+    const struct process process = e2e_start(
+        &mpirun, MPI "-n 2 sh never @ train config --comm.start_timeout 1");
+    const struct outcome *outcome = e2e_wait(&process);
+    assert_int_equal(outcome->code, STATUS_RANKS);
+    e2e_assert_words("never", outcome->err, "deepwell: rank 0 of 2: not all ranks came to MPI");
+}
+
+/* Rank 1 runs elsewhere: without the data; with it, and with other weights by the same name. */
+static void what_a_rank_reads_by_itself_is_compared(void **state) {
+    (void)state;
+    static const char *const words[] = {"rank 1: |data/train.bin",
+                                        "the weights to begin with|of rank 1 is not that of rank 0"};
+    static const char *const scripts[] = {
+        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd elsewhere\nexec \"$@\"\n",
+        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd other\nexec \"$@\"\n"};
+    const int codes[] = {STATUS_DATA, STATUS_CONFIG};
+    e2e_write("config", config, strlen(config));
+    e2e_expect(0, "", "train config --train.out model");
+    assert_int_equal(mkdir("elsewhere", 0777), 0);
+    assert_int_equal(mkdir("other", 0777), 0);
+    assert_int_equal(symlink("../config", "elsewhere/config"), 0);
+    assert_int_equal(symlink("../config", "other/config"), 0);
+    e2e_expect(0, "", "train config --train.out other/model --train.seed 2");
+    for (size_t i = 0; i < 2; i++) {
+        e2e_write("moved", scripts[i], strlen(scripts[i]));
+        const struct process process = e2e_start(
+            &mpirun, MPI "-n 2 sh moved @ train config --train.init model --train.out new");
+        const struct outcome *outcome = e2e_wait(&process);
+        assert_int_equal(outcome->code, codes[i]);
+        e2e_assert_words("compared", outcome->err, words[i]);
+        if (i == 0) assert_int_equal(symlink("../data", "data"), 0);
+    }
+}
+
 /* Not finite: found, named and stopped on all ranks alike; the weights are saved as they were. */
 static void a_step_that_is_not_finite_stops_all(void **state) {
     (void)state;
@@ -367,6 +407,8 @@ int main(int argc, char **argv) {
         E2E_TEST(a_killed_rank_ends_all),
         E2E_TEST(a_signal_to_one_rank_stops_all),
         E2E_TEST(a_late_rank_is_waited_for),
+        E2E_TEST(a_rank_that_never_comes_is_not_waited_for),
+        E2E_TEST(what_a_rank_reads_by_itself_is_compared),
         E2E_TEST(a_step_that_is_not_finite_stops_all),
     };
     if (!e2e_open(argc, argv)) return 1;

@@ -84,18 +84,19 @@ build_if_changed() {
 }
 
 build() {
-    local code=0 log=$logs/build.log stamp=$logs/build.stamp
+    local code=0 log=$logs/build.log stamp=$logs/build.stamp begun=$logs/build.begun.$$
     if [[ -x $binary && ! -w $root ]]; then return; fi # somebody else's: run it as it was built
     require_set_up
-    mkdir -p "$logs" && : >"$stamp.new" # older than any change while Bazel works
+    mkdir -p "$logs" && : >"$begun" # older than any change while Bazel works; others may build too
     run_bazel "$log" build //train:deepwell || code=$?
     if ((code == 0)); then
-        build_state >"$stamp"
-        touch -r "$stamp.new" "$stamp"
-        rm -f "$stamp.new"
+        build_state >"$stamp.$$"
+        touch -r "$begun" "$stamp.$$"
+        mv "$stamp.$$" "$stamp"
+        rm -f "$begun"
         return 0
     fi
-    rm -f "$stamp" "$stamp.new"
+    rm -f "$stamp" "$begun"
     show_errors "$log"
     die 1 "the build failed; all of Bazel's output: $log"
 }
