@@ -108,6 +108,10 @@ static enum status plan(const struct config *config, bool tensors,
     TRY_GOTO(engine_plan(config, parts, &engine.device, &memory), cleanup);
     TRY_GOTO(flops_count(&engine.gpt.table, engine.gpt.config.layers, engine.gpt.config.width,
                          engine.training.shape.sequence_length, &flops), cleanup);
+    if (ranks->ranks > 0) {
+        printf("One rank by itself, with its share of train.batch and the whole state; then all, "
+               "from `ranks` on:\n");
+    }
     print_model(&engine);
     if (tensors) print_tensors(&engine.gpt.table);
     print_memory(&memory, &engine.device);

@@ -65,7 +65,7 @@ static struct scaling_work work_of(const struct config *config, const struct eng
  * this configuration cannot have the stage. */
 static enum status memory_of(const struct config *config, const struct engine *engine,
                              size_t ranks, int stage, char text[TEXT_BYTES]) {
-    const struct ranks one_of = {.rank = 0, .world = (int)ranks, .local_world = 1};
+    const struct ranks one_of = {.rank = 0, .world = (int)ranks};
     struct config staged = *config;
     struct engine_memory_plan plan;
     staged.train.zero = stage;

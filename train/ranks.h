@@ -14,11 +14,11 @@
 #include "train/comm.h"
 
 struct ranks {
-    int rank, world;             /* 0 <= rank < world; {0, 1}: the one rank of its run */
-    int local_rank, local_world; /* on this host: which device, and how many share the host */
+    int rank, world; /* 0 <= rank < world; {0, 1}: the one rank of its run */
+    int local_rank;  /* on this host: which device */
 };
 
-static inline struct ranks ranks_one(void) { return (struct ranks){0, 1, 0, 1}; }
+static inline struct ranks ranks_one(void) { return (struct ranks){0, 1, 0}; }
 
 /* Every rank calls it with its own status (and message); every rank gets the same one back. All
  * fine: STATUS_OK. Else the status and message of the lowest rank that failed, "rank 2: ..." where

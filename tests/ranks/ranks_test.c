@@ -340,8 +340,8 @@ static void a_rank_that_never_comes_is_not_waited_for(void **state) {
 /* Rank 1 runs elsewhere: without the data; with it, and with other weights by the same name. */
 static void what_a_rank_reads_by_itself_is_compared(void **state) {
     (void)state;
-    static const char *const words[] = {"rank 1: |data/train.bin",
-                                        "the weights to begin with|of rank 1 is not that of rank 0"};
+    static const char *const words[] = {
+        "rank 1: |data/train.bin", "the weights to begin with|of rank 1 is not that of rank 0"};
     static const char *const scripts[] = {
         "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd elsewhere\nexec \"$@\"\n",
         "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd other\nexec \"$@\"\n"};

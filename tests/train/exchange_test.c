@@ -96,7 +96,7 @@ struct scene {
 };
 
 static void scene_open(struct scene *s, int zero, bool fixed, bool bf16, size_t micro_batches) {
-    const struct ranks ranks = {.rank = 1, .world = 2, .local_rank = 1, .local_world = 2};
+    const struct ranks ranks = {.rank = 1, .world = 2, .local_rank = 1};
     struct config *config = &s->run.config;
     memset(s, 0, sizeof *s);
     small_config(config, CONFIG_RECIPE_BF16);
@@ -201,7 +201,7 @@ static void every_number_has_one_owner(void **state) {
 
 static void what_does_not_go_together_is_refused(void **state) {
     (void)state;
-    const struct ranks ranks = {.rank = 0, .world = 3, .local_rank = 0, .local_world = 3};
+    const struct ranks ranks = {.rank = 0, .world = 3, .local_rank = 0};
     struct exchange x;
     struct config config;
     small_config(&config, CONFIG_RECIPE_BF16);

@@ -74,7 +74,7 @@ static void the_documents_table(void **state) {
         const int ranks = 2 << (i / 16) * 2; /* 2, 8, 32 */
         const struct config config = model(recipes[i % 2], i / 2 % 4,
                                            (enum config_reduction)(i / 8 % 2), ranks);
-        const struct ranks one_of = {.world = ranks, .local_world = 1};
+        const struct ranks one_of = {.world = ranks};
         struct engine_memory_plan plan;
         if (engine_plan_rank(&config, ENGINE_TRAIN, &device, &one_of, &plan) != STATUS_OK) {
             fail_msg("%s", status_message());

@@ -265,7 +265,7 @@ static void the_deaf_are_ended(void **state) {
 
 /* A process that stands still as a whole says nothing any more; the others wait for it. */
 static enum status one_is_stopped(struct watchdog *w, int rank) {
-    TRY(collective(w, "barrier", 8.0 * beat_seconds)); /* a beat tells of it on a busy machine too */
+    TRY(collective(w, "barrier", 8.0 * beat_seconds)); /* so that a beat tells of it */
     if (rank == 1) raise(SIGSTOP);
     return collective(w, "all_gather", 30.0);
 }
