@@ -16,7 +16,8 @@ static const char config[] =
     "[model]\nlayers = 1\nheads = 2\nwidth = 16\ncontext = 16\nvocabulary = 256\n"
     "[data]\ntrain = ../data/train.bin\nvalidation =\n"
     "[train]\nout = run\nsteps = 1000000\nbatch = 6\nmicro_batch = 1\nlog_every = 1000000\n"
-    "[precision]\nrecipe = fp32\n[checkpoint]\nevery = 2\n[comm]\ntimeout = 2\n";
+    "[precision]\nrecipe = fp32\n[checkpoint]\nevery = 2\n[comm]\ntimeout = 2\n"
+    "save_timeout = 2\n";
 
 /* Says the process of rank 1. */
 static const char script[] =

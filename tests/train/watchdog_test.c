@@ -263,6 +263,21 @@ static void the_deaf_are_ended(void **state) {
     ended(1, STATUS_RANKS, 0.0, "");
 }
 
+/* Rank 1 comes later than the timeout, to what may take longer. */
+static enum status a_long_save(struct watchdog *w, int rank) {
+    watchdog_allow(w, 10.0 * timeout_seconds);
+    if (rank == 1) sleep_seconds(1.8 * timeout_seconds);
+    TRY(collective(w, "save", rank == 1 ? 0.05 : 1.9 * timeout_seconds));
+    watchdog_allow(w, timeout_seconds);
+    return collective(w, "barrier", 0.05);
+}
+
+static void a_longer_wait_may_be_allowed(void **state) {
+    (void)state;
+    run_ranks(3, a_long_save, 0.2);
+    for (int r = 0; r < 3; r++) ended(r, STATUS_OK, 10.0, "");
+}
+
 /* A process that stands still as a whole says nothing any more; the others wait for it. */
 static enum status one_is_stopped(struct watchdog *w, int rank) {
     TRY(collective(w, "barrier", 8.0 * beat_seconds)); /* so that a beat tells of it */
@@ -298,6 +313,7 @@ int main(void) {
         cmocka_unit_test(a_failure_is_passed_on),
         cmocka_unit_test(leaving_disturbs_nobody),
         cmocka_unit_test(the_deaf_are_ended),
+        cmocka_unit_test(a_longer_wait_may_be_allowed),
         cmocka_unit_test(a_stopped_rank_is_named),
     };
     answers = mmap(NULL, WORLD * sizeof *answers, PROT_READ | PROT_WRITE,
