@@ -185,6 +185,14 @@ static enum status record_start(struct trainer *t) {
     return trainer_record_run(t);
 }
 
+/* The first rank made the folder: it must be there for the others too, which lay their part of each
+ * checkpoint into it. */
+static enum status check_shared(const char *folder) {
+    if (path_is_folder(folder)) return STATUS_OK;
+    return status_set(STATUS_IO, "train.out (%s) is not the folder that rank 0 made: it must lie "
+                      "where all ranks see it", folder);
+}
+
 static enum status open_all(struct trainer *t) {
     const struct config *c = t->config;
     const bool first = t->ranks.rank == 0;
@@ -202,6 +210,7 @@ static enum status open_all(struct trainer *t) {
     TRY(trainer_save_check(t));
     /* Makes the folder: after what may refuse. */
     TRY(ranks_agree(comm, first ? run_lock_acquire(&t->lock, c->train.out) : STATUS_OK));
+    TRY(ranks_agree(comm, check_shared(c->train.out)));
     TRY(flops_count(&t->engine.gpt.table, t->engine.gpt.config.layers, t->engine.gpt.config.width,
                     t->engine.training.shape.sequence_length, &t->flops));
     TRY(ranks_agree(comm, start_or_resume(t)));

@@ -337,15 +337,18 @@ static void a_rank_that_never_comes_is_not_waited_for(void **state) {
     e2e_assert_words("never", outcome->err, "deepwell: rank 0 of 2: not all ranks came to MPI");
 }
 
-/* Rank 1 runs elsewhere: without the data; with it, and with other weights by the same name. */
+/* Rank 1 runs elsewhere: without the data; with it, and with other weights by the same name; with
+ * the same ones, and no run's folder. */
 static void what_a_rank_reads_by_itself_is_compared(void **state) {
     (void)state;
     static const char *const words[] = {
-        "rank 1: |data/train.bin", "the weights to begin with|of rank 1 is not that of rank 0"};
+        "rank 1: |data/train.bin", "the weights to begin with|of rank 1 is not that of rank 0",
+        "rank 1: train.out (new) is not the folder that rank 0 made"};
     static const char *const scripts[] = {
         "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd elsewhere\nexec \"$@\"\n",
-        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd other\nexec \"$@\"\n"};
-    const int codes[] = {STATUS_DATA, STATUS_CONFIG};
+        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd other\nexec \"$@\"\n",
+        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd elsewhere\nexec \"$@\"\n"};
+    const int codes[] = {STATUS_DATA, STATUS_CONFIG, STATUS_IO};
     e2e_write("config", config, strlen(config));
     e2e_expect(0, "", "train config --train.out model");
     assert_int_equal(mkdir("elsewhere", 0777), 0);
@@ -353,7 +356,9 @@ static void what_a_rank_reads_by_itself_is_compared(void **state) {
     assert_int_equal(symlink("../config", "elsewhere/config"), 0);
     assert_int_equal(symlink("../config", "other/config"), 0);
     e2e_expect(0, "", "train config --train.out other/model --train.seed 2");
-    for (size_t i = 0; i < 2; i++) {
+    assert_int_equal(symlink("../model", "elsewhere/model"), 0);
+    assert_int_equal(symlink("../new", "other/new"), 0);
+    for (size_t i = 0; i < 3; i++) {
         e2e_write("moved", scripts[i], strlen(scripts[i]));
         const struct process process = e2e_start(
             &mpirun, MPI "-n 2 sh moved @ train config --train.init model --train.out new");
