@@ -114,8 +114,9 @@ static const struct launcher slurm = {
 
 static enum status missing(const char *set, const char *wanted) {
     char found[VALUE_SHOWN];
-    return status_set(STATUS_CONFIG, "%s is %s, but %s is not set: set both, or neither for a run "
-                      "of one rank", set, shown(found, variable(set)), wanted);
+    return status_set(STATUS_CONFIG, "%s is %s, but %s is not set: set it too, or unset the "
+                      "launcher's variables for a run of one rank",
+                      set, shown(found, variable(set)), wanted);
 }
 
 static enum status below(const char *name, int value, const char *bound_name, int bound) {

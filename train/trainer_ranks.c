@@ -33,24 +33,26 @@ enum status trainer_join(struct trainer *t) {
 
 /* Every key by itself, so that a difference is named; and this very program. */
 enum status trainer_check_alike(struct trainer *t) {
-    enum { CHECKS_MAX = 256 };
-    struct ranks_check checks[CHECKS_MAX];
+    struct ranks_check *checks = NULL;
     size_t count = 0;
     struct file_digest program = {0};
     if (t->ranks.world == 1) return STATUS_OK;
     cJSON *keys = config_to_json(t->config);
-    enum status status = keys == NULL ? status_set(STATUS_MEMORY, "out of memory comparing ranks")
-                                      : digest_file("/proc/self/exe", &program);
+    if (keys != NULL) checks = calloc(1 + (size_t)cJSON_GetArraySize(keys), sizeof *checks);
+    enum status status = checks == NULL
+                             ? status_set(STATUS_MEMORY, "out of memory comparing ranks")
+                             : digest_file("/proc/self/exe", &program);
     TRY_GOTO(ranks_agree(&t->comm, status), cleanup);
     checks[count++] = (struct ranks_check){
         "the program", XXH3_64bits(program.xxh3_128, strlen(program.xxh3_128)),
     };
-    for (const cJSON *key = keys->child; key != NULL && count < CHECKS_MAX; key = key->next) {
+    for (const cJSON *key = keys->child; key != NULL; key = key->next) {
         const char *value = cJSON_GetStringValue(key);
         checks[count++] = (struct ranks_check){key->string, XXH3_64bits(value, strlen(value))};
     }
     status = ranks_check(&t->comm, checks, count);
 cleanup:
+    free(checks);
     cJSON_Delete(keys);
     return status;
 }

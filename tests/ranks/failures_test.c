@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "tests/e2e/e2e.h"
+#include "tests/ranks/mpirun.h"
 
 static const char config[] =
     "device = cpu\nthreads = 1\n"
@@ -19,24 +19,14 @@ static const char config[] =
     "[precision]\nrecipe = fp32\n[checkpoint]\nevery = 2\n[comm]\ntimeout = 2\n"
     "save_timeout = 2\n";
 
-/* Says the process of rank 1. */
-static const char script[] =
-    "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && echo $$ >pid.new && mv pid.new pid\nexec \"$@\"\n";
-
-static const struct unusual mpirun = {.program = "mpirun"}, env = {.program = "env"};
-
-#define MPI "--allow-run-as-root --oversubscribe --bind-to none "
+static const struct unusual env = {.program = "env"};
 
 /* Three ranks in the midst of their steps; rank 1 is sent the signal. */
 static const struct outcome *signal_rank_1(int number) {
     e2e_write("config", config, strlen(config));
-    e2e_write("told", script, strlen(script));
-    const struct process process = e2e_start(&mpirun, MPI "-n 3 sh told @ train config");
+    const struct process process = mpirun_start_told(3, "train config");
     for (int i = 0; i < 4000 && access("run/step_00000004", F_OK) != 0; i++) e2e_sleep(0.005);
-    size_t bytes = 0;
-    char *pid = e2e_read("pid", &bytes);
-    assert_int_equal(kill((pid_t)atol(pid), number), 0);
-    free(pid);
+    mpirun_signal_rank_1(number);
     const struct outcome *outcome = e2e_wait(&process);
     assert_true(outcome->seconds < 30.0);
     return outcome;
@@ -79,13 +69,6 @@ static void wrong_environments_are_refused(void **state) {
         e2e_assert_words(cases[i].variables, outcome->err, cases[i].words);
         assert_int_not_equal(access("run", F_OK), 0);
     }
-}
-
-static bool mpi_missing(void) {
-    const struct process process = e2e_start(&mpirun, MPI "-n 2 @ --version");
-    if (e2e_wait(&process)->code == 0) return false;
-    printf("skipped: no mpirun of Open MPI on the PATH (openmpi-bin, docs/build.md)\n");
-    return true;
 }
 
 int main(int argc, char **argv) {

@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tests/e2e/e2e.h"
+#include "tests/ranks/mpirun.h"
 
 enum { STEPS = 8, RANKS_MAX = 4 };
 
@@ -27,10 +27,6 @@ static const char config[] =
     "[precision]\nrecipe = fp32\n"
     "[checkpoint]\nevery = 4\n"
     "[validation]\nevery = 4\nsequences = 13\nmicro_batch = 2\n";
-
-static const struct unusual mpirun = {.program = "mpirun"};
-
-#define MPI "--allow-run-as-root --oversubscribe --bind-to none "
 
 /* `deepwell train` on so many ranks must end with this code. */
 static const struct outcome *train(int code, int ranks, const char *options) {
@@ -272,17 +268,11 @@ static void a_full_disk_of_one_rank_fails_the_save_of_all(void **state) {
 /* The process of rank 1, told by the script that starts it. */
 static void a_killed_rank_ends_all(void **state) {
     (void)state;
-    static const char script[] =
-        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && echo $$ >pid.new && mv pid.new pid\nexec \"$@\"\n";
     e2e_write("config", config, strlen(config));
-    e2e_write("told", script, strlen(script));
-    const struct process process = e2e_start(
-        &mpirun, MPI "-n 3 sh told @ train config --train.steps 1000000 --checkpoint.every 2");
+    const struct process process = mpirun_start_told(
+        3, "train config --train.steps 1000000 --checkpoint.every 2");
     for (int i = 0; i < 4000 && access("run/step_00000004", F_OK) != 0; i++) e2e_sleep(0.005);
-    size_t bytes = 0;
-    char *pid = e2e_read("pid", &bytes);
-    assert_int_equal(kill((pid_t)atol(pid), SIGKILL), 0);
-    free(pid);
+    mpirun_signal_rank_1(SIGKILL);
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 128 + SIGKILL);
     e2e_assert_words("killed", outcome->err, "rank 1|signal 9");
@@ -293,18 +283,12 @@ static void a_killed_rank_ends_all(void **state) {
 /* A signal to any one of them: all finish the same step, save it and leave. */
 static void a_signal_to_one_rank_stops_all(void **state) {
     (void)state;
-    static const char script[] =
-        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && echo $$ >pid.new && mv pid.new pid\nexec \"$@\"\n";
     e2e_write("config", config, strlen(config));
-    e2e_write("told", script, strlen(script));
-    const struct process process = e2e_start(
-        &mpirun, MPI "-n 3 sh told @ train config --train.steps 1000000 --checkpoint.every 0");
+    const struct process process = mpirun_start_told(
+        3, "train config --train.steps 1000000 --checkpoint.every 0");
     for (int i = 0; i < 4000 && access("run/metrics.jsonl", F_OK) != 0; i++) e2e_sleep(0.005);
     e2e_sleep(0.2);
-    size_t bytes = 0;
-    char *pid = e2e_read("pid", &bytes);
-    assert_int_equal(kill((pid_t)atol(pid), SIGTERM), 0);
-    free(pid);
+    mpirun_signal_rank_1(SIGTERM);
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, STATUS_INTERRUPTED);
     e2e_assert_words("signal", outcome->err, "deepwell: stopped by|saved in run");
@@ -316,10 +300,8 @@ static void a_signal_to_one_rank_stops_all(void **state) {
 /* A rank that comes late is waited for. */
 static void a_late_rank_is_waited_for(void **state) {
     (void)state;
-    static const char script[] = "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && sleep 1\nexec \"$@\"\n";
     e2e_write("config", config, strlen(config));
-    e2e_write("late", script, strlen(script));
-    const struct process process = e2e_start(&mpirun, MPI "-n 2 sh late @ train config");
+    const struct process process = mpirun_start_behind("sleep 1", 2, "train config");
     assert_int_equal(e2e_wait(&process)->code, 0);
     e2e_assert_steps("run", STEPS);
 }
@@ -327,11 +309,9 @@ static void a_late_rank_is_waited_for(void **state) {
 /* Longer than MPI itself, which would wait for ever. */
 static void a_rank_that_never_comes_is_not_waited_for(void **state) {
     (void)state;
-    static const char script[] = "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && sleep 30\nexec \"$@\"\n";
     e2e_write("config", config, strlen(config));
-    e2e_write("never", script, strlen(script));
-    const struct process process = e2e_start(
-        &mpirun, MPI "-n 2 sh never @ train config --comm.start_timeout 1");
+    const struct process process = mpirun_start_behind("sleep 30", 2,
+                                                       "train config --comm.start_timeout 1");
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, STATUS_RANKS);
     e2e_assert_words("never", outcome->err, "deepwell: rank 0 of 2: not all ranks came to MPI");
@@ -344,10 +324,7 @@ static void what_a_rank_reads_by_itself_is_compared(void **state) {
     static const char *const words[] = {
         "rank 1: |data/train.bin", "the weights to begin with|of rank 1 is not that of rank 0",
         "rank 1: train.out (new) is not the folder that rank 0 made"};
-    static const char *const scripts[] = {
-        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd elsewhere\nexec \"$@\"\n",
-        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd other\nexec \"$@\"\n",
-        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && cd elsewhere\nexec \"$@\"\n"};
+    static const char *const places[] = {"cd elsewhere", "cd other", "cd elsewhere"};
     const int codes[] = {STATUS_DATA, STATUS_CONFIG, STATUS_IO};
     e2e_write("config", config, strlen(config));
     e2e_expect(0, "", "train config --train.out model");
@@ -359,9 +336,8 @@ static void what_a_rank_reads_by_itself_is_compared(void **state) {
     assert_int_equal(symlink("../model", "elsewhere/model"), 0);
     assert_int_equal(symlink("../new", "other/new"), 0);
     for (size_t i = 0; i < 3; i++) {
-        e2e_write("moved", scripts[i], strlen(scripts[i]));
-        const struct process process = e2e_start(
-            &mpirun, MPI "-n 2 sh moved @ train config --train.init model --train.out new");
+        const struct process process = mpirun_start_behind(
+            places[i], 2, "train config --train.init model --train.out new");
         const struct outcome *outcome = e2e_wait(&process);
         assert_int_equal(outcome->code, codes[i]);
         e2e_assert_words("compared", outcome->err, words[i]);
@@ -383,16 +359,6 @@ static void a_step_that_is_not_finite_stops_all(void **state) {
         e2e_assert_words("not finite", outcome->err, "is not finite|found first in| on rank ");
         assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
     }
-}
-
-static bool mpi_missing(void) {
-    const struct process process = e2e_start(&mpirun, "--version");
-    if (e2e_wait(&process)->code == 0) {
-        const struct process try = e2e_start(&mpirun, MPI "-n 2 @ --version");
-        if (e2e_wait(&try)->code == 0) return false;
-    }
-    printf("skipped: no mpirun of Open MPI on the PATH (openmpi-bin, docs/build.md)\n");
-    return true;
 }
 
 int main(int argc, char **argv) {
