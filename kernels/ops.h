@@ -283,7 +283,7 @@ struct op_limits {
     size_t tokens;          /* N */
     size_t width;           /* largest row but the logits' */
     size_t sequence_length; /* longest, caches counted */
-    size_t heads, head_width;
+    size_t heads, head_width; /* no heads: no attention */
     enum dtype dtype;       /* of activations */
     bool tensor_scales;     /* some linear multiplies operands of SCALE_TENSOR */
 };

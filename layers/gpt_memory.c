@@ -170,7 +170,8 @@ static enum status take_blocks(struct gpt_training *t, const struct layout *l) {
 }
 
 /* Copies of a chunk's input and of the gradient of its logits. */
-static enum status take_head_copies(struct gpt_training *t, const struct layout *l) {
+static enum status take_head_copies(struct gpt_training *t, const struct layout *l,
+                                    struct arena *arena) {
     const struct recipe recipe = gpt_recipe_at(t->gpt, t->gpt->config.layers);
     const size_t rows = t->loss.logits.rows;
     struct {
@@ -188,9 +189,9 @@ static enum status take_head_copies(struct gpt_training *t, const struct layout 
         const struct tensor_place place = {t->gpt->config.layers, LINEAR_QKV, tensors[i].tensor};
         struct copy_memory row = {0}, transposed = {0};
         if (tensors[i].tensor == TENSOR_OUT_GRADIENT && !t->shape.backward) continue;
-        TRY(copy_take(l->arena, copy_bytes_of(form, rows, columns), &row));
+        TRY(copy_take(arena, copy_bytes_of(form, rows, columns), &row));
         if (t->shape.backward) {
-            TRY(copy_take(l->arena, copy_bytes_of(form, columns, rows), &transposed));
+            TRY(copy_take(arena, copy_bytes_of(form, columns, rows), &transposed));
         }
         *tensors[i].out = gpt_narrow_tensor(t->gpt, t->shape.scales, place, rows, columns, row,
                                             transposed);
@@ -198,7 +199,8 @@ static enum status take_head_copies(struct gpt_training *t, const struct layout 
     return STATUS_OK;
 }
 
-static enum status take_loss(struct gpt_training *t, const struct layout *l) {
+static enum status take_loss(struct gpt_training *t, const struct layout *l,
+                             struct arena *arena) {
     const size_t padded = gpt_padded_vocabulary(&t->gpt->config);
     size_t chunk = t->shape.logits_chunk;
     if (chunk == 0) { /* as few as the device's measure allows, all alike */
@@ -209,8 +211,8 @@ static enum status take_loss(struct gpt_training *t, const struct layout *l) {
     if (recipe.narrow) chunk = align_up(chunk, recipe.multiple);
     t->loss.head = t->gpt->head;
     t->loss.vocabulary = t->gpt->config.vocabulary;
-    TRY(arena_tensor(l->arena, l->dtype, size_min(chunk, l->tokens), padded, &t->loss.logits));
-    return take_head_copies(t, l);
+    TRY(arena_tensor(arena, l->dtype, size_min(chunk, l->tokens), padded, &t->loss.logits));
+    return take_head_copies(t, l, arena);
 }
 
 static enum status take_tokens(const struct layout *l, int32_t **out) {
@@ -220,7 +222,8 @@ static enum status take_tokens(const struct layout *l, int32_t **out) {
     return STATUS_OK;
 }
 
-static enum status take_all(struct gpt_training *t, const struct layout *l) {
+static enum status take_all(struct gpt_training *t, const struct layout *l,
+                            struct arena *loss) {
     TRY(take_residual(l, &t->embedded));
     TRY(take_norm(l, &t->final_norm, NULL));
     TRY(take_residual(l, &t->final_norm.residual));
@@ -231,14 +234,15 @@ static enum status take_all(struct gpt_training *t, const struct layout *l) {
     TRY(take_copies(t, l));
     TRY(take_blocks(t, l));
     TRY(take_residual(l, &t->branch));
-    TRY(take_loss(t, l));
+    TRY(take_loss(t, l, loss));
     TRY(take_tokens(l, &t->inputs));
     TRY(take_tokens(l, &t->targets));
     return take_floats(l, l->tokens, &t->losses);
 }
 
 enum status gpt_training_open(struct gpt_training *t, struct gpt *gpt, struct device *device,
-                              const struct gpt_training_shape *shape, struct arena *arena) {
+                              const struct gpt_training_shape *shape, struct arena *arena,
+                              struct arena *loss_arena) {
     const struct gpt_config *config = &gpt->config;
     size_t tokens = 0;
     *t = (struct gpt_training){.gpt = gpt, .device = device, .shape = *shape};
@@ -261,7 +265,7 @@ enum status gpt_training_open(struct gpt_training *t, struct gpt *gpt, struct de
         .arena = arena, .dtype = shape->dtype, .tokens = tokens, .width = config->width,
         .batch = shape->batch, .heads = config->heads, .sequence_length = shape->sequence_length,
     };
-    const enum status status = take_all(t, &layout);
+    const enum status status = take_all(t, &layout, loss_arena);
     if (status != STATUS_OK) gpt_training_close(t);
     return status;
 }

@@ -79,10 +79,12 @@ struct gpt_training {
     float *losses;                       /* (N) FP32, nats */
 };
 
-/* Lays the activations out in `arena` (measuring or real) and allocates the table of blocks.
- * The gpt must be bound before forward. */
+/* Lays the activations out in `arena` (measuring or real) and allocates the table of blocks; the
+ * logits and copies of the head in `loss_arena`, which may lie where attention works: nobody needs
+ * them while blocks run. The gpt must be bound before forward. */
 enum status gpt_training_open(struct gpt_training *training, struct gpt *gpt, struct device *device,
-                              const struct gpt_training_shape *shape, struct arena *arena);
+                              const struct gpt_training_shape *shape, struct arena *arena,
+                              struct arena *loss_arena);
 void gpt_training_close(struct gpt_training *training);
 
 /* What the operations' scratch memory must be sized for. */

@@ -13,7 +13,7 @@
 enum { PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, SCRATCH };
 
 static const char *const arena_names[ENGINE_ARENAS] = {
-    "parameters", "gradients", "optimizer", "activations", "scratch",
+    "parameters", "gradients", "optimizer", "activations", "logits and scratch",
 };
 
 struct gpt_config engine_model(const struct config *config) {
@@ -204,28 +204,31 @@ static enum status lay_out_parameters(struct engine *engine, const struct config
     return lay_out_narrow(engine, config, &arenas[PARAMETERS]);
 }
 
-/* Training, evaluation and generation each start at the same place of the activations arena. */
+/* Training, evaluation and generation each start at the same place of the activations arena, their
+ * logits behind what operations other than attention use of scratch memory. */
 static enum status lay_out_activations(struct engine *engine, const struct config *config,
-                                       struct arena *activations) {
-    const struct arena empty = *activations;
-    size_t most = 0;
+                                       struct arena *activations, struct arena *scratch) {
+    const struct arena empty = *activations, operations = *scratch;
+    size_t most = 0, most_scratch = operations.used_bytes;
     if (engine->parts & ENGINE_TRAIN) {
         struct gpt_training_shape shape = training_shape(config);
         shape.scales = engine->scales;
-        *activations = empty;
+        *activations = empty, *scratch = operations;
         TRY(gpt_training_open(&engine->training, &engine->gpt, &engine->device, &shape,
-                              activations));
+                              activations, scratch));
         if (engine->exchange.active) engine->training.exchange = &engine->exchange.calls;
         most = size_max(most, activations->used_bytes);
+        most_scratch = size_max(most_scratch, scratch->used_bytes);
     }
     if (engine->parts & ENGINE_EVALUATE) {
         struct gpt_training_shape shape = evaluation_shape(config);
         shape.scales = engine->evaluation_scales;
-        *activations = empty;
+        *activations = empty, *scratch = operations;
         TRY(gpt_training_open(&engine->evaluation, &engine->gpt, &engine->device, &shape,
-                              activations));
+                              activations, scratch));
         if (engine->exchange.active) engine->evaluation.exchange = &engine->exchange.calls;
         most = size_max(most, activations->used_bytes);
+        most_scratch = size_max(most_scratch, scratch->used_bytes);
     }
     if (engine->parts & ENGINE_GENERATE) {
         *activations = empty;
@@ -234,26 +237,31 @@ static enum status lay_out_activations(struct engine *engine, const struct confi
         most = size_max(most, activations->used_bytes);
     }
     activations->used_bytes = most;
+    scratch->used_bytes = most_scratch;
     return STATUS_OK;
 }
 
 /* Bytes of scratch for the largest shapes of each part, once the device has said that it does
- * them. */
+ * them; and for those but attention. */
 static enum status scratch_bytes(const struct engine *engine, const struct config *config,
-                                 const struct device *device, size_t *most) {
+                                 const struct device *device, size_t *most,
+                                 size_t *without_attention) {
     const struct gpt_training_shape train = training_shape(config);
     const struct gpt_training_shape evaluate = evaluation_shape(config);
-    const struct op_limits limits[] = {
+    struct op_limits limits[] = {
         gpt_training_limits(&engine->gpt, &train),
         gpt_training_limits(&engine->gpt, &evaluate),
         gpt_generation_limits(&engine->gpt, engine->dtype, 1, GENERATION_CHUNK),
     };
-    *most = 0;
+    *most = *without_attention = 0;
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
         const unsigned part = 1u << i;
         if (!(engine->parts & part)) continue;
         TRY(device->ops->check(device, &limits[i], part == ENGINE_TRAIN));
         *most = size_max(*most, device->ops->scratch_bytes(device, &limits[i]));
+        limits[i].heads = 0;
+        *without_attention = size_max(*without_attention,
+                                      device->ops->scratch_bytes(device, &limits[i]));
     }
     return STATUS_OK;
 }
@@ -271,9 +279,11 @@ static enum status measure(struct engine *engine, const struct config *config,
     for (size_t i = 0; i < ENGINE_ARENAS; i++) arenas[i] = arena_measure(arena_names[i]);
     *plan = (struct engine_memory_plan){0};
     TRY(lay_out_parameters(engine, config, arenas));
-    TRY(lay_out_activations(engine, config, &arenas[ACTIVATIONS]));
+    TRY(scratch_bytes(engine, config, device, &plan->scratch_bytes, &plan->logits_offset));
+    arenas[SCRATCH].used_bytes = plan->logits_offset;
+    TRY(lay_out_activations(engine, config, &arenas[ACTIVATIONS], &arenas[SCRATCH]));
+    arenas[SCRATCH].used_bytes = size_max(arenas[SCRATCH].used_bytes, plan->scratch_bytes);
     close_activations(engine);
-    TRY(scratch_bytes(engine, config, device, &arenas[SCRATCH].used_bytes));
     for (size_t i = 0; i < ENGINE_ARENAS; i++) {
         plan->names[i] = arena_names[i];
         plan->bytes[i] = arenas[i].used_bytes;
@@ -364,7 +374,7 @@ static enum status refuse_memory(const struct engine *engine,
     return status_set(
         STATUS_MEMORY,
         "this run needs %s (parameters %s, gradients %s, optimizer %s, "
-        "activations %s, scratch %s), found %s free on %s: lower train.micro_batch, set "
+        "activations %s, logits and scratch %s), found %s free on %s: lower train.micro_batch, set "
         "train.recompute = block, or choose a smaller model (`deepwell plan` shows each "
         "part)",
         text_bytes(wanted, plan->total_bytes), parts[0], parts[1], parts[2], parts[3], parts[4],
@@ -402,9 +412,10 @@ static enum status lay_out(struct engine *engine, const struct config *config) {
     TRY(measure(engine, config, &engine->device, &plan));
     TRY(open_arenas(engine, &plan));
     TRY(lay_out_parameters(engine, config, engine->arenas));
-    TRY(lay_out_activations(engine, config, &engine->arenas[ACTIVATIONS]));
-    device_set_scratch(&engine->device, engine->arenas[SCRATCH].base,
-                       engine->arenas[SCRATCH].capacity_bytes);
+    engine->arenas[SCRATCH].used_bytes = plan.logits_offset;
+    TRY(lay_out_activations(engine, config, &engine->arenas[ACTIVATIONS],
+                            &engine->arenas[SCRATCH]));
+    device_set_scratch(&engine->device, engine->arenas[SCRATCH].base, plan.scratch_bytes);
     return build_ranges(engine, config);
 }
 

@@ -93,6 +93,8 @@ struct engine_memory_plan {
     const char *names[ENGINE_ARENAS];
     size_t bytes[ENGINE_ARENAS];
     size_t total_bytes;
+    size_t scratch_bytes; /* of the last arena: what single operations work in */
+    size_t logits_offset; /* there; attention alone works behind it, never while there are logits */
 };
 enum status engine_plan(const struct config *config, unsigned parts, const struct device *device,
                         struct engine_memory_plan *plan);

@@ -10,6 +10,7 @@
 
 size_t attention_scratch_bytes(int threads, const struct op_limits *limits) {
     const size_t length = limits->sequence_length, width = limits->head_width;
+    if (limits->heads == 0) return 0;
     return buffers_bytes((size_t)threads, size_max(attention_forward_floats(length, width),
                                                    attention_backward_floats(length, width)));
 }

@@ -37,11 +37,12 @@ void model_open(struct model *model, const struct gpt_training_shape *shape) {
     model->device = test_device_open(THREADS, &limits);
     gpt_bind(&model->gpt, model->weights, model->gradients);
     struct arena measured = arena_measure("activations");
-    EXPECT_OK(gpt_training_open(&model->training, &model->gpt, &model->device, shape, &measured));
+    EXPECT_OK(gpt_training_open(&model->training, &model->gpt, &model->device, shape, &measured,
+                                &measured));
     gpt_training_close(&model->training);
     EXPECT_OK(arena_open(&model->arena, "activations", &model->device, measured.used_bytes));
-    EXPECT_OK(
-        gpt_training_open(&model->training, &model->gpt, &model->device, shape, &model->arena));
+    EXPECT_OK(gpt_training_open(&model->training, &model->gpt, &model->device, shape, &model->arena,
+                                &model->arena));
     model_upload(model, 0);
 }
 

@@ -249,11 +249,12 @@ static void test_arena(void **state) {
     struct gpt_training training;
     EXPECT_OK(device_open_cpu(&device, 1));
     EXPECT_OK(gpt_open(&gpt, &small_config, 0));
-    EXPECT_OK(gpt_training_open(&training, &gpt, &device, &small_shape, &measured));
+    EXPECT_OK(
+        gpt_training_open(&training, &gpt, &device, &small_shape, &measured, &measured));
     gpt_training_close(&training);
     EXPECT_OK(arena_open(&arena, "activations", &device, measured.used_bytes - 1));
     expect_status(STATUS_INTERNAL,
-                  gpt_training_open(&training, &gpt, &device, &small_shape, &arena));
+                  gpt_training_open(&training, &gpt, &device, &small_shape, &arena, &arena));
     arena_close(&arena);
     gpt_close(&gpt);
     device_close(&device);
@@ -278,7 +279,8 @@ static void test_refused_shapes(void **state) {
         struct arena arena = arena_measure("activations");
         const struct gpt_training_shape shape = {.batch = cases[i].batch,
                                                  .sequence_length = cases[i].sequence_length};
-        expect_status(STATUS_CONFIG, gpt_training_open(&training, &gpt, &device, &shape, &arena));
+        expect_status(STATUS_CONFIG,
+                      gpt_training_open(&training, &gpt, &device, &shape, &arena, &arena));
         assert_non_null(strstr(status_message(), cases[i].words));
     }
     gpt_close(&gpt);

@@ -12,6 +12,16 @@ static const enum config_recipe recipes[] = {CONFIG_RECIPE_FP32, CONFIG_RECIPE_B
                                              CONFIG_RECIPE_FP16};
 enum { RECIPES = 3 };
 
+/* Behind what the operations around them work in, and inside the arena. */
+static void assert_logits_in_scratch(const struct engine *engine,
+                                     const struct engine_memory_plan *plan) {
+    const struct tensor *logits = &engine->training.loss.logits;
+    const char *const base = engine->arenas[4].base, *const data = logits->data;
+    const size_t bytes = logits->rows * logits->columns * dtype_bytes(logits->dtype);
+    assert_true(data >= base + plan->logits_offset);
+    assert_true(data + bytes <= base + plan->bytes[4]);
+}
+
 static void the_plan_is_what_is_opened(void **state) {
     (void)state;
     for (unsigned parts = 0; parts < 8; parts++) {
@@ -32,7 +42,9 @@ static void the_plan_is_what_is_opened(void **state) {
                 sum += plan.bytes[i];
             }
             assert_int_equal(plan.total_bytes, sum);
-            assert_int_equal(run.engine.device.scratch_bytes, plan.bytes[4]);
+            assert_int_equal(run.engine.device.scratch_bytes, plan.scratch_bytes);
+            assert_true(plan.scratch_bytes <= plan.bytes[4]);
+            if (parts & ENGINE_TRAIN) assert_logits_in_scratch(&run.engine, &plan);
             const size_t elements = run.engine.gpt.table.elements;
             const bool trains = (parts & ENGINE_TRAIN) != 0;
             assert_true(plan.bytes[0] >= elements * (r == 0 ? 4 : 6));
