@@ -10,7 +10,7 @@ void variant_config(struct config *config, const struct variant *v) {
     config->device = (int)v->device;
     config->model.vocabulary = VOCABULARY;
     config->model.context = LENGTH;
-    config->model.layers = 4;
+    config->model.layers = v->layers > 0 ? v->layers : 4;
     config->model.heads = 4;
     config->model.width = 256;
     config->train.batch = 2 * ROWS;

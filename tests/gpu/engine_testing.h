@@ -16,6 +16,7 @@ struct variant {
     enum config_device device;
     enum config_recipe recipe, lm_head; /* fp32, not narrow, is like bf16 there */
     enum config_fp8_scaling scaling;
+    int64_t layers;                 /* 0: four */
     enum config_recompute recompute;
     bool eager;
     enum config_attention attention;
