@@ -13,8 +13,11 @@ static size_t ring_least_bytes(const struct device *device) {
     return device->kind == DEVICE_CPU ? (size_t)64 << 20 : (size_t)2 << 30;
 }
 
-/* The numbers that operands repeat: a size that no row of a matrix divides. */
-enum { PATTERN_BYTES = (4 << 20) + 17 * ARENA_ALIGNMENT };
+/* What operands repeat, of numbers and of codes: sizes that no row of a matrix divides. */
+enum {
+    PATTERN_BYTES = (4 << 20) + 17 * ARENA_ALIGNMENT,
+    CODE_PATTERN_BYTES = (1 << 20) + 17 * ARENA_ALIGNMENT,
+};
 
 static size_t aligned(size_t bytes) { return align_up(bytes, ARENA_ALIGNMENT); }
 
@@ -52,6 +55,7 @@ static struct floor_pair scales_of(const struct quantised_gemm *g) {
 
 /* At least `least` bytes, so that an operand is in no cache when its turn comes again. */
 static void need_pair(size_t *a, size_t *b, struct floor_pair pair, size_t least) {
+    if (pair.a + pair.b == 0) return;
     *a = size_max(size_max(*a, least), pair.a + (pair.together ? pair.b : 0));
     *b = size_max(size_max(*b, least), pair.b);
 }
@@ -147,8 +151,9 @@ static enum status lay_out(struct floor *floor, struct arena *arena,
 }
 
 /* [base, base + bytes): the pattern, then copies of what is there. */
-static enum status repeat(struct floor *floor, char *base, size_t bytes, const void *pattern) {
-    size_t filled = size_min(bytes, PATTERN_BYTES);
+static enum status repeat(struct floor *floor, char *base, size_t bytes, const void *pattern,
+                          size_t pattern_bytes) {
+    size_t filled = size_min(bytes, pattern_bytes);
     TRY(device_upload(floor->device, base, pattern, filled));
     while (filled < bytes) {
         const size_t units = size_min(filled, bytes - filled) / STREAM_UNIT_BYTES;
@@ -172,7 +177,7 @@ static void draw_numbers(void *pattern, enum dtype dtype) {
 
 static void draw_codes(uint8_t *pattern, enum number_format format) {
     const float factor = format_max(format) / 4.0f;
-    for (size_t i = 0; i < PATTERN_BYTES; i++) {
+    for (size_t i = 0; i < CODE_PATTERN_BYTES; i++) {
         pattern[i] = format_encode(format, factor * random_normal(1, RANDOM_TEST, i));
         if (format != FORMAT_E2M1) continue;
         const float other = factor * random_normal(2, RANDOM_TEST, i);
@@ -184,10 +189,11 @@ static void draw_codes(uint8_t *pattern, enum number_format format) {
 static void draw_ones(void *pattern, enum scale_mode mode) {
     const float one = 1.0f;
     if (mode == SCALE_MX || mode == SCALE_NV) {
-        memset(pattern, mode == SCALE_MX ? (int)UE8M0_ONE : e4m3_from_float(one), PATTERN_BYTES);
+        memset(pattern, mode == SCALE_MX ? (int)UE8M0_ONE : e4m3_from_float(one),
+               CODE_PATTERN_BYTES);
         return;
     }
-    for (size_t i = 0; i < PATTERN_BYTES / sizeof one; i++) ((float *)pattern)[i] = one;
+    for (size_t i = 0; i < CODE_PATTERN_BYTES / sizeof one; i++) ((float *)pattern)[i] = one;
 }
 
 static enum status fill_narrow(struct floor *floor, void *pattern) {
@@ -195,12 +201,14 @@ static enum status fill_narrow(struct floor *floor, void *pattern) {
     for (int i = 0; i < FLOOR_FORMATS; i++) {
         if (floor->codes[i].bytes == 0) continue;
         draw_codes(pattern, (enum number_format)i);
-        TRY(repeat(floor, floor->codes[i].base, floor->codes[i].bytes, pattern));
+        TRY(repeat(floor, floor->codes[i].base, floor->codes[i].bytes, pattern,
+                   CODE_PATTERN_BYTES));
     }
     for (int i = 0; i < FLOOR_MODES; i++) {
         if (floor->scales[i].bytes == 0) continue;
         draw_ones(pattern, (enum scale_mode)i);
-        TRY(repeat(floor, floor->scales[i].base, floor->scales[i].bytes, pattern));
+        TRY(repeat(floor, floor->scales[i].base, floor->scales[i].bytes, pattern,
+                   CODE_PATTERN_BYTES));
     }
     return device_upload(floor->device, floor->scale, &one, sizeof one);
 }
@@ -209,7 +217,8 @@ static enum status fill(struct floor *floor, size_t operand_bytes, enum dtype dt
     void *pattern = malloc(PATTERN_BYTES);
     if (pattern == NULL) return status_set(STATUS_MEMORY, "out of memory for random operands");
     draw_numbers(pattern, dtype);
-    enum status status = repeat(floor, floor->operands.base, operand_bytes, pattern);
+    enum status status = repeat(floor, floor->operands.base, operand_bytes, pattern,
+                                PATTERN_BYTES);
     if (status == STATUS_OK) status = fill_narrow(floor, pattern);
     free(pattern);
     return status;
@@ -245,6 +254,8 @@ static void place_gemm(struct floor *floor, struct op_call *call) {
 
 static void take_pair(struct floor_ring *a_ring, struct floor_ring *b_ring, struct floor_pair pair,
                       void **a, void **b) {
+    *a = *b = NULL;
+    if (pair.a + pair.b == 0) return; /* scales of whole tensors */
     char *first = ring_take(a_ring, pair.a + (pair.together ? pair.b : 0));
     *a = first;
     *b = pair.together ? first + pair.a : ring_take(b_ring, pair.b);
@@ -260,7 +271,6 @@ static void place_quantised_gemm(struct floor *floor, struct op_call *call) {
     for (size_t i = 0; i < 2; i++) {
         const bool tensor = both[i]->mode == SCALE_TENSOR || both[i]->mode == SCALE_NV;
         both[i]->state = tensor ? floor->scale : NULL;
-        if (both[i]->mode == SCALE_TENSOR) both[i]->scales = NULL;
     }
     if (g->bias != NULL) {
         struct tensor *bias = &call->pointees[0];
