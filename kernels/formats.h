@@ -159,7 +159,7 @@ DEEPWELL_HOST_DEVICE static inline float scale_inverse(float factor) {
  * 2^-117 (code 10), zero blocks too: then every E4M3 number times its scale is a normal BF16, and
  * blocks below 2^-109 lose digits nobody can see. NaN for a NaN; 2^127 for an infinity, which then
  * stays one when 448 is multiplied by it, while the rest of its block becomes 0. */
-enum { UE8M0_LEAST = 10, UE8M0_INFINITY = 0xFE, UE8M0_NAN = 0xFF };
+enum { UE8M0_LEAST = 10, UE8M0_ONE = 127, UE8M0_INFINITY = 0xFE, UE8M0_NAN = 0xFF };
 
 DEEPWELL_HOST_DEVICE static inline uint8_t ue8m0_from_amax(float amax) {
     const uint32_t bits = bits_of_float(amax * (1.0f / E4M3_MAX)) & 0x7FFFFFFFu;

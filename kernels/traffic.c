@@ -110,14 +110,17 @@ size_t bias_backward_bytes(const struct bias_backward *op) {
     return tensor_bytes(op->out_gradient) + output_bytes(op->out_gradient.columns, op->accumulate);
 }
 
+static size_t logits_gradient_bytes(const struct cross_entropy *op) {
+    if (!op->write_gradient) return 0;
+    return op->quantise.copies != NULL ? output_copies_bytes(&op->quantise)
+                                       : tensor_bytes(op->logits);
+}
+
 /* The gradient is written over the padding too; the logits are read over the vocabulary alone. */
 size_t cross_entropy_bytes(const struct cross_entropy *op) {
     const size_t tokens = op->logits.rows;
     return tokens * op->vocabulary * dtype_bytes(op->logits.dtype) +
-           tokens * (sizeof *op->targets + sizeof *op->losses) +
-           (!op->write_gradient            ? 0
-            : op->quantise.copies != NULL ? output_copies_bytes(&op->quantise)
-                                          : tensor_bytes(op->logits));
+           tokens * (sizeof *op->targets + sizeof *op->losses) + logits_gradient_bytes(op);
 }
 
 size_t convert_bytes(struct tensor out, struct tensor in) {
@@ -155,6 +158,17 @@ size_t stream_bytes(const struct stream *op) {
 
 size_t gemm_written_bytes(const struct gemm *op) { return tensor_bytes(op->c); }
 
+size_t quantised_gemm_written_bytes(const struct quantised_gemm *op) {
+    return tensor_bytes(op->c);
+}
+
+size_t quantise_written_bytes(const struct quantise *op) {
+    return copies_bytes(&op->out) +
+           (op->bias_gradient == NULL ? 0 : output_bytes(op->in.columns, false));
+}
+
+size_t scales_written_bytes(size_t count) { return count * sizeof(struct scale_state); }
+
 size_t embedding_forward_written_bytes(const struct embedding_forward *op) {
     return tensor_bytes(op->out);
 }
@@ -166,13 +180,15 @@ size_t embedding_backward_written_bytes(const struct embedding_backward *op) {
 }
 
 size_t norm_forward_written_bytes(const struct norm_forward *op) {
-    return tensor_bytes(op->out) + (op->delta == NULL ? 0 : tensor_bytes(op->residual)) +
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise) +
+           (op->delta == NULL ? 0 : tensor_bytes(op->residual)) +
            output_bytes(2 * op->out.rows, false);
 }
 
 size_t norm_backward_written_bytes(const struct norm_backward *op) {
     const size_t sums = op->delta_bias_gradient == NULL ? 2 : 3;
-    return tensor_bytes(op->residual_gradient) + output_bytes(sums * op->residual.columns, false);
+    return tensor_bytes(op->residual_gradient) + output_bytes(sums * op->residual.columns, false) +
+           output_copies_bytes(&op->quantise);
 }
 
 size_t attention_forward_written_bytes(const struct attention_forward *op) {
@@ -189,10 +205,13 @@ size_t attention_cached_written_bytes(const struct attention_cached *op) {
            fresh * (dtype_bytes(op->keys.dtype) + dtype_bytes(op->values.dtype));
 }
 
-size_t gelu_forward_written_bytes(const struct gelu_forward *op) { return tensor_bytes(op->out); }
+size_t gelu_forward_written_bytes(const struct gelu_forward *op) {
+    return result_bytes(op->out, &op->quantise) + output_copies_bytes(&op->quantise);
+}
 
 size_t gelu_backward_written_bytes(const struct gelu_backward *op) {
-    return tensor_bytes(op->x_gradient) + output_bytes(op->x.columns, false);
+    return result_bytes(op->x_gradient, &op->quantise) + output_copies_bytes(&op->quantise) +
+           output_bytes(op->x.columns, false);
 }
 
 size_t bias_backward_written_bytes(const struct bias_backward *op) {
@@ -200,8 +219,7 @@ size_t bias_backward_written_bytes(const struct bias_backward *op) {
 }
 
 size_t cross_entropy_written_bytes(const struct cross_entropy *op) {
-    return op->logits.rows * sizeof *op->losses +
-           (op->write_gradient ? tensor_bytes(op->logits) : 0);
+    return op->logits.rows * sizeof *op->losses + logits_gradient_bytes(op);
 }
 
 size_t adamw_written_bytes(const struct adamw *op) {

@@ -40,6 +40,9 @@ size_t stream_bytes(const struct stream *op);
 
 /* How many of these are written; the others are read. */
 size_t gemm_written_bytes(const struct gemm *op);
+size_t quantised_gemm_written_bytes(const struct quantised_gemm *op);
+size_t quantise_written_bytes(const struct quantise *op);
+size_t scales_written_bytes(size_t count);
 size_t embedding_forward_written_bytes(const struct embedding_forward *op);
 size_t embedding_backward_written_bytes(const struct embedding_backward *op);
 size_t norm_forward_written_bytes(const struct norm_forward *op);

@@ -3,6 +3,7 @@
 
 #include "base/text.h"
 #include "train/bench.h"
+#include "train/ceiling.h"
 #include "train/cli.h"
 #include "train/floor.h"
 #include "train/step.h"
@@ -14,7 +15,8 @@ static const char usage[] =
     "training would search), its attention calls, and for every other operation a stream of the\n"
     "bytes that it must read and write, in the step's order, recorded once where the device\n"
     "records, and repeated under load. Operands are random normal numbers and larger than the\n"
-    "caches; no tokens are read and nothing is learned.\n"
+    "caches; no tokens are read and nothing is learned. In a narrow recipe GEMMs multiply its\n"
+    "formats, emulated where the device emulates them, and quantising is bytes.\n"
     "\n"
     "It is no bound of nature: fewer bytes (a better fusion) or better GEMMs and attention go\n"
     "below it. It says what is left to gain in everything else.\n"
@@ -46,12 +48,11 @@ static void print_parts(const struct floor *floor, const struct floor_times *tim
 static enum status report(const struct config *config, const struct step_work *work,
                           const struct floor *floor, const struct gpu_power *power,
                           const struct floor_times *times, struct bench_floor_result *result) {
-    const enum dtype dtype = engine_dtype(config);
     const double tokens = (double)step_tokens(config), seconds = times->whole.median_seconds;
     const double gemm_seconds = times->parts[FLOOR_GEMM].run_seconds;
     const double tflops = flops_tera_per_second(work->flops.total, tokens, seconds);
-    const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(floor->device, dtype, config),
-                                       engine_peak_type(dtype));
+    const struct mfu mfu = mfu_against(tflops, &work->limit);
+    const struct speed_limit gemms = ceiling_of_gemms(floor->device, config, &work->calls);
     char text[MFU_TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
     *result = (struct bench_floor_result){
         .seconds = seconds,
@@ -65,7 +66,7 @@ static enum status report(const struct config *config, const struct step_work *w
     printf("power       %s\n",
            gpu_power_text(watts, power, tokens * (double)times->whole.runs));
     TRY(bench_check_tflops("the floor", tflops, mfu.limit.tflops, "the device's peak"));
-    return bench_check_tflops("the floor's GEMMs", result->gemm_tflops, mfu.limit.tflops,
+    return bench_check_tflops("the floor's GEMMs", result->gemm_tflops, gemms.tflops,
                               "the device's peak");
 }
 

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "kernels/traffic.h"
 #include "train/bench.h"
+#include "train/ceiling.h"
 #include "train/cli.h"
 #include "train/floor.h"
 
@@ -14,7 +14,8 @@ static const char usage[] =
     "\n"
     "Every distinct GEMM of a configuration's step, or one of this shape (c is M x N, K is summed\n"
     "over), each for seconds after a common warm-up: TFLOPS, share of the vendor's peak, power,\n"
-    "clock. Operands are random normal numbers, as many sets of them as the caches do not hold.\n"
+    "clock. Operands are random normal numbers, as many sets of them as the caches do not hold,\n"
+    "in a narrow recipe in its formats; M N K is then input (M x K) by weight (N x K).\n"
     "\n"
     "  --seconds S          timed seconds of each (default 1)\n"
     "  --warmup S           seconds before the first (default 2)\n"
@@ -61,7 +62,12 @@ static enum status add_group(struct groups *groups, const struct op_call *call, 
     const struct group group = {groups->list.count, copies_of(call, device), step_calls};
     groups->groups[groups->count++] = group;
     struct op_call copy = *call;
-    if (copy.args.gemm.bias != NULL) copy.args.gemm.bias = &call->pointees[0];
+    if (copy.kind == OP_GEMM && copy.args.gemm.bias != NULL) {
+        copy.args.gemm.bias = &call->pointees[0];
+    }
+    if (copy.kind == OP_QUANTISED_GEMM && copy.args.quantised_gemm.bias != NULL) {
+        copy.args.quantised_gemm.bias = &call->pointees[0];
+    }
     for (size_t i = 0; i < group.copies; i++) TRY(op_list_add(&groups->list, &copy));
     return STATUS_OK;
 }
@@ -70,7 +76,7 @@ static enum status add_step(struct groups *groups, const struct op_list *step,
                             const struct device *device) {
     for (size_t i = 0; i < step->count; i++) {
         size_t calls = 0;
-        if (step->calls[i].kind != OP_GEMM || op_list_first_same(step, i) != i) continue;
+        if (!op_call_is_gemm(&step->calls[i]) || op_list_first_same(step, i) != i) continue;
         for (size_t j = i; j < step->count; j++) {
             calls += op_call_same(&step->calls[i], &step->calls[j]) ? 1 : 0;
         }
@@ -80,7 +86,7 @@ static enum status add_step(struct groups *groups, const struct op_list *step,
 }
 
 static void print_heading(void) {
-    printf("%-58s %6s %10s %9s %7s %6s %6s\n", "GEMM, m x n x k", "calls", "ms", "TFLOPS", "peak",
+    printf("%-58s %6s %10s %9s %8s %6s %6s\n", "GEMM, m x n x k", "calls", "ms", "TFLOPS", "peak",
            "W", "MHz");
 }
 
@@ -90,10 +96,11 @@ static void print_row(const char *name, size_t calls, double seconds, double tfl
     const double watts = gpu_power_mean_watts(power);
     char share[16] = "n/a", watts_text[16] = "n/a", mhz[16] = "n/a";
     if (mfu->state == MFU_KNOWN) snprintf(share, sizeof share, "%.1f%%", 100.0 * mfu->share);
+    if (mfu->limit.emulated) snprintf(share, sizeof share, "emulated");
     if (mfu->state == MFU_MEASUREMENT_ERROR) snprintf(share, sizeof share, "ERROR");
     if (watts >= 0.0) snprintf(watts_text, sizeof watts_text, "%.0f", watts);
     if (power->looks > 0) snprintf(mhz, sizeof mhz, "%u", gpu_power_median_mhz(power));
-    printf("  %-56s %6zu %10.4f %9.4f %7s %6s %6s\n", name, calls, seconds * 1e3, tflops, share,
+    printf("  %-56s %6zu %10.4f %9.4f %8s %6s %6s\n", name, calls, seconds * 1e3, tflops, share,
            watts_text, mhz);
     fflush(stdout);
 }
@@ -107,7 +114,7 @@ static enum status measure_group(struct floor *floor, const struct config *confi
                                  const struct group *group, const struct request *request,
                                  bool first, struct gpu_power *power, struct totals *totals) {
     const struct op_call *call = &floor->calls[group->first].call;
-    const enum dtype dtype = call->args.gemm.a.dtype;
+    const struct speed_limit limit = ceiling_of_gemm(floor->device, config, call);
     struct sustained times;
     char text[OP_CALL_TEXT_BYTES];
     TRY(floor_measure_calls(floor, group->first, group->copies,
@@ -115,8 +122,7 @@ static enum status measure_group(struct floor *floor, const struct config *confi
                             &times));
     const double seconds = times.run_seconds / (double)group->copies;
     const double tflops = call->flops / seconds * 1e-12;
-    const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(floor->device, dtype, config),
-                                       engine_peak_type(dtype));
+    const struct mfu mfu = mfu_against(tflops, &limit);
     op_call_text(text, call);
     print_row(text + strlen("gemm "), size_max(group->step_calls, 1), seconds, tflops, &mfu, power);
     totals->seconds += seconds * (double)group->step_calls;
@@ -127,10 +133,10 @@ static enum status measure_group(struct floor *floor, const struct config *confi
     return STATUS_OK;
 }
 
+/* `dtype`: of operands that are not quantised. */
 static enum status measure(const struct config *config, struct device *device,
-                           const struct groups *groups, size_t scratch_bytes,
+                           const struct groups *groups, size_t scratch_bytes, enum dtype dtype,
                            const struct request *request) {
-    const enum dtype dtype = groups->list.calls[0].args.gemm.a.dtype;
     struct totals totals = {0};
     struct gpu_power power;
     struct floor floor;
@@ -162,7 +168,7 @@ static enum status run_step(const struct config *config, const struct request *r
     bench_print_device(&device);
     bench_print_step(config, &device, "");
     TRY_GOTO(add_step(&groups, &work.calls, &device), cleanup);
-    status = measure(config, &device, &groups, work.scratch_bytes, request);
+    status = measure(config, &device, &groups, work.scratch_bytes, engine_dtype(config), request);
 cleanup:
     free(groups.groups);
     op_list_close(&groups.list);
@@ -196,8 +202,13 @@ static enum status parse_size(const char *text, size_t *out) {
     return STATUS_OK;
 }
 
-static enum status make_call(const size_t sizes[3], const struct config *config,
-                             const struct request *request, struct op_call *call) {
+static bool describes_shape(const struct request *r) {
+    return r->type != NULL || r->result != NULL || r->transpose_a || r->transpose_b ||
+           r->accumulate;
+}
+
+static enum status make_plain(const size_t sizes[3], const struct config *config,
+                              const struct request *request, struct op_call *call) {
     const size_t m = sizes[0], n = sizes[1], k = sizes[2];
     enum dtype type, result;
     TRY(parse_type("--type", request->type, engine_dtype(config), &type));
@@ -213,10 +224,34 @@ static enum status make_call(const size_t sizes[3], const struct config *config,
         .transpose_a = request->transpose_a, .transpose_b = request->transpose_b,
         .accumulate = request->accumulate,
     };
-    *call = (struct op_call){
-        .kind = OP_GEMM, .name = "gemm", .flops = 2.0 * (double)m * (double)n * (double)k,
-        .bytes = gemm_bytes(&gemm), .written_bytes = gemm_written_bytes(&gemm), .args.gemm = gemm,
-    };
+    *call = ceiling_plain_gemm(gemm);
+    return STATUS_OK;
+}
+
+/* In the formats of a narrow recipe unless an option says otherwise. */
+static enum status make_call(const size_t sizes[3], const struct config *config,
+                             const struct request *request, const struct device *device,
+                             struct op_call *call) {
+    const struct recipe *recipe = recipe_row((enum recipe_kind)config->precision.recipe);
+    if (!recipe->narrow || request->type != NULL) {
+        return make_plain(sizes, config, request, call);
+    }
+    if (describes_shape(request)) {
+        return status_set(STATUS_CONFIG,
+                          "bench gemm: --result, --transpose_a, --transpose_b and --accumulate are "
+                          "for plain operands: give --type with them, or another "
+                          "precision.recipe than %s", recipe->name);
+    }
+    for (size_t i = 0; i < 3; i++) {
+        if (sizes[i] % recipe->multiple == 0) continue;
+        return status_set(STATUS_CONFIG, "bench gemm: %s needs M, N and K to be multiples of %zu, "
+                          "found %zu", recipe->name, recipe->multiple, sizes[i]);
+    }
+    if (recipe_support(device, (enum recipe_kind)config->precision.recipe) == SUPPORT_NONE) {
+        return status_set(STATUS_CONFIG, "bench gemm: recipe %s can run neither natively nor "
+                          "emulated on %s", recipe->name, device->name);
+    }
+    *call = ceiling_recipe_gemm(recipe, sizes[0], sizes[1], sizes[2]);
     return STATUS_OK;
 }
 
@@ -226,13 +261,14 @@ static enum status run_shape(const size_t sizes[3], const struct config *config,
     struct device device = {0};
     struct op_call call;
     enum status status = STATUS_OK;
-    TRY(make_call(sizes, config, request, &call));
     TRY(engine_open_device(&device, config));
+    TRY_GOTO(make_call(sizes, config, request, &device, &call), cleanup);
+    const enum dtype dtype = call.kind == OP_GEMM ? call.args.gemm.a.dtype : engine_dtype(config);
     const struct op_limits limits = {.tokens = sizes[0], .width = sizes[1], .sequence_length = 1,
-                                     .heads = 1, .head_width = 1, .dtype = call.args.gemm.a.dtype};
+                                     .heads = 1, .head_width = 1, .dtype = dtype};
     bench_print_device(&device);
     TRY_GOTO(add_group(&groups, &call, 0, &device), cleanup);
-    status = measure(config, &device, &groups, device.ops->scratch_bytes(&device, &limits),
+    status = measure(config, &device, &groups, device.ops->scratch_bytes(&device, &limits), dtype,
                      request);
 cleanup:
     free(groups.groups);
@@ -242,10 +278,7 @@ cleanup:
 }
 
 static enum status refuse_shape_options(const struct request *r) {
-    if (r->type == NULL && r->result == NULL && !r->transpose_a && !r->transpose_b &&
-        !r->accumulate) {
-        return STATUS_OK;
-    }
+    if (!describes_shape(r)) return STATUS_OK;
     return status_set(STATUS_CONFIG,
                       "bench gemm: --type, --result, --transpose_a, --transpose_b and "
                       "--accumulate describe one GEMM: give M N K with them");

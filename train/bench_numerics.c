@@ -29,7 +29,7 @@ static const char usage[] =
     "  --steps N            steps of the loss curves (default 100; 0: none)\n"
     "  --seeds N            curves of each, from train.seed on (default 1); from 2 on the noise\n"
     "                       of seeds is given too\n"
-    "  --out FILE           everything, as JSON\n"
+    "  --out FILE           everything, as JSON, for `./deepwell plot FILE`\n"
     "\n"
     "  deepwell bench numerics configs/shakespeare_bytes.conf --recipe mxfp8 --seeds 3\n";
 

@@ -1,5 +1,6 @@
 /* deepwell bench ops */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "base/checked.h"
 #include "train/bench.h"
@@ -25,6 +26,7 @@ struct ops_run {
     struct bench bench;
     struct op_list step;
     struct arena spare; /* what GELU's backward pass writes: in place it would soon work on zeros */
+    struct scale_state *scales; /* as training left them; NULL: no narrow recipe */
     double copy_bytes_per_s;
     double seconds;          /* of each */
     double sum_seconds;      /* of a step, one operation after the other */
@@ -43,6 +45,16 @@ static enum status open_spare(struct ops_run *run) {
         bytes = size_max(bytes, tensor_bytes(call->args.gelu_backward.x_gradient));
     }
     return arena_open(&run->spare, "spare", &run->bench.engine.device, size_max(bytes, 1));
+}
+
+/* An operation that runs again and again may leave scales that no training has: sums that grow, an
+ * update that finds no amax. */
+static enum status keep_scales(struct ops_run *run) {
+    struct engine *engine = &run->bench.engine;
+    if (engine->scales == NULL) return STATUS_OK;
+    run->scales = calloc(gpt_scale_count(&engine->gpt), sizeof *run->scales);
+    if (run->scales == NULL) return status_set(STATUS_MEMORY, "out of memory for scale states");
+    return engine_read_scales(engine, run->scales);
 }
 
 static void print_row(const struct ops_run *run, const struct op_call *call, size_t calls,
@@ -71,19 +83,20 @@ static enum status measure_call(struct ops_run *run, size_t index) {
     for (size_t i = index; i < run->step.count; i++) {
         calls += op_call_same(&call, &run->step.calls[i]) ? 1 : 0;
     }
-    if (call.kind == OP_GELU_BACKWARD) call.args.gelu_backward.x_gradient.data = run->spare.base;
+    struct tensor *in_place = &call.args.gelu_backward.x_gradient;
+    if (call.kind == OP_GELU_BACKWARD && in_place->data != NULL) in_place->data = run->spare.base;
     TRY(bench_run_step(b));
     TRY(bench_read_state(b, &state));
     TRY(sustained_run(&b->engine.device, run_call, &call, run->seconds, &b->power,
                       &times));
+    if (run->scales != NULL) TRY(engine_write_scales(&b->engine, run->scales));
     run->sum_seconds += times.run_seconds * (double)calls;
     print_row(run, &call, calls, times.run_seconds);
-    if (call.kind == OP_GEMM && run->verdict == STATUS_OK) {
+    if (op_call_is_gemm(&call) && run->verdict == STATUS_OK) {
         char text[OP_CALL_TEXT_BYTES];
-        const double peak = engine_peak_tflops(&b->engine.device, call.args.gemm.a.dtype,
-                                               b->config);
+        const struct speed_limit limit = ceiling_of_gemm(&b->engine.device, b->config, &call);
         run->verdict = bench_check_tflops(op_call_text(text, &call),
-                                          call.flops / times.run_seconds * 1e-12, peak,
+                                          call.flops / times.run_seconds * 1e-12, limit.tflops,
                                           "the device's peak");
     }
     return STATUS_OK;
@@ -111,6 +124,7 @@ static enum status measure(struct ops_run *run, int64_t warmup) {
     TRY(step_trace(&b->engine, b->config, &trace, &run->step));
     TRY(open_spare(run));
     for (int64_t i = 0; i < warmup; i++) TRY(bench_run_step(b));
+    TRY(keep_scales(run));
     TRY(ceiling_copy(&b->engine.device, run->seconds, &b->power, &run->copy_bytes_per_s));
     gpu_power_text(watts, &b->power, 0.0); /* of the copy */
     device_set_scratch(&b->engine.device, scratch, scratch_bytes);
@@ -147,6 +161,7 @@ enum status bench_ops(int argc, char **argv) {
     enum status status = bench_open(&run.bench, &config);
     if (status == STATUS_OK) status = measure(&run, warmup);
     op_list_close(&run.step);
+    free(run.scales);
     if (run.spare.base != NULL) arena_close(&run.spare);
     bench_close(&run.bench);
     return status;

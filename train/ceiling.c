@@ -1,6 +1,8 @@
-/* Measured ceilings, behind train/ceiling.h: a floor of one operation. */
+/* Ceilings, behind train/ceiling.h; measured ones are a floor of one operation. */
 #include "train/ceiling.h"
 
+#include "kernels/traffic.h"
+#include "train/engine.h"
 #include "train/floor.h"
 
 static enum status measure_call(struct device *device, const struct op_call *call, enum dtype dtype,
@@ -30,22 +32,87 @@ enum status ceiling_copy(struct device *device, double seconds, struct gpu_power
     return STATUS_OK;
 }
 
-enum status ceiling_gemm(struct device *device, enum dtype dtype, double seconds,
-                         struct gpu_power *power, double *tflops, size_t *side) {
+struct op_call ceiling_plain_gemm(struct gemm gemm) {
+    const double k = (double)gemm_k(&gemm);
+    return (struct op_call){
+        .kind = OP_GEMM, .name = "gemm",
+        .flops = 2.0 * (double)gemm.c.rows * (double)gemm.c.columns * k,
+        .bytes = gemm_bytes(&gemm), .written_bytes = gemm_written_bytes(&gemm), .args.gemm = gemm,
+    };
+}
+
+struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t n, size_t k) {
+    const struct recipe_form *a = &recipe->input, *b = &recipe->weight;
+    const struct quantised_gemm gemm = {
+        .c = tensor_make(NULL, recipe->dtype, m, n),
+        .a = {.format = a->format, .mode = a->mode, .rows = m, .columns = k},
+        .b = {.format = b->format, .mode = b->mode, .rows = n, .columns = k},
+        .fast = recipe->fast_fprop,
+    };
+    return (struct op_call){
+        .kind = OP_QUANTISED_GEMM, .name = "quantised_gemm",
+        .flops = 2.0 * (double)m * (double)n * (double)k, .bytes = quantised_gemm_bytes(&gemm),
+        .written_bytes = quantised_gemm_written_bytes(&gemm), .args.quantised_gemm = gemm,
+    };
+}
+
+enum status ceiling_gemm(struct device *device, const struct recipe *recipe, double seconds,
+                         struct gpu_power *power, double *tflops, struct op_call *call) {
     const bool cpu = device->kind == DEVICE_CPU;
     const size_t n = cpu ? 1536 : 8192;
-    const struct tensor square = tensor_make(NULL, dtype, n, n);
     const struct op_limits limits = {.tokens = n, .width = n, .sequence_length = 1, .heads = 1,
-                                     .head_width = 1, .dtype = dtype};
-    const struct op_call call = {
-        .kind = OP_GEMM, .name = "gemm", .flops = 2.0 * (double)n * (double)n * (double)n,
-        .bytes = 3 * tensor_bytes(square), .written_bytes = tensor_bytes(square),
-        .args.gemm = {.c = square, .a = square, .b = square, .transpose_b = true},
-    };
+                                     .head_width = 1, .dtype = recipe->dtype};
+    const struct tensor square = tensor_make(NULL, recipe->dtype, n, n);
+    const struct gemm plain = {.c = square, .a = square, .b = square, .transpose_b = true};
     struct sustained times;
-    TRY(measure_call(device, &call, dtype, device->ops->scratch_bytes(device, &limits),
+    *call = recipe->narrow ? ceiling_recipe_gemm(recipe, n, n, n) : ceiling_plain_gemm(plain);
+    TRY(measure_call(device, call, recipe->dtype, device->ops->scratch_bytes(device, &limits),
                      cpu ? 0.0 : seconds, seconds, power, &times));
-    *tflops = call.flops / times.run_seconds * 1e-12;
-    *side = n;
+    *tflops = call->flops / times.run_seconds * 1e-12;
     return STATUS_OK;
+}
+
+/* In a narrow recipe mfu.peak is that of its mixture, of no one GEMM. */
+static double peak_of(const struct device *device, const struct config *config,
+                      enum peak_type type) {
+    const struct precision precision = engine_precision(config);
+    const struct peak *peak = device->kind == DEVICE_CPU ? NULL : peak_find(device->name, 0);
+    if (config->mfu.peak > 0.0 && !precision_narrow(&precision)) return config->mfu.peak;
+    return peak == NULL ? 0.0 : peak->tflops[type];
+}
+
+struct speed_limit ceiling_of_gemm(const struct device *device, const struct config *config,
+                                   const struct op_call *gemm) {
+    const struct operand *a = &gemm->args.quantised_gemm.a, *b = &gemm->args.quantised_gemm.b;
+    enum peak_type type = PEAK_FP8;
+    bool native = true;
+    if (gemm->kind == OP_GEMM) {
+        type = engine_peak_type(gemm->args.gemm.a.dtype);
+    } else {
+        if (a->format == FORMAT_E2M1) type = PEAK_FP4;
+        native = device->ops->scale_support(device, a->mode) == SUPPORT_NATIVE &&
+                 device->ops->scale_support(device, b->mode) == SUPPORT_NATIVE;
+    }
+    return (struct speed_limit){
+        .tflops = peak_of(device, config, type), .types = 1u << type, .emulated = !native,
+    };
+}
+
+struct speed_limit ceiling_of_gemms(const struct device *device, const struct config *config,
+                                    const struct op_list *list) {
+    struct speed_limit all = {0};
+    double flops = 0.0, seconds = 0.0; /* of a TFLOPS */
+    bool known = true;
+    for (size_t i = 0; i < list->count; i++) {
+        if (!op_call_is_gemm(&list->calls[i])) continue;
+        const struct speed_limit one = ceiling_of_gemm(device, config, &list->calls[i]);
+        all.mixed = all.mixed || (all.types != 0 && all.types != one.types);
+        all.types |= one.types;
+        all.emulated = all.emulated || one.emulated;
+        known = known && one.tflops > 0.0;
+        flops += list->calls[i].flops;
+        if (known) seconds += list->calls[i].flops / one.tflops;
+    }
+    if (known && seconds > 0.0) all.tflops = flops / seconds;
+    return all;
 }

@@ -26,8 +26,8 @@ static const char usage[] =
     "seconds), and how each precision recipe would run.\n"
     "\n"
     "  --measure            instead of the quick figures those of the GPU, or of the CPU where\n"
-    "                       there is none, under sustained load: GEMMs by type, a copy, power\n"
-    "                       limit and clocks\n"
+    "                       there is none, under sustained load: a GEMM in the formats of each\n"
+    "                       recipe, native or emulated, a copy, power limit and clocks\n"
     "  --seconds S          how long each is measured (default 2)\n";
 
 enum { GEMM_SIZE = 1536, COPY_BYTES = 256 << 20 };

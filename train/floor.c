@@ -13,13 +13,16 @@ static size_t ring_least_bytes(const struct device *device) {
     return device->kind == DEVICE_CPU ? (size_t)64 << 20 : (size_t)2 << 30;
 }
 
-/* The numbers that operands repeat: a size that no row of a matrix divides. */
-enum { PATTERN_BYTES = (4 << 20) + 17 * ARENA_ALIGNMENT };
+/* What operands repeat, of numbers and of codes: sizes that no row of a matrix divides. */
+enum {
+    PATTERN_BYTES = (4 << 20) + 17 * ARENA_ALIGNMENT,
+    CODE_PATTERN_BYTES = (1 << 20) + 17 * ARENA_ALIGNMENT,
+};
 
 static size_t aligned(size_t bytes) { return align_up(bytes, ARENA_ALIGNMENT); }
 
 static enum floor_part part_of(const struct op_call *call) {
-    if (call->kind == OP_GEMM) return FLOOR_GEMM;
+    if (op_call_is_gemm(call)) return FLOOR_GEMM;
     const bool attention = call->kind == OP_ATTENTION_FORWARD ||
                            call->kind == OP_ATTENTION_BACKWARD;
     return attention ? FLOOR_ATTENTION : FLOOR_BYTES;
@@ -30,16 +33,53 @@ static size_t units_of(size_t bytes) { return ceil_div(bytes, STREAM_UNIT_BYTES)
 /* What the operands of the step need: the rings' largest customers, and the rest. */
 struct floor_needs {
     size_t operands, results, sums, qkv, attention_out, log_sum_exp; /* bytes */
+    size_t codes[FLOOR_FORMATS], scales[FLOOR_MODES];
     size_t calls;
 };
 
-static void need_gemm(struct floor_needs *needs, const struct op_call *call) {
+/* Bytes of a GEMM's operands in a ring: of each, and of both if they follow each other there. */
+struct floor_pair {
+    size_t a, b;
+    bool together;
+};
+
+static struct floor_pair codes_of(const struct quantised_gemm *g) {
+    return (struct floor_pair){aligned(operand_code_bytes(&g->a)),
+                               aligned(operand_code_bytes(&g->b)), g->a.format == g->b.format};
+}
+
+static struct floor_pair scales_of(const struct quantised_gemm *g) {
+    return (struct floor_pair){aligned(operand_scale_bytes(&g->a)),
+                               aligned(operand_scale_bytes(&g->b)), g->a.mode == g->b.mode};
+}
+
+/* At least `least` bytes, so that an operand is in no cache when its turn comes again. */
+static void need_pair(size_t *a, size_t *b, struct floor_pair pair, size_t least) {
+    if (pair.a + pair.b == 0) return;
+    *a = size_max(size_max(*a, least), pair.a + (pair.together ? pair.b : 0));
+    *b = size_max(size_max(*b, least), pair.b);
+}
+
+static void need_quantised_gemm(struct floor_needs *needs, const struct quantised_gemm *g,
+                                size_t least_bytes) {
+    const size_t share = 32; /* of a scale's bytes to its codes', or more */
+    need_pair(&needs->codes[g->a.format], &needs->codes[g->b.format], codes_of(g), least_bytes);
+    need_pair(&needs->scales[g->a.mode], &needs->scales[g->b.mode], scales_of(g),
+              aligned(least_bytes / share));
+}
+
+static void need_gemm(struct floor_needs *needs, const struct op_call *call, size_t least_bytes) {
+    const struct tensor c = op_call_result(call), bias = op_call_bias(call);
     const struct gemm *g = &call->args.gemm;
-    const size_t bias = g->bias == NULL ? 0 : aligned(tensor_bytes(call->pointees[0]));
-    needs->operands = size_max(needs->operands,
-                               aligned(tensor_bytes(g->a)) + aligned(tensor_bytes(g->b)) + bias);
-    size_t *c = g->accumulate ? &needs->sums : &needs->results;
-    *c = size_max(*c, aligned(tensor_bytes(g->c)));
+    size_t operands = bias.data == NULL ? 0 : aligned(tensor_bytes(bias));
+    if (call->kind == OP_GEMM) {
+        operands += aligned(tensor_bytes(g->a)) + aligned(tensor_bytes(g->b));
+    } else {
+        need_quantised_gemm(needs, &call->args.quantised_gemm, least_bytes);
+    }
+    needs->operands = size_max(needs->operands, operands);
+    size_t *results = op_call_adds(call) ? &needs->sums : &needs->results;
+    *results = size_max(*results, aligned(tensor_bytes(c)));
 }
 
 static void need_attention(struct floor_needs *needs, const struct op_call *call) {
@@ -67,7 +107,7 @@ static struct floor_needs needs_of(const struct op_list *step, size_t least_byte
     for (size_t i = 0; i < step->count; i++) {
         const struct op_call *call = &step->calls[i];
         switch (part_of(call)) {
-        case FLOOR_GEMM: need_gemm(&needs, call); break;
+        case FLOOR_GEMM: need_gemm(&needs, call, least_bytes); break;
         case FLOOR_ATTENTION: need_attention(&needs, call); break;
         default: needs.calls += stream_count(call, least_bytes) - 1; break;
         }
@@ -76,42 +116,45 @@ static struct floor_needs needs_of(const struct op_list *step, size_t least_byte
     return needs;
 }
 
+static enum status take_ring(struct arena *arena, size_t bytes, struct floor_ring *ring) {
+    void *base = NULL;
+    *ring = (struct floor_ring){.bytes = bytes};
+    if (bytes == 0) return STATUS_OK;
+    TRY(arena_take(arena, bytes, 1, &base));
+    ring->base = base;
+    return STATUS_OK;
+}
+
 static enum status lay_out(struct floor *floor, struct arena *arena,
                            const struct floor_needs *needs, size_t scratch_bytes, void **scratch) {
-    void *operands = NULL, *results = NULL, *lse = NULL, *checksum = NULL;
-    TRY(arena_take(arena, needs->operands, 1, &operands));
+    void *lse = NULL, *checksum = NULL, *scale = NULL;
+    TRY(take_ring(arena, needs->operands, &floor->operands));
     TRY(arena_take(arena, needs->qkv, 1,
                    &floor->qkv.data)); /* behind the operands: filled with them */
-    TRY(arena_take(arena, needs->results, 1, &results));
+    for (size_t i = 0; i < FLOOR_FORMATS; i++) {
+        TRY(take_ring(arena, needs->codes[i], &floor->codes[i]));
+    }
+    for (size_t i = 0; i < FLOOR_MODES; i++) {
+        TRY(take_ring(arena, needs->scales[i], &floor->scales[i]));
+    }
+    TRY(take_ring(arena, needs->results, &floor->results));
     TRY(arena_take(arena, needs->sums, 1, &floor->sums));
     TRY(arena_take(arena, needs->attention_out, 1, &floor->attention_out.data));
     TRY(arena_take(arena, needs->log_sum_exp, 1, &lse));
     TRY(arena_take(arena, 1, sizeof *floor->checksum, &checksum));
+    TRY(arena_take(arena, 1, sizeof *floor->scale, &scale));
     TRY(arena_take(arena, scratch_bytes, 1, scratch));
-    floor->operands = (struct floor_ring){.base = operands, .bytes = needs->operands};
-    floor->results = (struct floor_ring){.base = results, .bytes = needs->results};
     floor->log_sum_exp = lse;
     floor->checksum = checksum;
+    floor->scale = scale;
     return STATUS_OK;
 }
 
-/* Random normal numbers over [base, base + bytes): one pattern, then copies of what is there. */
-static enum status fill(struct floor *floor, char *base, size_t bytes, enum dtype dtype) {
-    size_t filled = size_min(bytes, PATTERN_BYTES);
-    const size_t count = filled / dtype_bytes(dtype);
-    void *pattern = malloc(filled);
-    if (pattern == NULL) return status_set(STATUS_MEMORY, "out of memory for random operands");
-    for (size_t i = 0; i < count; i++) {
-        const float x = random_normal(1, RANDOM_TEST, i);
-        switch (dtype) {
-        case DTYPE_F32: ((float *)pattern)[i] = x; break;
-        case DTYPE_BF16: ((uint16_t *)pattern)[i] = bf16_from_float(x); break;
-        case DTYPE_F16: ((uint16_t *)pattern)[i] = f16_from_float(x); break;
-        }
-    }
-    const enum status uploaded = device_upload(floor->device, base, pattern, filled);
-    free(pattern);
-    TRY(uploaded);
+/* [base, base + bytes): the pattern, then copies of what is there. */
+static enum status repeat(struct floor *floor, char *base, size_t bytes, const void *pattern,
+                          size_t pattern_bytes) {
+    size_t filled = size_min(bytes, pattern_bytes);
+    TRY(device_upload(floor->device, base, pattern, filled));
     while (filled < bytes) {
         const size_t units = size_min(filled, bytes - filled) / STREAM_UNIT_BYTES;
         const struct stream copy = {base + filled, base, units, units, floor->checksum};
@@ -119,6 +162,66 @@ static enum status fill(struct floor *floor, char *base, size_t bytes, enum dtyp
         filled += units * STREAM_UNIT_BYTES;
     }
     return STATUS_OK;
+}
+
+static void draw_numbers(void *pattern, enum dtype dtype) {
+    for (size_t i = 0; i < PATTERN_BYTES / dtype_bytes(dtype); i++) {
+        const float x = random_normal(1, RANDOM_TEST, i);
+        switch (dtype) {
+        case DTYPE_F32: ((float *)pattern)[i] = x; break;
+        case DTYPE_BF16: ((uint16_t *)pattern)[i] = bf16_from_float(x); break;
+        case DTYPE_F16: ((uint16_t *)pattern)[i] = f16_from_float(x); break;
+        }
+    }
+}
+
+static void draw_codes(uint8_t *pattern, enum number_format format) {
+    const float factor = format_max(format) / 4.0f;
+    for (size_t i = 0; i < CODE_PATTERN_BYTES; i++) {
+        pattern[i] = format_encode(format, factor * random_normal(1, RANDOM_TEST, i));
+        if (format != FORMAT_E2M1) continue;
+        const float other = factor * random_normal(2, RANDOM_TEST, i);
+        pattern[i] = (uint8_t)(pattern[i] | format_encode(format, other) << 4);
+    }
+}
+
+/* 1 in what each mode has for scales. */
+static void draw_ones(void *pattern, enum scale_mode mode) {
+    const float one = 1.0f;
+    if (mode == SCALE_MX || mode == SCALE_NV) {
+        memset(pattern, mode == SCALE_MX ? (int)UE8M0_ONE : e4m3_from_float(one),
+               CODE_PATTERN_BYTES);
+        return;
+    }
+    for (size_t i = 0; i < CODE_PATTERN_BYTES / sizeof one; i++) ((float *)pattern)[i] = one;
+}
+
+static enum status fill_narrow(struct floor *floor, void *pattern) {
+    const struct scale_state one = {.scale = 1.0f, .inverse = 1.0f, .largest = 1.0f};
+    for (int i = 0; i < FLOOR_FORMATS; i++) {
+        if (floor->codes[i].bytes == 0) continue;
+        draw_codes(pattern, (enum number_format)i);
+        TRY(repeat(floor, floor->codes[i].base, floor->codes[i].bytes, pattern,
+                   CODE_PATTERN_BYTES));
+    }
+    for (int i = 0; i < FLOOR_MODES; i++) {
+        if (floor->scales[i].bytes == 0) continue;
+        draw_ones(pattern, (enum scale_mode)i);
+        TRY(repeat(floor, floor->scales[i].base, floor->scales[i].bytes, pattern,
+                   CODE_PATTERN_BYTES));
+    }
+    return device_upload(floor->device, floor->scale, &one, sizeof one);
+}
+
+static enum status fill(struct floor *floor, size_t operand_bytes, enum dtype dtype) {
+    void *pattern = malloc(PATTERN_BYTES);
+    if (pattern == NULL) return status_set(STATUS_MEMORY, "out of memory for random operands");
+    draw_numbers(pattern, dtype);
+    enum status status = repeat(floor, floor->operands.base, operand_bytes, pattern,
+                                PATTERN_BYTES);
+    if (status == STATUS_OK) status = fill_narrow(floor, pattern);
+    free(pattern);
+    return status;
 }
 
 static void *ring_take(struct floor_ring *ring, size_t bytes) {
@@ -138,18 +241,51 @@ static struct floor_call *add_call(struct floor *floor, enum floor_part part, do
     return call;
 }
 
-static void add_gemm(struct floor *floor, const struct op_call *from) {
-    struct op_call *to = &add_call(floor, FLOOR_GEMM, from->flops, from->bytes)->call;
-    *to = *from;
-    struct gemm *g = &to->args.gemm;
-    /* a, b and the bias of one GEMM follow each other: the ring holds them all at once */
-    const size_t bias = g->bias == NULL ? 0 : aligned(tensor_bytes(to->pointees[0]));
+/* a, b and the bias of one GEMM follow each other: the ring holds them all at once. */
+static void place_gemm(struct floor *floor, struct op_call *call) {
+    struct gemm *g = &call->args.gemm;
+    const size_t bias = g->bias == NULL ? 0 : aligned(tensor_bytes(call->pointees[0]));
     char *operands = ring_take(&floor->operands, aligned(tensor_bytes(g->a)) +
                                                      aligned(tensor_bytes(g->b)) + bias);
     g->a.data = operands;
     g->b.data = operands + aligned(tensor_bytes(g->a));
-    if (bias > 0) to->pointees[0].data = (char *)g->b.data + aligned(tensor_bytes(g->b));
-    g->c.data = g->accumulate ? floor->sums : ring_take(&floor->results, tensor_bytes(g->c));
+    if (bias > 0) call->pointees[0].data = (char *)g->b.data + aligned(tensor_bytes(g->b));
+}
+
+static void take_pair(struct floor_ring *a_ring, struct floor_ring *b_ring, struct floor_pair pair,
+                      void **a, void **b) {
+    *a = *b = NULL;
+    if (pair.a + pair.b == 0) return; /* scales of whole tensors */
+    char *first = ring_take(a_ring, pair.a + (pair.together ? pair.b : 0));
+    *a = first;
+    *b = pair.together ? first + pair.a : ring_take(b_ring, pair.b);
+}
+
+static void place_quantised_gemm(struct floor *floor, struct op_call *call) {
+    struct quantised_gemm *g = &call->args.quantised_gemm;
+    struct operand *const both[2] = {&g->a, &g->b};
+    take_pair(&floor->codes[g->a.format], &floor->codes[g->b.format], codes_of(g), &g->a.codes,
+              &g->b.codes);
+    take_pair(&floor->scales[g->a.mode], &floor->scales[g->b.mode], scales_of(g), &g->a.scales,
+              &g->b.scales);
+    for (size_t i = 0; i < 2; i++) {
+        const bool tensor = both[i]->mode == SCALE_TENSOR || both[i]->mode == SCALE_NV;
+        both[i]->state = tensor ? floor->scale : NULL;
+    }
+    if (g->bias != NULL) {
+        struct tensor *bias = &call->pointees[0];
+        bias->data = ring_take(&floor->operands, tensor_bytes(*bias));
+    }
+}
+
+static void add_gemm(struct floor *floor, const struct op_call *from) {
+    struct op_call *to = &add_call(floor, FLOOR_GEMM, from->flops, from->bytes)->call;
+    const bool plain = from->kind == OP_GEMM;
+    *to = *from;
+    if (plain) place_gemm(floor, to);
+    else place_quantised_gemm(floor, to);
+    struct tensor *c = plain ? &to->args.gemm.c : &to->args.quantised_gemm.c;
+    c->data = op_call_adds(from) ? floor->sums : ring_take(&floor->results, tensor_bytes(*c));
 }
 
 static void add_attention(struct floor *floor, const struct op_call *from) {
@@ -221,7 +357,7 @@ static enum status open_all(struct floor *floor, const struct op_list *step, siz
     TRY(arena_open(&floor->arena, "floor", device, measured.used_bytes));
     TRY(lay_out(floor, &floor->arena, &needs, scratch_bytes, &scratch));
     device_set_scratch(device, scratch, scratch_bytes);
-    TRY(fill(floor, floor->operands.base, aligned(needs.operands) + aligned(needs.qkv), dtype));
+    TRY(fill(floor, aligned(needs.operands) + aligned(needs.qkv), dtype));
     for (size_t i = 0; i < step->count; i++) {
         switch (part_of(&step->calls[i])) {
         case FLOOR_GEMM: add_gemm(floor, &step->calls[i]); break;

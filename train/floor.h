@@ -6,6 +6,9 @@
  * between two operations. It is no bound of nature: an implementation that moves fewer bytes (a
  * fusion that kernels/traffic.h does not know) or whose GEMMs are better goes below it.
  *
+ * Quantised operands of narrow recipes are random codes with scales of 1; where the device emulates
+ * their products, these are products as training emulates them.
+ *
  * Built by `bench floor` and `bench step --floor` from a recorded step (step_trace.h).
  */
 #ifndef DEEPWELL_TRAIN_FLOOR_H_
@@ -36,6 +39,8 @@ struct floor_ring {
     size_t bytes, used;
 };
 
+enum { FLOOR_FORMATS = FORMAT_E2M1 + 1, FLOOR_MODES = SCALE_NV + 1 };
+
 struct floor {
     struct device *device;
     struct arena arena;
@@ -43,6 +48,10 @@ struct floor {
     size_t count;
     struct floor_work work[FLOOR_PARTS];
     struct floor_ring operands, results; /* random normal numbers, only read; only written */
+    struct floor_ring codes[FLOOR_FORMATS]; /* random normal numbers in a format, four standard
+                                             * deviations its largest; only read */
+    struct floor_ring scales[FLOOR_MODES];  /* of blocks: 1 */
+    struct scale_state *scale;              /* of tensors: 1 */
     void *sums;                          /* what GEMMs add to */
     struct tensor qkv, attention_out;    /* of every attention call, forward to backward */
     float *log_sum_exp;

@@ -5,10 +5,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What an operation does for quantised copies of its result; NULL: it can do nothing. */
+static struct quantise_output *output_of(struct op_call *call) {
+    switch (call->kind) {
+    case OP_NORM_FORWARD: return &call->args.norm_forward.quantise;
+    case OP_NORM_BACKWARD: return &call->args.norm_backward.quantise;
+    case OP_GELU_FORWARD: return &call->args.gelu_forward.quantise;
+    case OP_GELU_BACKWARD: return &call->args.gelu_backward.quantise;
+    case OP_CROSS_ENTROPY: return &call->args.cross_entropy.quantise;
+    default: return NULL;
+    }
+}
+
 /* Copies what the arguments point to beside them. */
-static void keep_pointees(struct op_call *call) {
+static enum status keep_pointees(struct op_call *call) {
     const struct tensor *kept[2] = {NULL, NULL};
+    const struct quantise_output *output = output_of(call);
+    if (output != NULL && output->copies != NULL) call->copies = *output->copies;
     if (call->kind == OP_GEMM) kept[0] = call->args.gemm.bias;
+    if (call->kind == OP_QUANTISED_GEMM) kept[0] = call->args.quantised_gemm.bias;
     if (call->kind == OP_NORM_FORWARD) {
         kept[0] = call->args.norm_forward.delta;
         kept[1] = call->args.norm_forward.delta_bias;
@@ -16,6 +31,13 @@ static void keep_pointees(struct op_call *call) {
     for (size_t i = 0; i < 2; i++) {
         if (kept[i] != NULL) call->pointees[i] = *kept[i];
     }
+    if (call->kind != OP_QUANTISE) return STATUS_OK;
+    const size_t count = call->args.quantise.count;
+    struct quantise *ops = calloc(count, sizeof *ops);
+    if (ops == NULL) return status_set(STATUS_MEMORY, "out of memory for %zu quantisations", count);
+    memcpy(ops, call->args.quantise.ops, count * sizeof *ops);
+    call->args.quantise.ops = ops;
+    return STATUS_OK;
 }
 
 enum status op_list_add(struct op_list *list, const struct op_call *call) {
@@ -29,12 +51,17 @@ enum status op_list_add(struct op_list *list, const struct op_call *call) {
         list->calls = grown;
         list->capacity = capacity;
     }
-    list->calls[list->count] = *call;
-    keep_pointees(&list->calls[list->count++]);
+    struct op_call kept = *call;
+    TRY(keep_pointees(&kept));
+    list->calls[list->count++] = kept;
     return STATUS_OK;
 }
 
 void op_list_close(struct op_list *list) {
+    for (size_t i = 0; i < list->count; i++) {
+        const struct op_call *call = &list->calls[i];
+        if (call->kind == OP_QUANTISE) free((void *)call->args.quantise.ops);
+    }
     free(list->calls);
     *list = (struct op_list){0};
 }
@@ -45,6 +72,17 @@ static enum status run_gemm(struct device *device, const struct op_call *call) {
     return device->ops->gemm(device, &gemm);
 }
 
+static enum status run_quantised_gemm(struct device *device, const struct op_call *call) {
+    struct quantised_gemm gemm = call->args.quantised_gemm;
+    if (gemm.bias != NULL) gemm.bias = &call->pointees[0];
+    return device->ops->quantised_gemm(device, &gemm);
+}
+
+static enum status run_scales_update(struct device *device, const struct op_call *call) {
+    return device->ops->scales_update(device, call->args.scales.state, call->args.scales.scales,
+                                      call->args.scales.count, call->args.scales.flag);
+}
+
 static enum status run_norm_forward(struct device *device, const struct op_call *call) {
     struct norm_forward norm = call->args.norm_forward;
     if (norm.delta != NULL) norm.delta = &call->pointees[0];
@@ -52,10 +90,13 @@ static enum status run_norm_forward(struct device *device, const struct op_call 
     return device->ops->norm_forward(device, &norm);
 }
 
-enum status op_call_run(struct device *device, const struct op_call *call) {
+static enum status run(struct device *device, const struct op_call *call) {
     const struct ops *ops = device->ops;
     switch (call->kind) {
     case OP_GEMM: return run_gemm(device, call);
+    case OP_QUANTISED_GEMM: return run_quantised_gemm(device, call);
+    case OP_QUANTISE:
+        return ops->quantise(device, call->args.quantise.ops, call->args.quantise.count);
     case OP_EMBEDDING_FORWARD: return ops->embedding_forward(device, &call->args.embedding_forward);
     case OP_EMBEDDING_BACKWARD:
         return ops->embedding_backward(device, &call->args.embedding_backward);
@@ -76,6 +117,10 @@ enum status op_call_run(struct device *device, const struct op_call *call) {
     case OP_GRADIENT_SUMSQ:
         return ops->gradient_sumsq(device, call->args.sum.state, call->args.sum.numbers,
                                    call->args.sum.count);
+    case OP_SCALES_BEGIN:
+        return ops->scales_begin(device, call->args.scales.scales, call->args.scales.count,
+                                 call->args.scales.flag);
+    case OP_SCALES_UPDATE: return run_scales_update(device, call);
     case OP_STEP_BEGIN:
         return ops->step_begin(device, call->args.step.state, &call->args.step.policy);
     case OP_STEP_DECIDE: return ops->step_decide(device, call->args.step.state);
@@ -84,8 +129,34 @@ enum status op_call_run(struct device *device, const struct op_call *call) {
     return status_set(STATUS_INTERNAL, "no operation %d", (int)call->kind);
 }
 
+enum status op_call_run(struct device *device, const struct op_call *call) {
+    struct op_call own = *call;
+    struct quantise_output *output = output_of(&own);
+    if (output != NULL && output->copies != NULL) output->copies = &own.copies;
+    return run(device, &own);
+}
+
 size_t gemm_k(const struct gemm *gemm) {
     return gemm->transpose_a ? gemm->a.rows : gemm->a.columns;
+}
+
+bool op_call_is_gemm(const struct op_call *call) {
+    return call->kind == OP_GEMM || call->kind == OP_QUANTISED_GEMM;
+}
+
+struct tensor op_call_result(const struct op_call *gemm) {
+    return gemm->kind == OP_GEMM ? gemm->args.gemm.c : gemm->args.quantised_gemm.c;
+}
+
+struct tensor op_call_bias(const struct op_call *gemm) {
+    const bool there = gemm->kind == OP_GEMM ? gemm->args.gemm.bias != NULL
+                                             : gemm->args.quantised_gemm.bias != NULL;
+    return there ? gemm->pointees[0] : (struct tensor){0};
+}
+
+bool op_call_adds(const struct op_call *gemm) {
+    return gemm->kind == OP_GEMM ? gemm->args.gemm.accumulate
+                                 : gemm->args.quantised_gemm.accumulate;
 }
 
 static bool same_gemm(const struct gemm *a, const struct gemm *b) {
@@ -95,12 +166,27 @@ static bool same_gemm(const struct gemm *a, const struct gemm *b) {
            a->c.dtype == b->c.dtype && (a->bias == NULL) == (b->bias == NULL);
 }
 
+static bool same_operand(const struct operand *a, const struct operand *b) {
+    return a->rows == b->rows && a->columns == b->columns && a->format == b->format &&
+           a->mode == b->mode;
+}
+
+static bool same_quantised_gemm(const struct quantised_gemm *a, const struct quantised_gemm *b) {
+    return same_operand(&a->a, &b->a) && same_operand(&a->b, &b->b) &&
+           a->c.dtype == b->c.dtype && a->accumulate == b->accumulate && a->fast == b->fast &&
+           (a->bias == NULL) == (b->bias == NULL);
+}
+
 /* Equal names, FLOPs and bytes, read and written, are equal work: a step has one width and one
  * number of tokens. GEMMs can be told apart further. */
 bool op_call_same(const struct op_call *a, const struct op_call *b) {
-    return a->kind == b->kind && a->bytes == b->bytes && a->written_bytes == b->written_bytes &&
-           a->flops == b->flops &&
-           (a->kind != OP_GEMM || same_gemm(&a->args.gemm, &b->args.gemm));
+    if (a->kind != b->kind || a->bytes != b->bytes || a->written_bytes != b->written_bytes ||
+        a->flops != b->flops) {
+        return false;
+    }
+    if (a->kind == OP_GEMM) return same_gemm(&a->args.gemm, &b->args.gemm);
+    return a->kind != OP_QUANTISED_GEMM ||
+           same_quantised_gemm(&a->args.quantised_gemm, &b->args.quantised_gemm);
 }
 
 size_t op_list_first_same(const struct op_list *list, size_t i) {
@@ -110,8 +196,19 @@ size_t op_list_first_same(const struct op_list *list, size_t i) {
     return i;
 }
 
+static void quantised_text(char text[OP_CALL_TEXT_BYTES], const struct quantised_gemm *g) {
+    snprintf(text, OP_CALL_TEXT_BYTES, "gemm %zu x %zu x %zu %s x %s -> %s%s%s%s", g->a.rows,
+             g->b.rows, g->a.columns, format_name(g->a.format), format_name(g->b.format),
+             dtype_name(g->c.dtype), g->bias != NULL ? ", bias" : "", g->fast ? ", fast" : "",
+             g->accumulate ? ", adds" : "");
+}
+
 const char *op_call_text(char text[OP_CALL_TEXT_BYTES], const struct op_call *call) {
     const struct gemm *g = &call->args.gemm;
+    if (call->kind == OP_QUANTISED_GEMM) {
+        quantised_text(text, &call->args.quantised_gemm);
+        return text;
+    }
     if (call->kind != OP_GEMM) {
         snprintf(text, OP_CALL_TEXT_BYTES, "%s", call->name);
         return text;

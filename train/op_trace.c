@@ -133,27 +133,27 @@ static enum status traced_gemm(struct device *device, const struct gemm *a) {
     return end_gemm(trace, device, &call, &wanted);
 }
 
-/* The operations of narrow recipes are counted and timed, not listed. */
+/* What ranks do for one another is counted and timed, not listed. */
 static enum status refuse_list(const struct op_trace *trace) {
     return trace->list == NULL
                ? STATUS_OK
                : status_set(STATUS_CONFIG, "bench floor, bench gemm, bench ops and bench step "
-                            "--floor run fp32, bf16 and fp16: expected one of them as "
-                            "precision.recipe, found a narrower one");
+                            "--floor run one rank without an exchange: expected comm.order = fast, "
+                            "found fixed");
 }
 
 static enum status traced_quantised_gemm(struct device *device, const struct quantised_gemm *a) {
     struct op_trace *trace = device->interposed;
     const struct op_call call = {
-        .name = "quantised_gemm",
+        .kind = OP_QUANTISED_GEMM, .name = "quantised_gemm",
         .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)a->a.columns,
-        .bytes = quantised_gemm_bytes(a),
+        .bytes = quantised_gemm_bytes(a), .written_bytes = quantised_gemm_written_bytes(a),
+        .args.quantised_gemm = *a,
     };
     const struct gemm_total wanted = {
         .m = a->c.rows, .n = a->c.columns, .k = a->a.columns, .transpose_b = true,
         .a = format_name(a->a.format), .b = format_name(a->b.format), .c = a->c.dtype,
     };
-    TRY(refuse_list(trace));
     if (trace->inner != NULL) TRY(trace->inner->quantised_gemm(device, a));
     return end_gemm(trace, device, &call, &wanted);
 }
@@ -161,25 +161,33 @@ static enum status traced_quantised_gemm(struct device *device, const struct qua
 static enum status traced_quantise(struct device *device, const struct quantise *ops,
                                    size_t count) {
     struct op_trace *trace = device->interposed;
-    struct op_call call = {.name = "quantise"};
-    for (size_t i = 0; i < count; i++) call.bytes += quantise_bytes(&ops[i]);
-    TRY(refuse_list(trace));
+    struct op_call call = {.kind = OP_QUANTISE, .name = "quantise", .args.quantise = {ops, count}};
+    for (size_t i = 0; i < count; i++) {
+        call.bytes += quantise_bytes(&ops[i]);
+        call.written_bytes += quantise_written_bytes(&ops[i]);
+    }
     TRACE_CALL(&call, quantise(device, ops, count), NULL);
 }
 
 static enum status traced_scales_begin(struct device *device, struct scale_state *states,
                                        size_t count, bool clear_amax) {
     struct op_trace *trace = device->interposed;
-    const struct op_call call = {.name = "scales_begin", .bytes = scales_bytes(count)};
-    TRY(refuse_list(trace));
+    const struct op_call call = {
+        .kind = OP_SCALES_BEGIN, .name = "scales_begin", .bytes = scales_bytes(count),
+        .written_bytes = scales_written_bytes(count),
+        .args.scales = {.scales = states, .count = count, .flag = clear_amax},
+    };
     TRACE_CALL(&call, scales_begin(device, states, count, clear_amax), NULL);
 }
 
 static enum status traced_scales_update(struct device *device, struct step_state *state,
                                         struct scale_state *states, size_t count, bool enter) {
     struct op_trace *trace = device->interposed;
-    const struct op_call call = {.name = "scales_update", .bytes = scales_bytes(count)};
-    TRY(refuse_list(trace));
+    const struct op_call call = {
+        .kind = OP_SCALES_UPDATE, .name = "scales_update", .bytes = scales_bytes(count),
+        .written_bytes = scales_written_bytes(count),
+        .args.scales = {state, states, count, enter},
+    };
     TRACE_CALL(&call, scales_update(device, state, states, count, enter), NULL);
 }
 

@@ -16,8 +16,10 @@
 #define H200_SXM "NVIDIA H200 data sheet, SXM" HALVED
 
 #define TFLOPS(fp32, tf32, bf16, fp16, fp8)                                                     \
+    TFLOPS_FP4(fp32, tf32, bf16, fp16, fp8, 0)
+#define TFLOPS_FP4(fp32, tf32, bf16, fp16, fp8, fp4)                                            \
     {[PEAK_FP32] = fp32, [PEAK_TF32] = tf32, [PEAK_BF16] = bf16, [PEAK_FP16] = fp16,            \
-     [PEAK_FP8] = fp8}
+     [PEAK_FP8] = fp8, [PEAK_FP4] = fp4}
 
 static const struct peak peaks[] = {
     {"V100-SXM2-16GB", 70, TFLOPS(15.7, 0, 0, 125, 0), "NVIDIA V100 data sheet, SXM2"},
@@ -40,7 +42,7 @@ static const struct peak peaks[] = {
     {"H100 NVL", 90, TFLOPS(60, 417.5, 835.5, 835.5, 1670.5), "NVIDIA H100 data sheet, NVL" HALVED},
     {"H200", 90, TFLOPS(67, 494.5, 989.5, 989.5, 1979), H200_SXM},
     {"H200 NVL", 90, TFLOPS(60, 417.5, 835.5, 835.5, 1670.5), "NVIDIA H200 data sheet, NVL" HALVED},
-    {"B200", 100, TFLOPS(75, 1100, 2250, 2250, 4500),
+    {"B200", 100, TFLOPS_FP4(75, 1100, 2250, 2250, 4500, 9000), /* FP4: 18 PFLOPS with sparsity */
      "NVIDIA Blackwell data sheet, HGX B200" HALVED},
 };
 

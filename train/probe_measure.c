@@ -34,21 +34,36 @@ static void print_limits(const struct gpu_power *power) {
     printf("\n");
 }
 
-/* The rate of one type; *error: it is above the vendor's peak. */
-static enum status measure_gemm(struct device *device, enum dtype dtype, double seconds,
-                                struct gpu_power *power, bool *error) {
-    char share[MFU_TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
+/* What multiplies where the device has no such product of its own. */
+static enum dtype emulated_in(const struct device *device) {
+    return device->kind == DEVICE_CPU ? DTYPE_F32 : DTYPE_BF16;
+}
+
+/* The rate of one recipe; *error: it is above the vendor's peak. */
+static enum status measure_recipe(struct device *device, enum recipe_kind kind, double seconds,
+                                  struct gpu_power *power, bool *error) {
+    const struct recipe *recipe = recipe_row(kind);
+    const enum support support = recipe_support(device, kind);
+    char share[MFU_TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES], text[OP_CALL_TEXT_BYTES];
     struct config config;
+    struct op_call call;
     double tflops = 0.0;
-    size_t side = 0;
     config_defaults(&config);
-    TRY(ceiling_gemm(device, dtype, seconds, power, &tflops, &side));
-    const struct mfu mfu = mfu_compute(tflops, engine_peak_tflops(device, dtype, &config),
-                                       engine_peak_type(dtype));
+    printf("recipe %-9s %s", recipe->name, support_name(support));
+    if (support == SUPPORT_EMULATED) printf(" in %s", dtype_name(emulated_in(device)));
+    fflush(stdout);
+    if (support == SUPPORT_NONE) {
+        printf("\n");
+        return STATUS_OK;
+    }
+    TRY(ceiling_gemm(device, recipe, seconds, power, &tflops, &call));
+    const struct speed_limit limit = ceiling_of_gemm(device, &config, &call);
+    const struct mfu mfu = mfu_against(tflops, &limit);
     if (mfu.state == MFU_MEASUREMENT_ERROR) *error = true;
-    printf("gemm %-6s %.4g TFLOPS sustained, %zu x %zu x %zu", dtype_name(dtype), tflops, side,
-           side, side);
-    if (mfu.state != MFU_UNKNOWN) printf(", %s", mfu_text(share, &mfu) + strlen("mfu "));
+    printf(", %.4g TFLOPS sustained, %s", tflops, op_call_text(text, &call));
+    if (mfu.state != MFU_UNKNOWN && support == SUPPORT_NATIVE) {
+        printf(", %s", mfu_text(share, &mfu) + strlen("mfu "));
+    }
     if (power->library != NULL) printf("; %s", gpu_power_text(watts, power, 0.0));
     printf("\n");
     fflush(stdout);
@@ -56,14 +71,12 @@ static enum status measure_gemm(struct device *device, enum dtype dtype, double 
 }
 
 static enum status measure_all(struct device *device, double seconds, struct gpu_power *power) {
-    static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
-    const size_t native = device->kind == DEVICE_CPU ? 1 : sizeof types / sizeof types[0];
     char watts[GPU_POWER_TEXT_BYTES];
     double bytes_per_s = 0.0;
     bool error = false;
     print_limits(power);
-    for (size_t i = native; i-- > 0;) {
-        TRY(measure_gemm(device, types[i], seconds, power, &error));
+    for (int kind = 0; kind < RECIPE_COUNT; kind++) {
+        TRY(measure_recipe(device, (enum recipe_kind)kind, seconds, power, &error));
     }
     TRY(ceiling_copy(device, seconds, power, &bytes_per_s));
     printf("copy        %.1f GB/s sustained, read and written", bytes_per_s * 1e-9);

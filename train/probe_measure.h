@@ -4,9 +4,11 @@
 
 #include "base/status.h"
 
-/* Prints power limit and clocks, the rate of GEMMs in every type that the device computes in,
- * and of a copy, each over `seconds`. The first GPU, or the CPU with `threads` where there is
- * none. STATUS_INTERNAL, after all is printed, if a rate is above the vendor's peak. */
+/* Prints power limit and clocks, for every recipe whether it is native, emulated or refused and
+ * the rate of a GEMM on its operands, and that of a copy, each over `seconds`. An emulated recipe's
+ * rate is that of its products as training runs them here, expansion included. The first GPU, or
+ * the CPU with `threads` where there is none. STATUS_INTERNAL, after all is printed, if a rate is
+ * above the vendor's peak. */
 enum status probe_measure(int threads, double seconds);
 
 #endif

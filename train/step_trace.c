@@ -8,7 +8,6 @@
 static enum status ask_for_step(struct engine *engine, const struct config *config) {
     const struct step_policy policy = step_policy(config, 0);
     const int64_t micro_batches = config->train.batch / config_micro_batch(config);
-    engine->training.scaled = true; /* a step of the run, not its first: delayed scaling */
     TRY(step_begin(engine, &policy));
     for (int64_t micro = 0; micro < micro_batches; micro++) {
         TRY(step_micro_batch(engine, &policy, micro == 0));
@@ -18,9 +17,12 @@ static enum status ask_for_step(struct engine *engine, const struct config *conf
 
 enum status step_trace(struct engine *engine, const struct config *config, struct op_trace *trace,
                        struct op_list *list) {
+    const bool scaled = engine->training.scaled;
     TRY(op_trace_attach(trace, &engine->device, true));
     trace->list = list;
+    engine->training.scaled = true; /* a step of the run, not its first: delayed scaling */
     const enum status status = ask_for_step(engine, config);
+    engine->training.scaled = scaled;
     const enum status detached = op_trace_detach(trace, &engine->device);
     return status != STATUS_OK ? status : detached;
 }
@@ -38,6 +40,7 @@ enum status step_work_open(struct step_work *work, const struct config *config) 
     work->scratch_bytes = engine.device.scratch_bytes;
     TRY_GOTO(flops_count(&engine.gpt.table, engine.gpt.config.layers, engine.gpt.config.width,
                          engine.training.shape.sequence_length, &work->flops), cleanup);
+    work->limit = engine_speed_limit(&engine, config, &work->flops);
     status = step_trace(&engine, config, trace, &work->calls);
 cleanup:
     free(trace);

@@ -21,6 +21,7 @@ enum status step_trace(struct engine *engine, const struct config *config, struc
 struct step_work {
     struct op_list calls;
     struct flops flops;   /* of a token, by the formula */
+    struct speed_limit limit; /* of the step */
     size_t scratch_bytes;
 };
 enum status step_work_open(struct step_work *work, const struct config *config);

@@ -102,6 +102,10 @@ static void gemms_are_those_of_the_step(void **state) {
         0, "", "bench gemm 33 48 40 --seconds 0.01 --warmup 0.01 --type bf16 --result fp32 "
                "--transpose_a --transpose_b --accumulate --device cpu");
     e2e_assert_words("one GEMM", one->out, "33 x 48 x 40 TT bf16 -> fp32, adds|n/a");
+    const struct outcome *narrow = e2e_expect(
+        0, "", "bench gemm 32 96 64 --seconds 0.01 --warmup 0.01 --precision.recipe nvfp4 "
+               "--device cpu");
+    e2e_assert_words("a narrow GEMM", narrow->out, "32 x 96 x 64 e2m1 x e2m1 -> bf16|emulated");
 }
 
 static void every_operation_is_timed_alone(void **state) {
@@ -125,7 +129,9 @@ static void probe_measures(void **state) {
     (void)state;
     const struct outcome *probe = e2e_expect(0, "", "probe --measure --seconds 0.02");
     e2e_assert_words("probe --measure", probe->out,
-                     "measuring |\npower |\ngemm fp32|sustained|\ncopy ");
+                     "measuring |\npower |\nrecipe fp32 |native|\nrecipe fp8 |emulated in fp32, |"
+                     "TFLOPS sustained, gemm |e4m3 x e4m3 -> bf16|\nrecipe nvfp4 |"
+                     "e2m1 x e2m1 -> bf16|\ncopy ");
 }
 
 /* A run on the CPU says once that its energy is not known, and its metrics claim nothing. */
@@ -165,6 +171,8 @@ static void wrong_inputs_are_refused(void **state) {
         {"bench gemm 3 4 5 --type fp8", "--type|bf16|fp8"},
         {"bench gemm 3 4 5 --type bf16 --result fp16", "--result|bf16|fp16"},
         {"bench gemm ../tiny.conf --transpose_a", "give M N K"},
+        {"bench gemm 32 32 48 --precision.recipe mxfp8", "mxfp8|multiples of 32|48"},
+        {"bench gemm 32 32 64 --precision.recipe mxfp8 --accumulate", "--type|mxfp8"},
         {"bench ops nowhere.conf", "nowhere.conf"},
         {"probe --measure --seconds 1e9", "--seconds|at most 3600"},
     };

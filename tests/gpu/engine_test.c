@@ -14,196 +14,29 @@
  */
 #include <stdio.h>
 
+#include "base/clock.h"
 #include "base/file.h"
+#include "tests/gpu/engine_testing.h"
 #include "tests/gpu/presence.h"
-#include "tests/kernels/testing.h"
-#include "train/step.h"
 
 static const double roundings = 0.011; /* e above */
 
-enum { VOCABULARY = 256, LENGTH = 64, ROWS = 8, STEPS = 20 };
+enum { BITS_STEPS = 7 };
 
-struct variant {
-    enum config_device device;
-    enum config_recipe recipe;
-    enum config_recompute recompute;
-    int64_t micro_batch;
-    bool eager;
-    enum config_attention attention;
-    double loss_scale; /* 0: the default */
+static const struct variant cuda_bf16 = {
+    .name = "bf16",
+    .device = CONFIG_DEVICE_CUDA,
+    .recipe = CONFIG_RECIPE_BF16,
 };
-
-/* Not -1: with comm.order = fixed, of one rank, and this train.zero. */
-static int exchanged_stage = -1;
-
-static void configure(struct config *config, const struct variant *v) {
-    config_defaults(config);
-    if (exchanged_stage >= 0) {
-        config->comm.order = CONFIG_ORDER_FIXED;
-        config->train.zero = exchanged_stage;
-    }
-    config->device = (int)v->device;
-    config->model.vocabulary = VOCABULARY;
-    config->model.context = LENGTH;
-    config->model.layers = 4;
-    config->model.heads = 4;
-    config->model.width = 256;
-    config->train.batch = 2 * ROWS;
-    config->train.micro_batch = v->micro_batch;
-    config->train.sequence_length = LENGTH;
-    config->train.recompute = (int)v->recompute;
-    config->train.steps = STEPS;
-    config->optimizer.learning_rate = 1e-3;
-    config->optimizer.warmup_steps = 2;
-    config->precision.recipe = (int)v->recipe;
-    config->attention.backward = (int)v->attention;
-    if (v->loss_scale > 0.0) config->precision.loss_scale = v->loss_scale;
-    EXPECT_OK(config_check(config));
-}
-
-/* Text with something to learn: a token is mostly the one before plus a step that depends on it. */
-static int32_t token_at(size_t i) {
-    int32_t token = 7;
-    for (size_t k = i / 97 * 97; k <= i; k++) {
-        uint32_t words[4];
-        random_words(11, RANDOM_TEST, k, words);
-        token = words[0] % 8 == 0 ? (int32_t)(words[1] % VOCABULARY) : (token * 5 + 3) % VOCABULARY;
-    }
-    return token;
-}
-
-static void run_step(struct engine *engine, const struct config *config, int64_t step) {
-    const struct step_policy policy = step_policy(config, step);
-    struct gpt_training *training = &engine->training;
-    const size_t tokens = training->shape.batch * LENGTH;
-    int32_t *inputs = test_memory(tokens * 4), *targets = test_memory(tokens * 4);
-    EXPECT_OK(step_begin(engine, &policy));
-    for (size_t row = 0; row < (size_t)config->train.batch; row += training->shape.batch) {
-        for (size_t i = 0; i < tokens; i++) {
-            const size_t at = ((size_t)step * (size_t)config->train.batch + row) * LENGTH + i;
-            inputs[i] = token_at(at);
-            targets[i] = token_at(at + 1);
-        }
-        EXPECT_OK(device_upload(&engine->device, training->inputs, inputs, tokens * 4));
-        EXPECT_OK(device_upload(&engine->device, training->targets, targets, tokens * 4));
-        EXPECT_OK(step_micro_batch(engine, &policy, row == 0));
-    }
-    EXPECT_OK(step_update(engine, config));
-    free(inputs);
-    free(targets);
-}
-
-struct saved {
-    float *masters, *moments1, *moments2;
-    struct step_state state;
-};
-
-static float *fetch(struct engine *engine, const float *from) {
-    const size_t bytes = engine->gpt.table.elements * sizeof(float);
-    float *to = test_memory(bytes);
-    EXPECT_OK(device_download(&engine->device, to, from, bytes));
-    return to;
-}
-
-static struct saved save(struct engine *engine) {
-    struct saved s = {.masters = fetch(engine, engine->masters),
-                      .moments1 = fetch(engine, engine->moments1),
-                      .moments2 = fetch(engine, engine->moments2)};
-    EXPECT_OK(device_download(&engine->device, &s.state, engine->state, sizeof s.state));
-    return s;
-}
-
-static void restore(struct engine *engine, const struct saved *s) {
-    const size_t elements = engine->gpt.table.elements, bytes = elements * sizeof(float);
-    struct device *device = &engine->device;
-    EXPECT_OK(device_upload(device, engine->masters, s->masters, bytes));
-    EXPECT_OK(device_upload(device, engine->moments1, s->moments1, bytes));
-    EXPECT_OK(device_upload(device, engine->moments2, s->moments2, bytes));
-    EXPECT_OK(device_upload(device, engine->state, &s->state, sizeof s->state));
-    if (engine->weights.data == engine->masters) return;
-    EXPECT_OK(device->ops->convert(device, engine->weights,
-                                   tensor_make(engine->masters, DTYPE_F32, 1, elements)));
-}
-
-static void saved_free(struct saved *s) {
-    free(s->masters);
-    free(s->moments1);
-    free(s->moments2);
-}
-
-/* Two runs make a recording, and every step has two micro-batches; a CPU makes none. */
-static void expect_recordings(const struct engine *engine, bool wanted) {
-    const bool there = wanted && device_records(&engine->device);
-    assert_true(there == wanted || engine->device.kind == DEVICE_CPU);
-    assert_true((engine->update.recording != NULL) == there);
-    assert_true((engine->micro_batches[0].recording != NULL) == there);
-    const size_t second = engine->exchange.active ? 3 : 1; /* the last of a step has its own */
-    assert_true((engine->micro_batches[second].recording != NULL) == there);
-}
-
-/* Runs [from, to) of the steps, from a saved state or from the seed; losses (NULL: not wanted). */
-static struct saved train(const struct variant *v, int64_t from, int64_t to,
-                          const struct saved *start, double *losses, size_t *bytes) {
-    struct config config;
-    static struct engine engine;
-    configure(&config, v);
-    EXPECT_OK(engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
-    engine.eager = v->eager;
-    EXPECT_OK(engine_initialise(&engine, &config));
-    if (start != NULL) restore(&engine, start);
-    for (int64_t step = from; step < to; step++) {
-        run_step(&engine, &config, step);
-        if (losses == NULL) continue;
-        struct step_state state;
-        EXPECT_OK(device_download(&engine.device, &state, engine.state, sizeof state));
-        losses[step] = (double)state.loss;
-    }
-    expect_recordings(&engine, !v->eager && to - from >= 2);
-    struct saved end = save(&engine);
-    *bytes = engine.gpt.table.elements * sizeof(float);
-    engine_close(&engine);
-    return end;
-}
-
-static void expect_bits(const char *what, const struct saved *a, const struct saved *b,
-                        size_t bytes) {
-    if (memcmp(a->masters, b->masters, bytes) != 0 ||
-        memcmp(a->moments1, b->moments1, bytes) != 0 ||
-        memcmp(a->moments2, b->moments2, bytes) != 0 || a->state.loss_sum != b->state.loss_sum) {
-        fail_msg("%s: not bit equal, losses %.9g and %.9g", what, (double)a->state.loss,
-                 (double)b->state.loss);
-    }
-}
-
-static const struct variant cuda_bf16 = {CONFIG_DEVICE_CUDA,
-                                         CONFIG_RECIPE_BF16,
-                                         CONFIG_RECOMPUTE_NONE,
-                                         ROWS,
-                                         false,
-                                         CONFIG_ATTENTION_DETERMINISTIC,
-                                         0.0};
 
 static void test_loss_curve(void **state) {
-    static const struct variant cpu = {CONFIG_DEVICE_CPU,
-                                       CONFIG_RECIPE_FP32,
-                                       CONFIG_RECOMPUTE_NONE,
-                                       ROWS,
-                                       false,
-                                       CONFIG_ATTENTION_DETERMINISTIC,
-                                       0.0};
-    const struct variant fp32 = {CONFIG_DEVICE_CUDA,
-                                 CONFIG_RECIPE_FP32,
-                                 CONFIG_RECOMPUTE_NONE,
-                                 ROWS,
-                                 false,
-                                 CONFIG_ATTENTION_DETERMINISTIC,
-                                 0.0};
+    const struct variant cpu = {.device = CONFIG_DEVICE_CPU, .recipe = CONFIG_RECIPE_FP32};
+    const struct variant fp32 = {.device = CONFIG_DEVICE_CUDA, .recipe = CONFIG_RECIPE_FP32};
     double expected[STEPS], bf16[STEPS], own[STEPS];
-    size_t bytes = 0;
     (void)state;
-    struct saved a = train(&cpu, 0, STEPS, NULL, expected, &bytes);
-    struct saved b = train(&cuda_bf16, 0, STEPS, NULL, bf16, &bytes);
-    struct saved c = train(&fp32, 0, STEPS, NULL, own, &bytes);
+    struct saved a = variant_train(&cpu, 0, STEPS, NULL, expected);
+    struct saved b = variant_train(&cuda_bf16, 0, STEPS, NULL, bf16);
+    struct saved c = variant_train(&fp32, 0, STEPS, NULL, own);
     for (size_t i = 0; i < STEPS; i++) {
         printf("step %2zu  cpu fp32 %.5f  cuda bf16 %.5f  cuda fp32 %.7f\n", i + 1, expected[i],
                bf16[i], own[i]);
@@ -219,36 +52,60 @@ static void test_loss_curve(void **state) {
     saved_free(&c);
 }
 
+static bool supported(const struct variant *v) {
+    const struct device_options options = {0};
+    struct device device;
+    gpu_open(&device, &options);
+    const enum support support = recipe_support(&device, (enum recipe_kind)v->recipe);
+    device_close(&device);
+    if (support == SUPPORT_NONE) printf("%s: this GPU does not run it\n", v->name);
+    return support != SUPPORT_NONE;
+}
+
+/* Another run of `v`, which must leave the bits of `first`. */
+static void expect_case(const char *what, const struct variant *v, const struct saved *first) {
+    struct saved other = variant_train(v, 0, BITS_STEPS, NULL, NULL);
+    expect_bits(v->name, what, first, &other);
+    saved_free(&other);
+}
+
+static void expect_resumed(const struct variant *v, const struct saved *first) {
+    struct saved half = variant_train(v, 0, 4, NULL, NULL);
+    struct saved whole = variant_train(v, 4, BITS_STEPS, &half, NULL);
+    expect_bits(v->name, "a resumed run", first, &whole);
+    saved_free(&half);
+    saved_free(&whole);
+}
+
+/* Narrow recipes in the ways in which a device runs them: scales known beforehand and found,
+ * blocks, emulation, random rounding; the head in the recipe or in BF16. */
 static void test_bits(void **state) {
-    static const enum config_recipe recipes[] = {CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP32};
+    static const struct variant recipes[] = {
+        {.name = "bf16", .recipe = CONFIG_RECIPE_BF16},
+        {.name = "fp32", .recipe = CONFIG_RECIPE_FP32},
+        {.name = "fp8 delayed", .recipe = CONFIG_RECIPE_FP8, .lm_head = CONFIG_RECIPE_FP8},
+        {.name = "fp8 current", .recipe = CONFIG_RECIPE_FP8, .scaling = CONFIG_FP8_CURRENT},
+        {.name = "fp8_block", .recipe = CONFIG_RECIPE_FP8_BLOCK},
+        {.name = "mxfp8", .recipe = CONFIG_RECIPE_MXFP8, .lm_head = CONFIG_RECIPE_MXFP8},
+        {.name = "nvfp4", .recipe = CONFIG_RECIPE_NVFP4},
+    };
     (void)state;
-    for (size_t r = 0; r < 2; r++) {
-        struct variant v = cuda_bf16;
-        size_t bytes = 0;
-        v.recipe = recipes[r];
-        struct saved first = train(&v, 0, 7, NULL, NULL, &bytes),
-                     again = train(&v, 0, 7, NULL, NULL, &bytes);
-        expect_bits("a second run", &first, &again, bytes);
-        saved_free(&again);
+    for (size_t r = 0; r < sizeof recipes / sizeof recipes[0]; r++) {
+        struct variant v = recipes[r];
+        v.device = CONFIG_DEVICE_CUDA;
+        if (!supported(&v)) continue;
+        const double begun = clock_seconds();
+        struct saved first = variant_train(&v, 0, BITS_STEPS, NULL, NULL);
+        expect_case("a second run", &v, &first);
+        expect_resumed(&v, &first);
         v.eager = true;
-        struct saved eager = train(&v, 0, 7, NULL, NULL, &bytes);
-        expect_bits("recordings off", &first, &eager, bytes);
-        saved_free(&eager);
+        expect_case("recordings off", &v, &first);
         v.eager = false;
         v.recompute = CONFIG_RECOMPUTE_GELU;
-        struct saved gelu = train(&v, 0, 7, NULL, NULL, &bytes);
-        expect_bits("recomputed GELU", &first, &gelu, bytes);
-        saved_free(&gelu);
+        expect_case("recomputed GELU", &v, &first);
         v.recompute = CONFIG_RECOMPUTE_BLOCK;
-        struct saved block = train(&v, 0, 7, NULL, NULL, &bytes);
-        expect_bits("recomputed blocks", &first, &block, bytes);
-        saved_free(&block);
-        v.recompute = CONFIG_RECOMPUTE_NONE;
-        struct saved half = train(&v, 0, 4, NULL, NULL, &bytes);
-        struct saved whole = train(&v, 4, 7, &half, NULL, &bytes);
-        expect_bits("a resumed run", &first, &whole, bytes);
-        saved_free(&half);
-        saved_free(&whole);
+        expect_case("recomputed blocks", &v, &first);
+        printf("%-12s the same bits in 5 cases, %.1f s\n", v.name, clock_seconds() - begun);
         saved_free(&first);
     }
 }
@@ -259,21 +116,20 @@ static void test_exchange(void **state) {
     (void)state;
     for (int zero = 0; zero <= 3; zero++) {
         struct variant v = cuda_bf16;
-        size_t bytes = 0;
-        exchanged_stage = zero;
-        struct saved recorded = train(&v, 0, 7, NULL, NULL, &bytes);
+        v.exchanged = true;
+        v.zero = zero;
+        struct saved recorded = variant_train(&v, 0, 7, NULL, NULL);
         v.eager = true;
-        struct saved eager = train(&v, 0, 7, NULL, NULL, &bytes);
-        expect_bits("an exchange without recordings", &recorded, &eager, bytes);
+        struct saved eager = variant_train(&v, 0, 7, NULL, NULL);
+        expect_bits("bf16", "an exchange without recordings", &recorded, &eager);
         saved_free(&eager);
         if (zero == 0) {
             first = recorded;
         } else {
-            expect_bits("another stage", &first, &recorded, bytes);
+            expect_bits("bf16", "another stage", &first, &recorded);
             saved_free(&recorded);
         }
     }
-    exchanged_stage = -1;
     saved_free(&first);
 }
 
@@ -282,20 +138,19 @@ static void test_exchange(void **state) {
  * recordings and without, the same bits. */
 static void test_overflow(void **state) {
     struct variant v = cuda_bf16;
-    size_t bytes = 0;
     (void)state;
     v.recipe = CONFIG_RECIPE_FP16;
     v.loss_scale = 0x1p30;
-    struct saved recorded = train(&v, 0, STEPS, NULL, NULL, &bytes);
+    struct saved recorded = variant_train(&v, 0, STEPS, NULL, NULL);
     v.eager = true;
-    struct saved eager = train(&v, 0, STEPS, NULL, NULL, &bytes);
+    struct saved eager = variant_train(&v, 0, STEPS, NULL, NULL);
     printf("fp16: %d of %d steps skipped, scale %g\n", (int)recorded.state.skipped_nonfinite, STEPS,
            (double)recorded.state.loss_scale);
     assert_in_range(recorded.state.skipped_nonfinite, 3, STEPS - 2); /* the third is a replay */
     assert_int_equal(recorded.state.skipped_nonfinite, eager.state.skipped_nonfinite);
     assert_true(recorded.state.loss_scale == eager.state.loss_scale);
     assert_int_equal(recorded.state.updates, STEPS - recorded.state.skipped_nonfinite);
-    expect_bits("overflows in recordings", &recorded, &eager, bytes);
+    expect_bits("fp16", "overflows in recordings", &recorded, &eager);
     saved_free(&recorded);
     saved_free(&eager);
 }
@@ -304,11 +159,10 @@ static void test_overflow(void **state) {
 static void test_fast_attention(void **state) {
     struct variant v = cuda_bf16;
     double expected[STEPS], fast[STEPS];
-    size_t bytes = 0;
     (void)state;
-    struct saved a = train(&v, 0, STEPS, NULL, expected, &bytes);
+    struct saved a = variant_train(&v, 0, STEPS, NULL, expected);
     v.attention = CONFIG_ATTENTION_FAST;
-    struct saved b = train(&v, 0, STEPS, NULL, fast, &bytes);
+    struct saved b = variant_train(&v, 0, STEPS, NULL, fast);
     assert_true(fast[STEPS - 1] < fast[0] - 1.0);
     for (size_t i = 0; i < STEPS; i++) {
         const double allowed = roundings * (6.0 / 32.0 + expected[0] - expected[i]);
@@ -396,7 +250,7 @@ static void test_wrong_algorithm(void **state) {
     }
     assert_true(number > 1 && used <= 2 * bytes);
     EXPECT_OK(file_write_durable(path, spoilt, used));
-    configure(&config, &cuda_bf16);
+    variant_config(&config, &cuda_bf16);
     EXPECT_OK(engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
     EXPECT_OK(engine_initialise(&engine, &config));
     const struct step_policy policy = step_policy(&config, 0);

@@ -175,6 +175,31 @@ static void test_traffic(void **state) {
     const struct gelu_backward gelu = {.x_gradient = x, .out_gradient = x, .x = x, .bias = vector};
     assert_int_equal(gelu_backward_bytes(&gelu), 2 * (3 * 60 + 10) + 4 * 10);
     assert_int_equal(gelu_backward_written_bytes(&gelu), 2 * 60 + 4 * 10);
+    /* two copies of (6, 10) in FP8 in place of the results, or beside them */
+    uint8_t codes[60];
+    const struct operand row = {.codes = codes, .rows = 6, .columns = 10},
+                         column = {.codes = codes, .rows = 10, .columns = 6};
+    const struct quantised copies = {row, column};
+    struct norm_forward narrow_norm = norm;
+    narrow_norm.quantise.copies = &copies; /* `out` has no memory */
+    assert_int_equal(norm_forward_written_bytes(&narrow_norm), 120 + 2 * 60 + 4 * 12);
+    struct norm_backward narrow_back = back;
+    narrow_back.quantise.copies = &copies;
+    assert_int_equal(norm_backward_written_bytes(&narrow_back), 120 + 2 * 60 + 4 * 30);
+    struct gelu_backward narrow_gelu = gelu;
+    narrow_gelu.quantise.copies = &copies;
+    assert_int_equal(gelu_backward_written_bytes(&narrow_gelu), 120 + 4 * 10);
+    struct cross_entropy narrow_loss = loss;
+    narrow_loss.quantise.copies = &copies;
+    assert_int_equal(cross_entropy_written_bytes(&narrow_loss), 120 + 4 * 6);
+    const struct quantise quantise = {.out = copies, .in = x, .scaling = SCALING_CURRENT,
+                                      .bias_gradient = gradient};
+    assert_int_equal(quantise_bytes(&quantise), 2 * (2 * 60) + 120 + 4 * 10);
+    assert_int_equal(quantise_written_bytes(&quantise), 120 + 4 * 10);
+    const struct quantised_gemm product = {.c = x, .a = row, .b = column};
+    assert_int_equal(quantised_gemm_bytes(&product), 120 + 120);
+    assert_int_equal(quantised_gemm_written_bytes(&product), 120);
+    assert_int_equal(scales_written_bytes(3), 3 * sizeof(struct scale_state));
     const struct adamw_range ranges[] = {{0, 70, 0.1f}, {128, 30, 0.0f}};
     const struct adamw adamw = {.ranges = ranges, .range_count = 2, .weights = x};
     assert_int_equal(adamw_bytes(&adamw), 100 * 28);

@@ -54,6 +54,110 @@ static void a_replayed_list_is_the_step(void **state) {
     }
 }
 
+/* What narrow recipes are tested on: their blocks divide it. */
+enum { WIDTH = 64, TOKENS = 32 };
+struct narrow_variant {
+    enum config_recipe recipe, lm_head; /* fp32, not narrow, is like bf16 there */
+    enum config_fp8_scaling scaling;
+};
+static const struct narrow_variant narrow_variants[] = {
+    {CONFIG_RECIPE_FP8, CONFIG_RECIPE_FP8, CONFIG_FP8_DELAYED},
+    {CONFIG_RECIPE_FP8, CONFIG_RECIPE_FP32, CONFIG_FP8_CURRENT},
+    {CONFIG_RECIPE_FP8_BLOCK, CONFIG_RECIPE_FP32, 0},
+    {CONFIG_RECIPE_MXFP8, CONFIG_RECIPE_MXFP8, 0},
+    {CONFIG_RECIPE_NVFP4, CONFIG_RECIPE_FP32, 0},
+};
+enum { NARROW_VARIANTS = sizeof narrow_variants / sizeof narrow_variants[0] };
+
+static void narrow_config(struct config *config, const struct narrow_variant *v) {
+    whole_config(config, v->recipe);
+    config->model.width = WIDTH;
+    config->model.heads = 2;
+    config->model.context = config->train.sequence_length = TOKENS;
+    config->precision.lm_head = (int)v->lm_head;
+    config->precision.scaling = (int)v->scaling;
+}
+
+/* One step, always on the same tokens. */
+static void narrow_step(struct small_run *run) {
+    struct gpt_training *t = &run->engine.training;
+    const struct step_policy policy = step_policy(&run->config, 0);
+    small_tokens(t->inputs, BATCH * TOKENS, 3);
+    small_tokens(t->targets, BATCH * TOKENS, 4);
+    EXPECT_OK(step_begin(&run->engine, &policy));
+    EXPECT_OK(step_micro_batch(&run->engine, &policy, true));
+    EXPECT_OK(step_update(&run->engine, &run->config));
+}
+
+/* The second step: under delayed scaling that is the first with scales known before. */
+static void a_replayed_list_is_the_step_of_narrow_recipes(void **state) {
+    (void)state;
+    for (size_t v = 0; v < NARROW_VARIANTS; v++) {
+        struct small_run runs[2];
+        struct op_list list = {0};
+        static struct op_trace trace;
+        size_t quantised = 0;
+        for (size_t i = 0; i < 2; i++) {
+            narrow_config(&runs[i].config, &narrow_variants[v]);
+            small_run_open(&runs[i], ENGINE_TRAIN);
+            narrow_step(&runs[i]);
+        }
+        narrow_step(&runs[0]);
+        EXPECT_OK(step_trace(&runs[1].engine, &runs[1].config, &trace, &list));
+        for (size_t i = 0; i < list.count; i++) {
+            quantised += list.calls[i].kind == OP_QUANTISED_GEMM;
+            EXPECT_OK(op_call_run(&runs[1].engine.device, &list.calls[i]));
+        }
+        assert_int_equal(quantised, narrow_variants[v].lm_head == CONFIG_RECIPE_FP32 ? 24 : 27);
+        const struct snapshot stepped = snapshot_of(&runs[0]), replayed = snapshot_of(&runs[1]);
+        assert_true(snapshot_equal(stepped, replayed));
+        assert_memory_equal(runs[0].engine.scales, runs[1].engine.scales,
+                            gpt_scale_count(&runs[0].engine.gpt) * sizeof(struct scale_state));
+        free(stepped.memory);
+        free(replayed.memory);
+        op_list_close(&list);
+        small_run_close(&runs[0]);
+        small_run_close(&runs[1]);
+    }
+}
+
+static double streamed_bytes(int64_t layers, int64_t batch, enum config_fp8_scaling scaling) {
+    const struct narrow_variant v = {CONFIG_RECIPE_FP8, CONFIG_RECIPE_FP32, scaling};
+    struct config config;
+    struct step_work work;
+    double bytes = 0.0;
+    narrow_config(&config, &v);
+    config.model.layers = layers;
+    config.train.batch = config.train.micro_batch = batch;
+    EXPECT_OK(step_work_open(&work, &config));
+    for (size_t i = 0; i < work.calls.count; i++) {
+        const struct op_call *call = &work.calls.calls[i];
+        const bool attention = strncmp(call->name, "attention", 9) == 0;
+        if (!attention && !op_call_is_gemm(call)) bytes += (double)call->bytes;
+    }
+    step_work_close(&work);
+    return bytes;
+}
+
+/* Bytes a token a layer in fp8, from two depths and two numbers of tokens, by hand in units of the
+ * width C. Delayed: two norms of residual, branch, new residual in BF16 and two copies, 16; two
+ * norms back of three reads, a write and two copies, 20; GELU and back 16 and 24; attention's
+ * output and the gradient of query, key and value read and copied, 4 and 12; 92 in all. Current:
+ * norms, GELU and its gradient are written in BF16 and read again, 8, 16 and 16; a residual's
+ * gradient is read again, 4; what attention made is read for its amax first, 2 and 6. Beside
+ * these mean and rstd of two norms in FP32, there and back. */
+static void bytes_are_those_by_hand(void **state) {
+    static const double widths[] = {[CONFIG_FP8_DELAYED] = 92.0, [CONFIG_FP8_CURRENT] = 144.0};
+    (void)state;
+    for (int scaling = CONFIG_FP8_DELAYED; scaling <= CONFIG_FP8_CURRENT; scaling++) {
+        const enum config_fp8_scaling s = (enum config_fp8_scaling)scaling;
+        const double three = streamed_bytes(3, 6, s) - streamed_bytes(3, 4, s);
+        const double two = streamed_bytes(2, 6, s) - streamed_bytes(2, 4, s);
+        const double expected = widths[scaling] * WIDTH + 4 * 2 * sizeof(float);
+        assert_true((three - two) / (2.0 * TOKENS) == expected);
+    }
+}
+
 static void equal_work_is_found(void **state) {
     struct step_work work;
     struct config config;
@@ -100,10 +204,38 @@ static void check_gemm(const struct floor *floor, const struct op_call *call) {
     else assert_inside(&floor->results, g->c.data, tensor_bytes(g->c));
 }
 
+static void check_operand(const struct floor *floor, const struct operand *o) {
+    const bool tensor = o->mode == SCALE_TENSOR || o->mode == SCALE_NV;
+    assert_inside(&floor->codes[o->format], o->codes, operand_code_bytes(o));
+    assert_ptr_equal(o->state, tensor ? floor->scale : NULL);
+    if (o->mode == SCALE_TENSOR) assert_null(o->scales);
+    else assert_inside(&floor->scales[o->mode], o->scales, operand_scale_bytes(o));
+}
+
+static void check_quantised_gemm(const struct floor *floor, const struct op_call *call) {
+    const struct quantised_gemm *g = &call->args.quantised_gemm;
+    check_operand(floor, &g->a);
+    check_operand(floor, &g->b);
+    if (g->a.format == g->b.format) {
+        assert_true((char *)g->a.codes + operand_code_bytes(&g->a) <= (char *)g->b.codes);
+    }
+    if (g->a.mode == g->b.mode && g->a.mode != SCALE_TENSOR) {
+        assert_true((char *)g->a.scales + operand_scale_bytes(&g->a) <= (char *)g->b.scales);
+    }
+    if (g->bias != NULL) {
+        assert_inside(&floor->operands, call->pointees[0].data, tensor_bytes(call->pointees[0]));
+    }
+    if (g->accumulate) assert_ptr_equal(g->c.data, floor->sums);
+    else assert_inside(&floor->results, g->c.data, tensor_bytes(g->c));
+}
+
 static void check_call(const struct floor *floor, const struct floor_call *call) {
     const struct stream *s = &call->stream;
     switch (call->part) {
-    case FLOOR_GEMM: check_gemm(floor, &call->call); break;
+    case FLOOR_GEMM:
+        if (call->call.kind == OP_GEMM) check_gemm(floor, &call->call);
+        else check_quantised_gemm(floor, &call->call);
+        break;
     case FLOOR_ATTENTION: break;
     default:
         assert_inside(&floor->operands, s->in, s->read_units * STREAM_UNIT_BYTES);
@@ -112,41 +244,72 @@ static void check_call(const struct floor *floor, const struct floor_call *call)
     }
 }
 
+static void check_floor(const struct config *config) {
+    struct step_work work;
+    struct device device;
+    struct floor floor;
+    size_t calls[FLOOR_PARTS] = {0}, units = 0;
+    EXPECT_OK(step_work_open(&work, config));
+    EXPECT_OK(device_open_cpu(&device, 2));
+    EXPECT_OK(floor_open(&floor, &device, &work.calls, work.scratch_bytes, engine_dtype(config)));
+    for (size_t i = 0; i < work.calls.count; i++) {
+        const struct op_call *call = &work.calls.calls[i];
+        const bool attention = strncmp(call->name, "attention", 9) == 0;
+        const enum floor_part part = op_call_is_gemm(call) ? FLOOR_GEMM
+                                     : attention           ? FLOOR_ATTENTION : FLOOR_BYTES;
+        calls[part]++;
+        if (part != FLOOR_BYTES) continue;
+        units += (call->bytes - call->written_bytes + 15) / 16 + (call->written_bytes + 15) / 16;
+    }
+    for (size_t part = 0; part < FLOOR_PARTS; part++) {
+        assert_int_equal(floor.work[part].calls, calls[part]);
+    }
+    assert_int_equal(floor.work[FLOOR_BYTES].bytes, units * STREAM_UNIT_BYTES);
+    const double tokens = (double)step_tokens(config);
+    const double padding = (128.0 - VOCABULARY) * 6.0 * (double)config->model.width *
+                           tokens; /* of the head, multiplied too */
+    assert_true(floor.work[FLOOR_GEMM].flops - padding + floor.work[FLOOR_ATTENTION].flops ==
+                (double)work.flops.total * tokens);
+    for (size_t i = 0; i < floor.count; i++) check_call(&floor, &floor.calls[i]);
+    floor_close(&floor);
+    device_close(&device);
+    step_work_close(&work);
+}
+
 /* What the floor does is what the step asked for: FLOPs and calls equal, bytes rounded up to
  * units. */
 static void the_floor_does_the_work_of_the_step(void **state) {
+    struct config config;
     (void)state;
     for (int recipe = CONFIG_RECIPE_FP32; recipe <= CONFIG_RECIPE_FP16; recipe++) {
+        small_config(&config, (enum config_recipe)recipe);
+        check_floor(&config);
+    }
+    for (size_t i = 0; i < NARROW_VARIANTS; i++) {
+        narrow_config(&config, &narrow_variants[i]);
+        check_floor(&config);
+    }
+}
+
+/* Codes and scales are numbers: what quantised GEMMs add up is finite, and not zero. */
+static void the_floor_runs_in_narrow_recipes(void **state) {
+    (void)state;
+    for (size_t i = 0; i < NARROW_VARIANTS; i++) {
         struct config config;
         struct step_work work;
         struct device device;
         struct floor floor;
-        size_t calls[FLOOR_PARTS] = {0}, units = 0;
-        small_config(&config, (enum config_recipe)recipe);
+        struct sustained times;
+        size_t bad = 0;
+        narrow_config(&config, &narrow_variants[i]);
+        config.train.micro_batch = BATCH / 2; /* the second adds */
         EXPECT_OK(step_work_open(&work, &config));
         EXPECT_OK(device_open_cpu(&device, 2));
-        EXPECT_OK(
-            floor_open(&floor, &device, &work.calls, work.scratch_bytes, engine_dtype(&config)));
-        for (size_t i = 0; i < work.calls.count; i++) {
-            const struct op_call *call = &work.calls.calls[i];
-            const bool attention = strncmp(call->name, "attention", 9) == 0;
-            const enum floor_part part = call->kind == OP_GEMM ? FLOOR_GEMM
-                                         : attention           ? FLOOR_ATTENTION : FLOOR_BYTES;
-            calls[part]++;
-            if (part != FLOOR_BYTES) continue;
-            units += (call->bytes - call->written_bytes + 15) / 16 +
-                     (call->written_bytes + 15) / 16;
-        }
-        for (size_t part = 0; part < FLOOR_PARTS; part++) {
-            assert_int_equal(floor.work[part].calls, calls[part]);
-        }
-        assert_int_equal(floor.work[FLOOR_BYTES].bytes, units * STREAM_UNIT_BYTES);
-        const double tokens = (double)step_tokens(&config);
-        const double padding = (128.0 - VOCABULARY) * 6.0 * 24.0 *
-                               tokens; /* of the head, multiplied too */
-        assert_true(floor.work[FLOOR_GEMM].flops - padding + floor.work[FLOOR_ATTENTION].flops ==
-                    (double)work.flops.total * tokens);
-        for (size_t i = 0; i < floor.count; i++) check_call(&floor, &floor.calls[i]);
+        EXPECT_OK(floor_open(&floor, &device, &work.calls, work.scratch_bytes, DTYPE_BF16));
+        EXPECT_OK(floor_measure_calls(&floor, 0, floor.count, 0.0, 0.005, NULL, &times));
+        const float *sums = floor.sums;
+        for (size_t j = 0; j < WIDTH * WIDTH; j++) bad += !isfinite(sums[j]) || sums[j] == 0.0f;
+        assert_int_equal(bad, 0);
         floor_close(&floor);
         device_close(&device);
         step_work_close(&work);
@@ -266,25 +429,64 @@ static void long_measurements_go_on(void **state) {
 
 static void ceilings_are_measured(void **state) {
     struct device device;
-    double rate = 0.0, tflops = 0.0;
-    size_t side = 0;
+    double rate = 0.0;
     (void)state;
     EXPECT_OK(device_open_cpu(&device, 2));
     EXPECT_OK(ceiling_copy(&device, 0.01, NULL, &rate));
-    EXPECT_OK(ceiling_gemm(&device, DTYPE_F32, 0.01, NULL, &tflops, &side));
-    assert_true(rate > 0.0 && tflops > 0.0 && side > 0);
+    assert_true(rate > 0.0);
+    for (int kind = 0; kind < RECIPE_COUNT; kind++) {
+        const struct recipe *recipe = recipe_row((enum recipe_kind)kind);
+        struct op_call call;
+        double tflops = 0.0;
+        EXPECT_OK(ceiling_gemm(&device, recipe, 0.01, NULL, &tflops, &call));
+        assert_true(tflops > 0.0);
+        assert_int_equal(call.kind, recipe->narrow ? OP_QUANTISED_GEMM : OP_GEMM);
+    }
     device_close(&device);
+}
+
+/* Linears in FP8 and the head in BF16, at the data sheet's figures for B200, by hand. */
+static void gemms_have_the_peaks_of_their_types(void **state) {
+    const struct narrow_variant v = {CONFIG_RECIPE_FP8, CONFIG_RECIPE_FP32, CONFIG_FP8_DELAYED};
+    struct config config;
+    struct step_work work;
+    struct device device;
+    double narrow = 0.0, wide = 0.0;
+    (void)state;
+    narrow_config(&config, &v);
+    EXPECT_OK(step_work_open(&work, &config));
+    EXPECT_OK(device_open_cpu(&device, 1));
+    for (size_t i = 0; i < work.calls.count; i++) {
+        const struct op_call *call = &work.calls.calls[i];
+        if (call->kind == OP_QUANTISED_GEMM) narrow += call->flops;
+        if (call->kind == OP_GEMM) wide += call->flops;
+    }
+    struct speed_limit limit = ceiling_of_gemms(&device, &config, &work.calls);
+    assert_true(limit.tflops == 0.0 && limit.emulated && limit.mixed);
+    device.kind = DEVICE_CUDA; /* in name alone: nothing runs on it */
+    snprintf(device.name, sizeof device.name, "NVIDIA B200");
+    limit = ceiling_of_gemms(&device, &config, &work.calls);
+    const double expected = (narrow + wide) / (narrow / 4500.0 + wide / 2250.0);
+    assert_true(fabs(limit.tflops - expected) < 1e-9 * expected && limit.mixed);
+    assert_int_equal(limit.types, 1u << PEAK_FP8 | 1u << PEAK_BF16);
+    device.kind = DEVICE_CPU;
+    device_close(&device);
+    step_work_close(&work);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_replayed_list_is_the_step),
+        cmocka_unit_test(a_replayed_list_is_the_step_of_narrow_recipes),
+        cmocka_unit_test(bytes_are_those_by_hand),
         cmocka_unit_test(equal_work_is_found),
         cmocka_unit_test(the_floor_does_the_work_of_the_step),
         cmocka_unit_test(the_floor_runs),
+        cmocka_unit_test(the_floor_runs_in_narrow_recipes),
         cmocka_unit_test(long_streams_are_cut),
         cmocka_unit_test(long_measurements_go_on),
         cmocka_unit_test(ceilings_are_measured),
+        cmocka_unit_test(gemms_have_the_peaks_of_their_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

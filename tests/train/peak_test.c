@@ -14,28 +14,29 @@
 
 static void names_as_drivers_report_them(void **state) {
     (void)state;
-    static const struct { const char *name; int capability; double bf16, fp8; } known[] = {
-        {"NVIDIA H200", 90, 989.5, 1979},
-        {"NVIDIA H200", 0, 989.5, 1979},
-        {"nvidia h200", 90, 989.5, 1979},
-        {"NVIDIA H200 NVL", 90, 835.5, 1670.5},
-        {"NVIDIA H100 80GB HBM3", 90, 989.5, 1979},
-        {"NVIDIA H100 PCIe", 90, 756.5, 1513},
-        {"NVIDIA H100 NVL", 90, 835.5, 1670.5},
-        {"NVIDIA B200", 100, 2250, 4500},
-        {"NVIDIA A100-SXM4-80GB", 80, 312, 0},
-        {"A100-SXM4-40GB", 80, 312, 0},
-        {"NVIDIA L40S", 89, 362.05, 733},
-        {"NVIDIA L40", 89, 181.05, 362},
-        {"NVIDIA L4", 89, 121, 242.5},
-        {"NVIDIA GeForce RTX 4090", 89, 165.2, 330.3},
-        {"NVIDIA GeForce RTX 3090", 86, 71, 0},
+    static const struct { const char *name; int capability; double bf16, fp8, fp4; } known[] = {
+        {"NVIDIA H200", 90, 989.5, 1979, 0},
+        {"NVIDIA H200", 0, 989.5, 1979, 0},
+        {"nvidia h200", 90, 989.5, 1979, 0},
+        {"NVIDIA H200 NVL", 90, 835.5, 1670.5, 0},
+        {"NVIDIA H100 80GB HBM3", 90, 989.5, 1979, 0},
+        {"NVIDIA H100 PCIe", 90, 756.5, 1513, 0},
+        {"NVIDIA H100 NVL", 90, 835.5, 1670.5, 0},
+        {"NVIDIA B200", 100, 2250, 4500, 9000},
+        {"NVIDIA A100-SXM4-80GB", 80, 312, 0, 0},
+        {"A100-SXM4-40GB", 80, 312, 0, 0},
+        {"NVIDIA L40S", 89, 362.05, 733, 0},
+        {"NVIDIA L40", 89, 181.05, 362, 0},
+        {"NVIDIA L4", 89, 121, 242.5, 0},
+        {"NVIDIA GeForce RTX 4090", 89, 165.2, 330.3, 0},
+        {"NVIDIA GeForce RTX 3090", 86, 71, 0, 0},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         const struct peak *peak = peak_find(known[i].name, known[i].capability);
         assert_non_null(peak);
         assert_true(peak->tflops[PEAK_BF16] == known[i].bf16);
         assert_true(peak->tflops[PEAK_FP8] == known[i].fp8);
+        assert_true(peak->tflops[PEAK_FP4] == known[i].fp4);
     }
 }
 
@@ -69,6 +70,7 @@ static void rows_follow_the_rules(void **state) {
         if (tflops[PEAK_FP8] > 0.0) {
             assert_true(fabs(tflops[PEAK_FP8] / tflops[PEAK_FP16] - 2.0) <= 0.06);
         }
+        if (tflops[PEAK_FP4] > 0.0) assert_true(tflops[PEAK_FP4] == 2.0 * tflops[PEAK_FP8]);
         if (tflops[PEAK_TF32] > 0.0) {
             assert_true(fabs(tflops[PEAK_FP16] / tflops[PEAK_TF32] - 2.0) <= 0.06);
         }
@@ -131,9 +133,21 @@ static void a_mixture_has_a_speed_of_light(void **state) {
     assert_string_equal(mfu_text(text, &mfu), "emulated");
 }
 
+/* nvfp4 on a B200: 3/4 at 9000 and 1/4 at 2250 take 7/16 of the time of all at 2250. */
+static void four_bits_have_a_peak(void **state) {
+    char text[MFU_TEXT_BYTES];
+    (void)state;
+    const double share[PEAK_TYPE_COUNT] = {[PEAK_FP4] = 0.75, [PEAK_BF16] = 0.25};
+    const struct speed_limit limit = speed_limit_mixed(peak_find("NVIDIA B200", 100), share);
+    assert_true(fabs(limit.tflops - 2250.0 * 16.0 / 7.0) < 1e-6);
+    const struct mfu mfu = mfu_against(limit.tflops / 2.0, &limit);
+    assert_string_equal(mfu_text(text, &mfu), "speed of light 50.0% (FP4 + BF16 dense)");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_mixture_has_a_speed_of_light),
+        cmocka_unit_test(four_bits_have_a_peak),
         cmocka_unit_test(names_as_drivers_report_them),
         cmocka_unit_test(other_devices_have_no_peak),
         cmocka_unit_test(rows_follow_the_rules),

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Curves of one or more runs from their metrics.jsonl: PNGs, one HTML page, TensorBoard events.
 
-Reads runs and changes nothing in them. docs/formats.md has the records. Called by `./deepwell plot`.
+Reads runs and changes nothing in them. docs/formats.md has the records. Draws what `bench numerics`
+wrote, too (numerics.py). Called by `./deepwell plot`.
 """
 import argparse
 import base64
@@ -14,6 +15,8 @@ import statistics
 import sys
 
 import matplotlib
+
+import numerics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend without a window)
@@ -108,9 +111,9 @@ def read_records(path):
     return records
 
 
-def label_runs(runs):
+def label_paths(paths):
     """Names as short as they can be told apart."""
-    names = [os.path.normpath(run.path) for run in runs]
+    names = [os.path.normpath(path) for path in paths]
     parts = [name.split(os.sep) for name in names]
     for length in range(1, max(map(len, parts)) + 1):
         short = [os.sep.join(part[-length:]) for part in parts]
@@ -162,10 +165,20 @@ def draw(axes, panel, runs, labels, options):
     return drawn
 
 
-def draw_all(runs, labels, options):
+def draw_report_panel(axes, panel, reports, labels, options):
+    _, title, how = panel
+    drawn = how(axes, reports, labels, lambda values: smooth(values, options.smooth))
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if drawn and axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
+    return drawn
+
+
+def draw_all(panels, draw, runs, labels, options):
     """(title, PNG bytes) of every panel that has data; all of them in one picture too."""
     pictures = []
-    for panel in PANELS:
+    for panel in panels:
         figure, axes = plt.subplots(figsize=(6.4, 4), dpi=options.dpi, layout="constrained")
         if draw(axes, panel, runs, labels, options):
             data = io.BytesIO()
@@ -212,16 +225,16 @@ def table(head, rows):
 
 
 def configuration_table(runs, labels):
-    """Of several runs the keys that differ, of one run all."""
+    """Of several runs the keys that differ, of one run all, under a heading."""
+    differ = "What differs in the configuration" if len(runs) > 1 else "Configuration"
     keys = sorted({key for run in runs for key in run.configuration})
     rows = []
     for key in keys:
         values = [str(run.configuration.get(key, "-")) for run in runs]
         if len(runs) == 1 or len(set(values)) > 1:
             rows.append([key, *values])
-    if not rows:
-        return "<p>All keys are equal.</p>\n"
-    return table(["key", *labels], rows)
+    keys_table = table(["key", *labels], rows) if rows else "<p>All keys are equal.</p>\n"
+    return f"<h2>{differ}</h2>\n{keys_table}"
 
 
 STYLE = """body { font: 14px sans-serif; margin: 2em; max-width: 1400px }
@@ -230,19 +243,16 @@ padding: 2px 8px; text-align: left } .p { display: flex; flex-wrap: wrap; gap: 1
 img { max-width: 100% }"""
 
 
-def page(runs, labels, pictures):
-    summaries = [summary(run) for run in runs]
+def page(summaries, labels, pictures, rest):
     rows = [[summaries[0][line][0], *(each[line][1] for each in summaries)]
             for line in range(len(summaries[0]))]
     images = "".join(
         f'<img alt="{html.escape(title)}" src="data:image/png;base64,'
         f'{base64.b64encode(data).decode()}">\n' for title, data in pictures)
-    differ = "What differs in the configuration" if len(runs) > 1 else "Configuration"
     return (f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>'
             f'{html.escape(", ".join(labels))}</title><style>{STYLE}</style>\n'
             f'<h1>{html.escape(", ".join(labels))}</h1>\n{table(["", *labels], rows)}'
-            f'<div class="p">\n{images}</div>\n<h2>{differ}</h2>\n'
-            f'{configuration_table(runs, labels)}</html>\n')
+            f'<div class="p">\n{images}</div>\n{rest}</html>\n')
 
 
 def export_tensorboard(runs, labels, folder):
@@ -269,7 +279,9 @@ def write(path, data):
 
 def parse():
     parser = argparse.ArgumentParser(prog="deepwell plot", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a metrics.jsonl")
+    parser.add_argument("runs", nargs="+", metavar="RUN",
+                        help="a run's folder, or a metrics.jsonl; or .json files that `bench numerics"
+                             " --out` wrote: losses of both recipes, their gap, errors")
     parser.add_argument("--out", default="plots", metavar="FOLDER",
                         help="where the files go (default: plots)")
     parser.add_argument("--x", choices=("steps", "tokens", "hours"), default="steps",
@@ -281,23 +293,62 @@ def parse():
     return parser.parse_args()
 
 
-def main():
-    options = parse()
-    if options.smooth < 1 or not 20 <= options.dpi <= 1000:
-        fail(CONFIG, "expected --smooth of at least 1 and --dpi from 20 to 1000")
-    runs = [Run(path) for path in options.runs]
-    labels = label_runs(runs)
-    pictures, overview = draw_all(runs, labels, options)
+def read_report(path):
+    try:
+        return numerics.read(path)
+    except OSError as error:
+        fail(IO, f"cannot read {path}: {error.strerror}; expected what `bench numerics --out` wrote")
+    except ValueError as error:
+        fail(DATA, f"{path}: expected what `deepwell bench numerics --out` writes: {error}")
+
+
+def write_all(options, pictures, overview, text):
     os.makedirs(options.out, exist_ok=True)
     for title, data in pictures:
         write(os.path.join(options.out, title.replace(" ", "_") + ".png"), data)
     write(os.path.join(options.out, "overview.png"), overview)
-    write(os.path.join(options.out, "index.html"), page(runs, labels, pictures).encode())
-    print(f"{len(pictures)} curves of {len(runs)} run{'s' if len(runs) > 1 else ''}: "
+    write(os.path.join(options.out, "index.html"), text.encode())
+
+
+def say(options, pictures, what, count):
+    print(f"{pictures} of {count} {what}{'s' if count > 1 else ''}: "
           f"{os.path.join(options.out, 'index.html')}, overview.png and one PNG each")
+
+
+def plot_runs(options):
+    runs = [Run(path) for path in options.runs]
+    labels = label_paths(options.runs)
+    pictures, overview = draw_all(PANELS, draw, runs, labels, options)
+    text = page([summary(run) for run in runs], labels, pictures, configuration_table(runs, labels))
+    write_all(options, pictures, overview, text)
+    say(options, f"{len(pictures)} curves", "run", len(runs))
     if options.tensorboard:
         export_tensorboard(runs, labels, options.tensorboard)
         print(f"events for TensorBoard: {options.tensorboard}")
+
+
+def plot_reports(options):
+    if options.x != "steps" or options.tensorboard:
+        fail(CONFIG, "--x and --tensorboard are for runs: leave them out with files of bench numerics")
+    reports = [read_report(path) for path in options.runs]
+    labels = label_paths([path[:-len(".json")] for path in options.runs])
+    pictures, overview = draw_all(numerics.PANELS, draw_report_panel, reports, labels, options)
+    text = page([numerics.summary(report) for report in reports], labels, pictures, "")
+    write_all(options, pictures, overview, text)
+    say(options, f"{len(pictures)} pictures", "report", len(reports))
+
+
+def main():
+    options = parse()
+    if options.smooth < 1 or not 20 <= options.dpi <= 1000:
+        fail(CONFIG, "expected --smooth of at least 1 and --dpi from 20 to 1000")
+    reports = [path.endswith(".json") for path in options.runs]
+    if any(reports) and not all(reports):
+        fail(CONFIG, "expected runs, or .json files of bench numerics, not both at once")
+    if any(reports):
+        plot_reports(options)
+    else:
+        plot_runs(options)
 
 
 if __name__ == "__main__":

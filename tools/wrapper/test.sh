@@ -64,6 +64,9 @@ run_tests() { # [--quick] TARGET... BAZEL-OPTION...
     if [[ -z ${DEEPWELL_DATA_PYTHON:-} && -f $root/.venv/deepwell_prepare ]]; then
         export DEEPWELL_DATA_PYTHON=$root/.venv/bin/python # otherwise its test is skipped
     fi
+    if [[ -z ${DEEPWELL_PLOT_PYTHON:-} && -f $root/.venv/deepwell_plot ]]; then
+        export DEEPWELL_PLOT_PYTHON=$root/.venv/bin/python # likewise
+    fi
     test_configuration optimized "" "${options[@]}" -- "${targets[@]}"
     if [[ -z $quick ]]; then
         test_configuration sanitized asan- --config=asan "${options[@]}" -- "${targets[@]}"
