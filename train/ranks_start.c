@@ -9,9 +9,11 @@
 #include <xxhash.h>
 
 #include "train/ranks_open.h"
+#include "train/signals.h"
 
 enum status ranks_start(struct ranks *ranks, struct comm *comm, const struct config *config) {
     TRY(ranks_open(ranks, comm, config));
+    if (ranks->world > 1) signals_be_silent();
     if (ranks->rank == 0 || freopen("/dev/null", "w", stdout) != NULL) return STATUS_OK;
     return status_set(STATUS_IO, "cannot open /dev/null");
 }
