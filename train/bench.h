@@ -17,6 +17,7 @@ enum status bench_step(int argc, char **argv);
 enum status bench_floor(int argc, char **argv);
 enum status bench_gemm(int argc, char **argv);
 enum status bench_ops(int argc, char **argv);
+enum status bench_comm(int argc, char **argv);
 
 /* A new model, stepped on tokens from data.train, or random ones where that is empty. */
 struct bench {

@@ -115,6 +115,11 @@ enum peak_type engine_peak_type(enum dtype dtype) {
     return PEAK_FP32;
 }
 
+enum status engine_open_rank_device(struct device *device, const struct config *config,
+                                    const struct ranks *ranks) {
+    return open_device(device, config, ranks->local_rank);
+}
+
 double engine_peak_tflops(const struct device *device, enum dtype dtype,
                           const struct config *config) {
     if (config->mfu.peak > 0.0) return config->mfu.peak;
@@ -415,7 +420,7 @@ static enum status open_engine(struct engine *engine, const struct config *confi
         .dtype = engine_dtype(config), .precision = engine_precision(config), .parts = parts,
         .memory = memory,
     };
-    TRY(open_device(&engine->device, config, ranks->local_rank));
+    TRY(engine_open_rank_device(&engine->device, config, ranks));
     comm_open_single(&engine->one_rank, &engine->device);
     engine->comm = comm == NULL ? &engine->one_rank : comm;
     engine->comm->device = &engine->device;

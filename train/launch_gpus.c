@@ -18,7 +18,7 @@ static enum status check_gpus(const struct config *config, int64_t gpus) {
     TRY(rank_environment_check_alone());
     if (config->device == CONFIG_DEVICE_CPU) {
         return status_set(STATUS_CONFIG, "--gpus %lld with device = cpu: ranks on CPUs are started "
-                          "by mpirun (mpirun -np %lld deepwell train ...)", (long long)gpus,
+                          "by mpirun (mpirun -np %lld deepwell ...)", (long long)gpus,
                           (long long)gpus);
     }
     cuda_inventory_count(&inventory);

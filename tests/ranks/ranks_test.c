@@ -297,75 +297,6 @@ static void a_signal_to_one_rank_stops_all(void **state) {
     assert_non_null(strstr(verified->out, "step_"));
 }
 
-/* What each step of a run says of exposed communication, as it must lie: within the step. Returns
- * the most. */
-static double most_exposed_ms(const char *run) {
-    cJSON *metrics = e2e_metrics(run);
-    double most = 0.0;
-    const cJSON *step;
-    for (size_t i = 0; (step = e2e_record(metrics, "step", i)) != NULL; i++) {
-        const double exposed = e2e_number(step, "comm_exposed_ms");
-        if (!(exposed > 0.0 && exposed <= e2e_number(step, "step_ms"))) {
-            fail_msg("step %zu: %g ms exposed of %g", i + 1, exposed, e2e_number(step, "step_ms"));
-        }
-        most = fmax(most, exposed);
-    }
-    cJSON_Delete(metrics);
-    return most;
-}
-
-static void exposed_communication_is_measured(void **state) {
-    (void)state;
-    const struct outcome *outcome = train(0, 2, "--comm.order fixed --train.zero 3");
-    e2e_assert_words("summary", outcome->out, "  exposed |exposed     | ms of communication in a "
-                     "step of |the mean over 8 steps on rank 0");
-    assert_true(most_exposed_ms("run") > 0.0);
-    outcome = train(0, 1, "--comm.order fixed --train.out one"); /* nobody to wait for */
-    assert_null(strstr(outcome->out, "exposed"));
-    cJSON *metrics = e2e_metrics("one");
-    assert_null(cJSON_GetObjectItemCaseSensitive(e2e_record(metrics, "step", 0),
-                                                 "comm_exposed_ms"));
-    cJSON_Delete(metrics);
-}
-
-/* Rank 1 stands still for half a second: the first rank waits for it, and says so. */
-static void waiting_for_a_slow_rank_is_exposed(void **state) {
-    (void)state;
-    e2e_write("config", config, strlen(config));
-    const struct process process = mpirun_start_told(
-        2, "train config --train.steps 1000000 --checkpoint.every 0 --validation.every 0");
-    for (int i = 0; i < 4000 && access("run/metrics.jsonl", F_OK) != 0; i++) e2e_sleep(0.005);
-    e2e_sleep(0.2);
-    mpirun_signal_rank_1(SIGSTOP);
-    e2e_sleep(0.5);
-    mpirun_signal_rank_1(SIGCONT);
-    e2e_sleep(0.1);
-    mpirun_signal_rank_1(SIGTERM);
-    assert_int_equal(e2e_wait(&process)->code, STATUS_INTERRUPTED);
-    assert_true(most_exposed_ms("run") > 400.0);
-}
-
-/* The step that training takes, timed on its ranks. */
-static void bench_times_a_step_of_many_ranks(void **state) {
-    (void)state;
-    e2e_write("config", config, strlen(config));
-    static const char *const lines[] = {"--steps 3", "--steps 3 --train.zero 3 --data.train="};
-    for (size_t i = 0; i < 2; i++) {
-        const struct process process = e2e_start(&mpirun, MPI "-n 2 @ bench step config %s",
-                                                 lines[i]);
-        const struct outcome *outcome = e2e_wait(&process);
-        assert_int_equal(outcome->code, 0);
-        e2e_assert_words("bench step", outcome->out, "ranks       2 through Open MPI|"
-                         "exposed     | ms of communication in a mean step of | TFLOPS a rank");
-        assert_int_equal(count_of(outcome->out, "step        median"), 1);
-    }
-    const struct process process = e2e_start(&mpirun, MPI "-n 2 @ bench step config --floor");
-    const struct outcome *outcome = e2e_wait(&process);
-    assert_int_equal(outcome->code, 2);
-    e2e_assert_words("floor", outcome->err, "deepwell: rank 0: --ops and --floor");
-    assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
-}
-
 /* A rank that comes late is waited for. */
 static void a_late_rank_is_waited_for(void **state) {
     (void)state;
@@ -446,9 +377,6 @@ int main(int argc, char **argv) {
         E2E_TEST(a_full_disk_of_one_rank_fails_the_save_of_all),
         E2E_TEST(a_killed_rank_ends_all),
         E2E_TEST(a_signal_to_one_rank_stops_all),
-        E2E_TEST(exposed_communication_is_measured),
-        E2E_TEST(waiting_for_a_slow_rank_is_exposed),
-        E2E_TEST(bench_times_a_step_of_many_ranks),
         E2E_TEST(a_late_rank_is_waited_for),
         E2E_TEST(a_rank_that_never_comes_is_not_waited_for),
         E2E_TEST(what_a_rank_reads_by_itself_is_compared),
