@@ -93,7 +93,7 @@ static double bus_bytes(const struct collective *c, size_t ranks, size_t bytes) 
 
 /* ---- timing ---- */
 
-/* So many calls, one behind the other; *seconds of all of them: the slowest rank's, on every one. */
+/* So many calls in a row; *seconds of all of them: the slowest rank's, the same on every one. */
 static enum status time_calls(struct comm_bench *b, const struct collective *c, size_t bytes,
                               size_t calls, double *seconds) {
     double own = 0.0;

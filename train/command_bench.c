@@ -14,7 +14,7 @@ static const char usage[] =
     "                                       in its order, and nothing else\n"
     "  deepwell bench gemm [M N K | CONFIG] GEMMs, each under sustained load\n"
     "  deepwell bench ops [CONFIG]          every operation of a step alone, under sustained load\n"
-    "  deepwell bench comm [CONFIG]         collectives between ranks, and the rate for plan --ranks\n"
+    "  deepwell bench comm [CONFIG]         collectives between ranks; the rate for plan --ranks\n"
     "  deepwell bench numerics CONFIG       what a recipe does to gradients and the loss\n"
     "\n"
     "`deepwell bench SUBCOMMAND --help` says more; docs/measuring.md says how it is measured.\n";

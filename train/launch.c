@@ -273,9 +273,9 @@ static void pass_on(struct launcher *l, int number) {
     signal_all(l, number);
 }
 
-/* Asked twice, they are to leave at once. A signal that a rank had from elsewhere in the same moment
- * may have swallowed one of ours, for the kernel keeps one of a kind: it is sent until all have
- * gone. */
+/* Asked twice, they are to leave at once. A signal that a rank had from elsewhere in the same
+ * moment may have swallowed one of ours, for the kernel keeps one of a kind: it is sent until all
+ * have gone. */
 static void urge(struct launcher *l) {
     if (l->asked < 2 || clock_seconds() - l->urged_seconds < urge_seconds) return;
     l->urged_seconds = clock_seconds();

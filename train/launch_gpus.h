@@ -11,7 +11,7 @@
 bool launch_gpus_wanted(int64_t gpus);
 
 /* Starts `deepwell [group] argv...` on so many GPUs and returns how they ended; `group` NULL: none.
- * STATUS_CONFIG on CPUs and within another launcher, STATUS_DEVICE if there are not so many GPUs. */
+ * STATUS_CONFIG on CPUs and within another launcher, STATUS_DEVICE with fewer GPUs than that. */
 enum status launch_gpus(const struct config *config, int64_t gpus, const char *group, int argc,
                         char **argv);
 
