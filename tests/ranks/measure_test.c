@@ -1,8 +1,8 @@
 /*
  * What is measured of communication, by the real program under mpirun. Times are noise; oracles:
- * what holds of them whatever they are (exposed communication lies within its step; a rank that stood
- * still for so long was waited for at least so long), nccl-tests' definitions of rates written out
- * by hand, and exit codes.
+ * what holds of them whatever they are (exposed communication lies within its step; a rank that
+ * stood still for so long was waited for at least so long), nccl-tests' definitions of rates
+ * written out by hand, and exit codes.
  */
 #include <math.h>
 #include <signal.h>
