@@ -84,7 +84,7 @@ struct comm {
 /* One rank: collectives copy where out is not in, or do nothing. */
 void comm_open_single(struct comm *comm, struct device *device);
 
-/* Open MPI, for CPU ranks that mpirun or srun started as rank `rank` of `world`. STATUS_CONFIG in a
+/* Open MPI, for CPU ranks that mpirun or srun started as rank `rank` of `world`. STATUS_DEVICE in a
  * build without MPI, saying what to install. */
 enum status comm_open_mpi(struct comm *comm, struct device *device, int rank, int world);
 

@@ -104,6 +104,28 @@ static void bench_times_a_step_of_many_ranks(void **state) {
     assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
 }
 
+/* The threads that the device line names. */
+static long threads_of(const char *out) {
+    const char *end = strstr(out, " thread");
+    assert_non_null(end);
+    while (end > out && end[-1] != ' ') end--;
+    return strtol(end, NULL, 10);
+}
+
+/* With threads = 0 two ranks on the same processors take half each, and one at least. */
+static void ranks_of_a_host_divide_its_processors(void **state) {
+    (void)state;
+    static const char line[] = "bench step config --threads 0 --steps 1";
+    e2e_write("config", config, strlen(config));
+    unsetenv("OMP_NUM_THREADS"); /* which e2e_open() sets, and which speaks for one process */
+    const long all = threads_of(e2e_expect(0, "", "%s", line)->out);
+    const struct process process = e2e_start(&mpirun, MPI "-n 2 @ %s", line);
+    const struct outcome *outcome = e2e_wait(&process);
+    assert_int_equal(outcome->code, 0);
+    e2e_assert_words("threads", outcome->out, "the ranks of this host divide its processors");
+    assert_int_equal(threads_of(outcome->out), all / 2 > 1 ? all / 2 : 1);
+}
+
 /* Rates follow from bytes and time as nccl-tests defines them (its PERFORMANCE.md): the factor from
  * the algorithm's to the bus's is 2 (N-1)/N, (N-1)/N, (N-1)/N and 1. Printed to a hundredth of a
  * microsecond and a thousandth of a GB/s. */
@@ -165,6 +187,7 @@ int main(int argc, char **argv) {
         E2E_TEST(exposed_communication_is_measured),
         E2E_TEST(waiting_for_a_slow_rank_is_exposed),
         E2E_TEST(bench_times_a_step_of_many_ranks),
+        E2E_TEST(ranks_of_a_host_divide_its_processors),
         E2E_TEST(bench_times_collectives),
         E2E_TEST(what_bench_comm_cannot_do_is_refused),
     };

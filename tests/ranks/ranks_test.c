@@ -276,6 +276,7 @@ static void a_killed_rank_ends_all(void **state) {
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 128 + SIGKILL);
     e2e_assert_words("killed", outcome->err, "rank 1|signal 9");
+    assert_null(strstr(outcome->err, "leaving after this step")); /* mpirun's SIGTERM to the rest */
     assert_true(outcome->seconds < 30.0);
     train(0, 3, "--train.steps 12 --checkpoint.every 100000");
 }
