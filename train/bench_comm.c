@@ -46,11 +46,11 @@ struct comm_bench {
     struct device device;
     int64_t from_bytes, to_bytes, gpus;
     double seconds;
-    enum comm_type type;  /* of numbers that are summed: comm.reduction */
+    enum comm_type type;               /* of numbers that are summed: comm.reduction */
     size_t block_bytes, largest_bytes; /* gradients of a block, and of the largest bucket */
-    size_t memory_bytes;  /* of each of */
-    void *in, *out;       /* device memory; zeros, which sums leave as they are */
-    double least_bus;     /* bytes/s of a block's reduce-scatter and all-gather; 0: none yet */
+    size_t memory_bytes;               /* of each of */
+    void *in, *out;                    /* device memory; zeros, which sums leave as they are */
+    double least_bus; /* bytes/s of a block's reduce-scatter and all-gather; 0: none yet */
 };
 
 /* ---- the collectives; `bytes` is the larger of what goes in and comes out on a rank ---- */
@@ -75,7 +75,7 @@ static enum status ask_broadcast(struct comm_bench *b, size_t bytes) {
 static const struct collective {
     const char *name;
     enum status (*ask)(struct comm_bench *, size_t bytes);
-    double turns; /* times that a ring passes (N-1)/N of the bytes; 0: all of them, once */
+    double turns;   /* times that a ring passes (N-1)/N of the bytes; 0: all of them, once */
     bool of_a_step; /* what sharded training asks for */
 } collectives[] = {
     {"all_reduce", ask_all_reduce, 2.0, false},
@@ -127,9 +127,9 @@ static enum status time_row(struct comm_bench *b, const struct collective *c, si
     TRY(time_calls(b, c, bytes, calls, &seconds));
     seconds /= (double)calls;
     const double bus = bus_bytes(c, (size_t)b->ranks.world, bytes) / seconds;
-    printf("  %-16s %14zu %12s %12.2f %14.3f %12.3f%s%s\n", c->name, bytes,
-           text_bytes(text, bytes), seconds * 1e6, (double)bytes / seconds * 1e-9, bus * 1e-9,
-           what[0] == '\0' ? "" : "  ", what);
+    printf("  %-16s %14zu %12s %12.2f %14.3f %12.3f%s%s\n", c->name, bytes, text_bytes(text, bytes),
+           seconds * 1e6, (double)bytes / seconds * 1e-9, bus * 1e-9, what[0] == '\0' ? "" : "  ",
+           what);
     fflush(stdout);
     if (c->of_a_step && what[0] != '\0' && bytes == b->block_bytes &&
         (b->least_bus == 0.0 || bus < b->least_bus)) {
@@ -149,9 +149,9 @@ static size_t whole_parts(const struct comm_bench *b, size_t bytes) {
 static enum status time_size(struct comm_bench *b, size_t bytes, const char *what) {
     for (size_t i = 0; i < COLLECTIVES; i++) {
         const char *signal = signals_received();
-        TRY(ranks_agree(&b->comm, signal == NULL ? STATUS_OK
-                                                 : status_set(STATUS_INTERRUPTED, "stopped by %s",
-                                                              signal)));
+        TRY(ranks_agree(&b->comm, signal == NULL
+                                      ? STATUS_OK
+                                      : status_set(STATUS_INTERRUPTED, "stopped by %s", signal)));
         TRY(time_row(b, &collectives[i], bytes, what));
     }
     return STATUS_OK;
@@ -169,7 +169,8 @@ static enum status time_all(struct comm_bench *b) {
         TRY(time_size(b, b->largest_bytes, "gradients of the embeddings"));
     }
     printf("link        --link-GBps %.3g: the lower bus rate of a block's reduce-scatter and "
-           "all-gather\n", b->least_bus * 1e-9);
+           "all-gather\n",
+           b->least_bus * 1e-9);
     fflush(stdout);
     return STATUS_OK;
 }
@@ -200,7 +201,7 @@ static enum status open_device(struct comm_bench *b, bool lists_ctas) {
     TRY(engine_open_rank_device(&b->device, &b->config, &b->ranks));
     if (lists_ctas && b->device.kind == DEVICE_CPU) {
         return status_set(STATUS_CONFIG, "--max-ctas is of NCCL, between GPUs; these ranks are on "
-                          "CPUs");
+                                         "CPUs");
     }
     TRY(device_allocate(&b->device, b->memory_bytes, &b->in));
     return device_allocate(&b->device, b->memory_bytes, &b->out);
@@ -223,7 +224,7 @@ static enum status run_once(struct comm_bench *b, size_t lists) {
     TRY_GOTO(ranks_start(&b->ranks, &b->comm, &b->config), cleanup);
     if (b->ranks.world == 1) {
         status = status_set(STATUS_CONFIG, "one rank has nobody to talk to: start several (mpirun "
-                            "-np 2 deepwell bench comm ..., or --gpus 2)");
+                                           "-np 2 deepwell bench comm ..., or --gpus 2)");
         goto cleanup;
     }
     TRY_GOTO(ranks_check_alike(&b->comm, &b->config), cleanup);
@@ -273,7 +274,8 @@ static enum status run_list(struct comm_bench *b, const char *list) {
 }
 
 enum status bench_comm(int argc, char **argv) {
-    static struct comm_bench b = {.from_bytes = FROM_DEFAULT, .to_bytes = TO_DEFAULT,
+    static struct comm_bench b = {.from_bytes = FROM_DEFAULT,
+                                  .to_bytes = TO_DEFAULT,
                                   .seconds = 0.2};
     const char *max_ctas = NULL;
     const struct cli_option options[] = {
@@ -284,8 +286,11 @@ enum status bench_comm(int argc, char **argv) {
         {.name = "--max-ctas", .text = &max_ctas},
     };
     const struct cli cli = {
-        .command = "bench comm", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "bench comm",
+        .usage = usage,
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     bool help = false;
     TRY(cli_one_config(&cli, argc, argv, &b.config, &help));

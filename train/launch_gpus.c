@@ -17,9 +17,10 @@ static enum status check_gpus(const struct config *config, int64_t gpus) {
     static struct cuda_inventory inventory;
     TRY(rank_environment_check_alone());
     if (config->device == CONFIG_DEVICE_CPU) {
-        return status_set(STATUS_CONFIG, "--gpus %lld with device = cpu: ranks on CPUs are started "
-                          "by mpirun (mpirun -np %lld deepwell ...)", (long long)gpus,
-                          (long long)gpus);
+        return status_set(STATUS_CONFIG,
+                          "--gpus %lld with device = cpu: ranks on CPUs are started "
+                          "by mpirun (mpirun -np %lld deepwell ...)",
+                          (long long)gpus, (long long)gpus);
     }
     cuda_inventory_count(&inventory);
     if (inventory.state != CUDA_READY) {
@@ -27,9 +28,10 @@ static enum status check_gpus(const struct config *config, int64_t gpus) {
                           inventory.message);
     }
     if (gpus <= inventory.count) return STATUS_OK;
-    return status_set(STATUS_DEVICE, "--gpus %lld: this process sees %d GPU%s (nvidia-smi, "
-                      "CUDA_VISIBLE_DEVICES): ask for no more", (long long)gpus, inventory.count,
-                      inventory.count == 1 ? "" : "s");
+    return status_set(STATUS_DEVICE,
+                      "--gpus %lld: this process sees %d GPU%s (nvidia-smi, "
+                      "CUDA_VISIBLE_DEVICES): ask for no more",
+                      (long long)gpus, inventory.count, inventory.count == 1 ? "" : "s");
 }
 
 /* The copies know by their environment that they are ranks. */

@@ -26,12 +26,12 @@ enum status ranks_check_alike(struct comm *comm, const struct config *config) {
     if (comm->world == 1) return STATUS_OK;
     cJSON *keys = config_to_json(config);
     if (keys != NULL) checks = calloc(1 + (size_t)cJSON_GetArraySize(keys), sizeof *checks);
-    enum status status = checks == NULL
-                             ? status_set(STATUS_MEMORY, "out of memory comparing ranks")
-                             : digest_file("/proc/self/exe", &program);
+    enum status status = checks == NULL ? status_set(STATUS_MEMORY, "out of memory comparing ranks")
+                                        : digest_file("/proc/self/exe", &program);
     TRY_GOTO(ranks_agree(comm, status), cleanup);
     checks[count++] = (struct ranks_check){
-        "the program", XXH3_64bits(program.xxh3_128, strlen(program.xxh3_128)),
+        "the program",
+        XXH3_64bits(program.xxh3_128, strlen(program.xxh3_128)),
     };
     for (const cJSON *key = keys->child; key != NULL; key = key->next) {
         const char *value = cJSON_GetStringValue(key);
@@ -57,9 +57,10 @@ void ranks_leave(const struct ranks *ranks, struct comm *comm, enum status statu
 const char *ranks_described(char text[RANKS_DESCRIBED_BYTES], const struct engine *engine) {
     static const char *const shared[] = {"nothing", "optimizer", "optimizer and gradients", "all"};
     const struct exchange *x = &engine->exchange;
-    snprintf(text, RANKS_DESCRIBED_BYTES, "%d through %s; sharing %s (train.zero %d); sums in %s, "
-             "%s", engine->ranks.world, engine->comm->name, shared[x->zero], x->zero,
-             x->bf16 ? "bf16" : "fp32",
-             x->fixed ? "in the order of one rank" : "in any order");
+    snprintf(text, RANKS_DESCRIBED_BYTES,
+             "%d through %s; sharing %s (train.zero %d); sums in %s, "
+             "%s",
+             engine->ranks.world, engine->comm->name, shared[x->zero], x->zero,
+             x->bf16 ? "bf16" : "fp32", x->fixed ? "in the order of one rank" : "in any order");
     return text;
 }

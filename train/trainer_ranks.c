@@ -203,6 +203,7 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
                                 const struct checkpoint_retention *retention) {
     const size_t world = (size_t)t->ranks.world;
     const bool first = t->ranks.rank == 0;
+    bool open = false; /* begun here, and neither ended nor given up */
     struct checkpoint_writing writing = {0};
     struct begun own = {0};
     struct begun *begun = calloc(world, sizeof *begun);
@@ -212,6 +213,7 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
                              : STATUS_OK;
     if (first && status == STATUS_OK) {
         status = checkpoint_begin(&writing, t->config->train.out, content, retention, world);
+        open = status == STATUS_OK;
         own.whole = writing.whole;
         memcpy(own.folder, writing.folder, sizeof own.folder);
     }
@@ -219,11 +221,13 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
     TRY_GOTO(comm_gather_host(&t->comm, begun, &own, sizeof own), cleanup);
     if (!begun[0].whole) status = write_all(t, &writing, content, begun[0].folder, digests);
     if (first) {
+        open = false;
         status = status == STATUS_OK ? checkpoint_end(&writing, digests, world)
                                      : checkpoint_fail(&writing, status);
     }
     status = ranks_agree(&t->comm, status);
 cleanup:
+    if (open) status = checkpoint_fail(&writing, status); /* another rank could not begin */
     free(begun);
     free(digests);
     return status;

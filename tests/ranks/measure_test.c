@@ -55,14 +55,15 @@ static double most_exposed_ms(const char *run) {
 static void exposed_communication_is_measured(void **state) {
     (void)state;
     const struct outcome *outcome = train(2, "--comm.order fixed --train.zero 3");
-    e2e_assert_words("summary", outcome->out, "  exposed |exposed     | ms of communication in a "
+    e2e_assert_words("summary", outcome->out,
+                     "  exposed |exposed     | ms of communication in a "
                      "step of |the mean over 8 steps on rank 0");
     assert_true(most_exposed_ms("run") > 0.0);
     outcome = train(1, "--comm.order fixed --train.out one"); /* nobody to wait for */
     assert_null(strstr(outcome->out, "exposed"));
     cJSON *metrics = e2e_metrics("one");
-    assert_null(cJSON_GetObjectItemCaseSensitive(e2e_record(metrics, "step", 0),
-                                                 "comm_exposed_ms"));
+    assert_null(
+        cJSON_GetObjectItemCaseSensitive(e2e_record(metrics, "step", 0), "comm_exposed_ms"));
     cJSON_Delete(metrics);
 }
 
@@ -93,7 +94,8 @@ static void bench_times_a_step_of_many_ranks(void **state) {
                                                  lines[i]);
         const struct outcome *outcome = e2e_wait(&process);
         assert_int_equal(outcome->code, 0);
-        e2e_assert_words("bench step", outcome->out, "ranks       2 through Open MPI|"
+        e2e_assert_words("bench step", outcome->out,
+                         "ranks       2 through Open MPI|"
                          "exposed     | ms of communication in a mean step of | TFLOPS a rank");
         assert_int_equal(count_of(outcome->out, "step        median"), 1);
     }
@@ -135,15 +137,20 @@ static void bench_times_collectives(void **state) {
     static const struct {
         const char *name;
         double factor;
-    } rows[] = {{"all_reduce", 4.0 / 3}, {"reduce_scatter", 2.0 / 3}, {"all_gather", 2.0 / 3},
+    } rows[] = {{"all_reduce", 4.0 / 3},
+                {"reduce_scatter", 2.0 / 3},
+                {"all_gather", 2.0 / 3},
                 {"broadcast", 1.0}};
     e2e_write("config", config, strlen(config));
     const struct process process =
-        e2e_start(&mpirun, MPI "-n %d @ bench comm config --model.vocabulary 4096 --from 3072 --to "
-                  "49152 --seconds 0.005", RANKS);
+        e2e_start(&mpirun,
+                  MPI "-n %d @ bench comm config --model.vocabulary 4096 --from 3072 --to "
+                      "49152 --seconds 0.005",
+                  RANKS);
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 0);
-    e2e_assert_words("bench comm", outcome->out, "ranks       3 through Open MPI|sums in fp32|"
+    e2e_assert_words("bench comm", outcome->out,
+                     "ranks       3 through Open MPI|sums in fp32|"
                      "  gradients of a block\n|  gradients of the embeddings\n|--link-GBps ");
     int found = 0;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -152,7 +159,8 @@ static void bench_times_collectives(void **state) {
         for (const char *at = outcome->out; (at = strstr(at, start)) != NULL; at++, found++) {
             double bytes = 0, us = 0, algorithm = 0, bus = 0;
             assert_int_equal(sscanf(at + strlen(start), "%lf %*f %*s %lf %lf %lf", &bytes, &us,
-                                    &algorithm, &bus), 4);
+                                    &algorithm, &bus),
+                             4);
             assert_true(bytes > 0 && us > 0);
             const double expected = bytes / us * 1e-3, slack = 0.0006 + expected * 0.006 / us;
             if (fabs(algorithm - expected) > slack ||
@@ -169,8 +177,7 @@ static void what_bench_comm_cannot_do_is_refused(void **state) {
     (void)state;
     e2e_write("config", config, strlen(config));
     e2e_expect(2, "one rank has nobody to talk to|mpirun -np 2|--gpus 2", "bench comm config");
-    e2e_expect(2, "--from 4096 is more than --to 1024",
-               "bench comm config --from 4096 --to 1024");
+    e2e_expect(2, "--from 4096 is more than --to 1024", "bench comm config --from 4096 --to 1024");
     e2e_expect(2, "--gpus 2 with device = cpu", "bench comm config --gpus 2");
     const char *const lists[] = {"4,x", "4,,8", "65", ""};
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
