@@ -17,10 +17,13 @@ enum status bench_step(int argc, char **argv);
 enum status bench_floor(int argc, char **argv);
 enum status bench_gemm(int argc, char **argv);
 enum status bench_ops(int argc, char **argv);
+enum status bench_comm(int argc, char **argv);
 
 /* A new model, stepped on tokens from data.train, or random ones where that is empty. */
 struct bench {
     const struct config *config;
+    struct ranks ranks;
+    struct comm comm;
     struct engine engine;
     struct dataset dataset;
     struct loader *loader; /* NULL: random tokens */
@@ -30,8 +33,12 @@ struct bench {
     struct gpu_power power;
 };
 
-/* Opens everything and prints what will run. bench_close() it, also after a failure. */
+/* Opens everything and prints what will run, on this one rank alone. bench_close() it, also after
+ * a failure. */
 enum status bench_open(struct bench *bench, const struct config *config);
+/* The same on all ranks that a launcher started, as training begins; each takes its share of
+ * train.batch. */
+enum status bench_open_ranks(struct bench *bench, const struct config *config);
 void bench_close(struct bench *bench);
 
 /* A whole optimizer step, asked for. STATUS_INTERRUPTED after a signal. */

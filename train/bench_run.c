@@ -7,25 +7,39 @@
 #include "base/random.h"
 #include "base/text.h"
 #include "train/bench.h"
+#include "train/comm_self_test.h"
+#include "train/comm_watched.h"
 #include "train/op_trace.h"
+#include "train/ranks_start.h"
 #include "train/signals.h"
 #include "train/step.h"
+
+static enum status open_dataset(struct bench *b) {
+    const struct config *c = b->config;
+    if (c->data.train[0] == '\0') return STATUS_OK;
+    const enum status opened = dataset_open(&b->dataset, c->data.train,
+                                            (size_t)config_sequence_length(c),
+                                            (size_t)c->model.vocabulary, ORDER_SHUFFLED,
+                                            (uint64_t)c->train.seed);
+    if (opened == STATUS_OK) return STATUS_OK;
+    return status_context(opened, "data.train (--data.train= times random tokens)");
+}
+
+/* Micro-batches of a step on this rank. */
+static size_t micro_batches_of(const struct bench *b) {
+    return (size_t)(b->config->train.batch / config_micro_batch(b->config)) /
+           (size_t)b->ranks.world;
+}
 
 static enum status open_tokens(struct bench *b) {
     const struct config *c = b->config;
     const size_t micro = (size_t)config_micro_batch(c), length = (size_t)config_sequence_length(c);
     const struct loader_shape shape = {
-        .rows = micro, .micro_batches = (size_t)c->train.batch / micro, .ranks = 1,
+        .rows = micro, .micro_batches = micro_batches_of(b),
+        .rank = (size_t)b->ranks.rank, .ranks = (size_t)b->ranks.world,
     };
-    if (c->data.train[0] != '\0') {
-        const enum status opened = dataset_open(&b->dataset, c->data.train, length,
-                                                (size_t)c->model.vocabulary, ORDER_SHUFFLED,
-                                                (uint64_t)c->train.seed);
-        if (opened != STATUS_OK) {
-            return status_context(opened, "data.train (--data.train= times random tokens)");
-        }
-        return loader_open(&b->loader, &b->dataset, &shape, 0);
-    }
+    if (c->data.train[0] != '\0') return loader_open(&b->loader, &b->dataset, &shape, 0);
+    b->drawn = (uint64_t)b->ranks.rank << 40; /* no two ranks draw the same */
     b->random = calloc(micro * length + 1, sizeof *b->random);
     if (b->random == NULL) return status_set(STATUS_MEMORY, "out of memory for random tokens");
     return STATUS_OK;
@@ -53,12 +67,13 @@ static enum status upload_tokens(struct bench *b) {
 
 enum status bench_run_step(struct bench *b) {
     const struct step_policy policy = step_policy(b->config, b->step++);
-    const int64_t micro_batches = b->config->train.batch / config_micro_batch(b->config);
+    const size_t micro_batches = micro_batches_of(b);
     if (signals_received() != NULL) {
         return status_set(STATUS_INTERRUPTED, "stopped by %s", signals_received());
     }
+    TRY(comm_at_step(&b->comm, b->step));
     TRY(step_begin(&b->engine, &policy));
-    for (int64_t micro = 0; micro < micro_batches; micro++) {
+    for (size_t micro = 0; micro < micro_batches; micro++) {
         TRY(upload_tokens(b));
         TRY(step_micro_batch(&b->engine, &policy, micro == 0));
     }
@@ -126,17 +141,39 @@ void bench_print_step(const struct config *config, const struct device *device,
     fflush(stdout);
 }
 
-enum status bench_open(struct bench *b, const struct config *config) {
-    *b = (struct bench){.config = config};
+static enum status open_model(struct bench *b) {
+    struct comm *comm = &b->comm;
+    TRY(ranks_agree(comm, engine_open_rank(&b->engine, b->config, ENGINE_TRAIN, &b->ranks, comm)));
+    if (b->ranks.world > 1) TRY(ranks_agree(comm, comm_self_test(comm)));
+    return engine_initialise(&b->engine, b->config);
+}
+
+static enum status open_all(struct bench *b) {
+    const struct config *config = b->config;
+    char ranks[RANKS_DESCRIBED_BYTES];
+    TRY(ranks_agree(&b->comm, open_dataset(b)));
+    TRY(ranks_check_alike(&b->comm, config));
+    TRY(open_model(b));
     TRY(open_tokens(b));
-    TRY(engine_open(&b->engine, config, ENGINE_TRAIN, ENGINE_REAL));
-    TRY(engine_initialise(&b->engine, config));
     gpu_power_open(&b->power, b->engine.device.bus_id);
     bench_print_device(&b->engine.device);
+    if (b->ranks.world > 1) printf("ranks       %s\n", ranks_described(ranks, &b->engine));
     bench_print_step(config, &b->engine.device,
                      b->loader != NULL ? config->data.train
                                        : "a uniform random generator (no data.train)");
     return STATUS_OK;
+}
+
+enum status bench_open(struct bench *b, const struct config *config) {
+    *b = (struct bench){.config = config, .ranks = ranks_one()};
+    comm_open_single(&b->comm, NULL);
+    return open_all(b);
+}
+
+enum status bench_open_ranks(struct bench *b, const struct config *config) {
+    *b = (struct bench){.config = config};
+    TRY(ranks_start(&b->ranks, &b->comm, config));
+    return open_all(b);
 }
 
 void bench_close(struct bench *b) {
@@ -145,6 +182,7 @@ void bench_close(struct bench *b) {
     dataset_close(&b->dataset);
     free(b->random);
     engine_close(&b->engine);
+    comm_close(&b->comm);
     *b = (struct bench){0};
 }
 

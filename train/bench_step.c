@@ -7,7 +7,10 @@
 #include "base/text.h"
 #include "train/bench.h"
 #include "train/cli.h"
+#include "train/launch.h"
+#include "train/launch_gpus.h"
 #include "train/op_report.h"
+#include "train/ranks_start.h"
 #include "train/step.h"
 
 static const char usage[] =
@@ -25,12 +28,15 @@ static const char usage[] =
     "  --floor              then the floor of this step (`deepwell bench floor --help`) in the\n"
     "                       same process, after the model's memory was released, and the share\n"
     "  --seconds S          how long the floor is timed (default 5)\n"
+    "  --gpus N             N ranks on this host, a GPU each; or started by any launcher, as\n"
+    "                       `deepwell train` is (docs/many_ranks.md). Says how much of a step\n"
+    "                       stood still for communication. --ops and --floor are for one rank\n"
     "\n"
     "  deepwell bench step configs/gpt2_124m.conf --data.train= --train.batch 4 \\\n"
     "      --train.micro_batch 4 --train.sequence_length 64 --steps 10 --ops\n";
 
 struct request {
-    int64_t steps, warmup;
+    int64_t steps, warmup, gpus;
     double warmup_seconds; /* negative: the device's default */
     double floor_seconds;
     bool ops, floor;
@@ -70,11 +76,21 @@ static void print_memory(const struct bench *b) {
            known ? text_bytes(used_text, used) : "n/a", planned_text);
 }
 
+/* With several ranks: what of the mean step communication took that nothing hid. */
+static void print_exposed(const struct bench *b, double sum_seconds, size_t count) {
+    const double exposed = comm_waited_seconds(&b->comm, 0, 1);
+    if (b->ranks.world == 1) return;
+    printf("exposed     %.2f ms of communication in a mean step of %.2f: %.2f %%, on rank 0\n",
+           exposed / (double)count * 1e3, sum_seconds / (double)count * 1e3,
+           100.0 * exposed / sum_seconds);
+}
+
 static enum status print_times(const struct bench *b, double *seconds, size_t count,
                                double warmup_seconds, const struct step_state *state,
                                struct result *result) {
     const struct gpt *gpt = &b->engine.gpt;
     const double tokens = (double)step_tokens(b->config);
+    const double own_tokens = tokens / (double)b->ranks.world; /* of this rank's device */
     struct flops flops;
     char text[MFU_TEXT_BYTES], duration[TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
     double sum = 0.0;
@@ -83,18 +99,19 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     qsort(seconds, count, sizeof *seconds, by_value);
     const double median = quantile(seconds, count, 0.5);
     const struct speed_limit limit = engine_speed_limit(&b->engine, b->config, &flops);
-    *result = (struct result){median, flops_tera_per_second(flops.total, tokens, median), {0}};
+    *result = (struct result){median, flops_tera_per_second(flops.total, own_tokens, median), {0}};
     result->mfu = mfu_against(result->tflops, &limit);
     for (size_t i = 0; i < count; i++) sum += seconds[i];
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f, mean %.1f over %zu steps\n",
            median * 1e3, quantile(seconds, count, 0.1) * 1e3,
            quantile(seconds, count, 0.9) * 1e3, sum / (double)count * 1e3, count);
-    printf("speed       %.0f tokens/s, %.4f TFLOPS, %s\n", tokens / median, result->tflops,
-           mfu_text(text, &result->mfu));
+    print_exposed(b, sum, count);
+    printf("speed       %.0f tokens/s, %.4f TFLOPS%s, %s\n", tokens / median, result->tflops,
+           b->ranks.world > 1 ? " a rank" : "", mfu_text(text, &result->mfu));
     print_memory(b);
     printf("warm-up     %s with the search for algorithms\n",
            text_duration(duration, warmup_seconds));
-    printf("power       %s\n", gpu_power_text(watts, &b->power, tokens * (double)count));
+    printf("power       %s\n", gpu_power_text(watts, &b->power, own_tokens * (double)count));
     printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
     fflush(stdout);
     return STATUS_OK;
@@ -119,19 +136,32 @@ static enum status time_ops(struct bench *b) {
 static enum status time_steps(struct bench *b, double *seconds, size_t steps) {
     struct device *device = &b->engine.device;
     TRY(device_wait(device));
+    TRY(comm_barrier(&b->comm)); /* no rank's first step waits for another's start */
     gpu_power_start(&b->power);
+    TRY(comm_note_waits(&b->comm, 0));
     TRY(device_mark(device, 0));
     for (size_t i = 0; i < steps; i++) {
         TRY(bench_run_step(b));
         TRY(device_mark(device, i + 1));
         gpu_power_look(&b->power);
     }
+    TRY(comm_note_waits(&b->comm, 1));
     TRY(device_wait(device));
     gpu_power_stop(&b->power);
     for (size_t i = 0; i < steps; i++) {
         TRY(device_seconds_between(device, i, i + 1, &seconds[i]));
     }
     return STATUS_OK;
+}
+
+/* All ranks take the same number of steps. */
+static enum status as_first_rank(struct comm *comm, bool *go_on) {
+    bool *all = calloc((size_t)comm->world, sizeof *all);
+    if (all == NULL) return status_set(STATUS_MEMORY, "out of memory for the ranks' answers");
+    const enum status status = comm_gather_host(comm, all, go_on, sizeof *all);
+    *go_on = all[0];
+    free(all);
+    return status;
 }
 
 /* The steps that choose algorithms and record, and then more under load, the device never waiting
@@ -146,13 +176,15 @@ static enum status warm_up(struct bench *b, const struct request *request) {
     for (int64_t i = 0; i < request->warmup; i++) TRY(bench_run_step(b));
     TRY(device_wait(device));
     const double begun = clock_seconds();
-    for (size_t i = 0; clock_seconds() - begun < wanted; i++) {
+    for (size_t i = 0;; i++) {
         const size_t before = (i + 1) % 2;
+        bool go_on = clock_seconds() - begun < wanted;
+        TRY(as_first_rank(&b->comm, &go_on));
+        if (!go_on) return STATUS_OK;
         TRY(bench_run_step(b));
         TRY(device_mark(device, i % 2));
         if (i > 0) TRY(device_seconds_between(device, before, before, &ignored)); /* waits */
     }
-    return STATUS_OK;
 }
 
 static enum status measure(struct bench *b, const struct request *request, struct result *result) {
@@ -192,8 +224,14 @@ static enum status compare_floor(const struct config *config, const struct reque
 static enum status run(const struct config *config, const struct request *request) {
     struct bench bench;
     struct result result = {0};
-    enum status status = bench_open(&bench, config);
+    enum status status = bench_open_ranks(&bench, config);
+    if (status == STATUS_OK && bench.ranks.world > 1 && (request->ops || request->floor)) {
+        status = status_set(STATUS_CONFIG, "--ops and --floor take a step of one rank apart: start "
+                            "one rank, or leave them out");
+        status = ranks_agree(&bench.comm, status);
+    }
     if (status == STATUS_OK) status = measure(&bench, request, &result);
+    ranks_leave(&bench.ranks, &bench.comm, status, false);
     bench_close(&bench);
     TRY(status);
     TRY(bench_check_tflops("the step", result.tflops, result.mfu.limit.tflops,
@@ -212,6 +250,7 @@ enum status bench_step(int argc, char **argv) {
         {.name = "--ops", .flag = &request.ops},
         {.name = "--floor", .flag = &request.floor},
         {.name = "--seconds", .real = &request.floor_seconds, .most = 3600},
+        {.name = "--gpus", .whole = &request.gpus, .least = 1, .most = LAUNCH_RANKS_MAX},
     };
     const struct cli cli = {
         .command = "bench step", .usage = usage, .options = options,
@@ -221,5 +260,8 @@ enum status bench_step(int argc, char **argv) {
     bool help = false;
     TRY(cli_one_config(&cli, argc, argv, &config, &help));
     if (help) return STATUS_OK;
+    if (launch_gpus_wanted(request.gpus)) {
+        return launch_gpus(&config, request.gpus, "bench", argc, argv);
+    }
     return run(&config, &request);
 }

@@ -36,6 +36,14 @@ enum status comm_after_compute(struct comm *comm) { return comm->calls->after_co
 
 enum status compute_after_comm(struct comm *comm) { return comm->calls->compute_after(comm); }
 
+enum status comm_note_waits(struct comm *comm, size_t slot) {
+    return comm->calls->note_waits(comm, slot);
+}
+
+double comm_waited_seconds(const struct comm *comm, size_t first, size_t second) {
+    return comm->calls->noted_seconds(comm, second) - comm->calls->noted_seconds(comm, first);
+}
+
 enum status comm_gather_host(struct comm *comm, void *out, const void *in, size_t bytes) {
     return comm->calls->gather_host(comm, out, in, bytes);
 }

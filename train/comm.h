@@ -32,6 +32,8 @@ static inline size_t comm_type_bytes(enum comm_type type) {
     return type == COMM_F64 ? 8 : type == COMM_BF16 ? 2 : 4;
 }
 
+enum { COMM_NOTES = 4 };
+
 struct comm;
 
 struct comm_calls {
@@ -55,6 +57,11 @@ struct comm_calls {
      * from now on for the collectives so far. */
     enum status (*after_compute)(struct comm *);
     enum status (*compute_after)(struct comm *);
+    /* Keeps in `slot` (below COMM_NOTES), in the order of the device's work and without waiting for
+     * it, how long that work has stood still for collectives so far. What slot holds, in seconds:
+     * true once the device is past the note. */
+    enum status (*note_waits)(struct comm *, size_t slot);
+    double (*noted_seconds)(const struct comm *, size_t slot);
 
     /* Host memory; out (world * bytes): part r is what rank r has at `in`. Waits for all ranks, and
      * thereby for their host's calls so far, not for their devices. From the main thread. */
@@ -77,7 +84,7 @@ struct comm {
 /* One rank: collectives copy where out is not in, or do nothing. */
 void comm_open_single(struct comm *comm, struct device *device);
 
-/* Open MPI, for CPU ranks that mpirun or srun started as rank `rank` of `world`. STATUS_CONFIG in a
+/* Open MPI, for CPU ranks that mpirun or srun started as rank `rank` of `world`. STATUS_DEVICE in a
  * build without MPI, saying what to install. */
 enum status comm_open_mpi(struct comm *comm, struct device *device, int rank, int world);
 
@@ -94,6 +101,14 @@ enum status comm_exchange(struct comm *comm, void *out, const void *in, size_t b
 enum status comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);
 enum status comm_after_compute(struct comm *comm);
 enum status compute_after_comm(struct comm *comm);
+/* Exposed communication: how long the device's work stood still for collectives between two notes.
+ * On a GPU the time from where the compute stream was done with all that it had, to where it could
+ * go on behind compute_after_comm(); an empty wait counts as the few us that asking costs. On a CPU
+ * all time within collectives on device memory, since nothing runs beside them. Waiting for ranks
+ * that come late is in it. One rank: 0. The note never waits; the seconds are to be read once the
+ * device is past the second note. */
+enum status comm_note_waits(struct comm *comm, size_t slot);
+double comm_waited_seconds(const struct comm *comm, size_t first, size_t second);
 enum status comm_gather_host(struct comm *comm, void *out, const void *in, size_t bytes);
 enum status comm_barrier(struct comm *comm);
 

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "kernels/tensor.h"
 #include "train/comm.h"
 
@@ -20,6 +21,8 @@ enum { UNIT_BYTES = 1024 };
 struct mpi_backend {
     MPI_Datatype unit; /* UNIT_BYTES bytes */
     MPI_Op bf16_sum;
+    double waited_seconds; /* in collectives on device memory */
+    double noted_seconds[COMM_NOTES];
     bool aborted;
 };
 
@@ -31,6 +34,12 @@ static enum status check(int code, const char *what) {
     if (code == MPI_SUCCESS) return STATUS_OK;
     MPI_Error_string(code, text, &length);
     return status_set(STATUS_DEVICE, "%s between the ranks failed: %s", what, text);
+}
+
+/* The same at the end of a collective that began then: nothing was computed beside it. */
+static enum status done(const struct comm *comm, double begun, int code, const char *what) {
+    backend_of(comm)->waited_seconds += clock_seconds() - begun;
+    return check(code, what);
 }
 
 /* So many bytes as a count and a type that MPI can say. */
@@ -92,21 +101,25 @@ static enum status all_reduce(struct comm *comm, void *data, size_t count, enum 
     TRY(count_of(count, &n));
     const MPI_Datatype t = number_type(type);
     const bool root = comm->rank == 0;
-    TRY(check(MPI_Reduce(root ? MPI_IN_PLACE : data, data, n, t, operation(comm, type, sum), 0,
-                         MPI_COMM_WORLD), "a sum"));
-    return check(MPI_Bcast(data, n, t, 0, MPI_COMM_WORLD), "a sum");
+    const double begun = clock_seconds();
+    int code = MPI_Reduce(root ? MPI_IN_PLACE : data, data, n, t, operation(comm, type, sum), 0,
+                          MPI_COMM_WORLD);
+    if (code == MPI_SUCCESS) code = MPI_Bcast(data, n, t, 0, MPI_COMM_WORLD);
+    return done(comm, begun, code, "a sum");
 }
 
 static enum status reduce_scatter(struct comm *comm, void *out, const void *in, size_t count,
                                   enum comm_type type) {
     int n = 0;
     TRY(count_of(count, &n));
-    return check(MPI_Reduce_scatter_block(in, out, n, number_type(type),
-                                          operation(comm, type, COMM_SUM), MPI_COMM_WORLD),
-                 "reduce-scatter");
+    const double begun = clock_seconds();
+    return done(comm, begun,
+                MPI_Reduce_scatter_block(in, out, n, number_type(type),
+                                         operation(comm, type, COMM_SUM), MPI_COMM_WORLD),
+                "reduce-scatter");
 }
 
-static enum status all_gather(struct comm *comm, void *out, const void *in, size_t bytes) {
+static enum status gather(struct comm *comm, void *out, const void *in, size_t bytes) {
     struct quantity q = {0, MPI_BYTE};
     TRY(quantity_of(comm, bytes, &q));
     const bool in_place = in == (const char *)out + (size_t)comm->rank * bytes;
@@ -114,17 +127,28 @@ static enum status all_gather(struct comm *comm, void *out, const void *in, size
                                MPI_COMM_WORLD), "all-gather");
 }
 
+static enum status all_gather(struct comm *comm, void *out, const void *in, size_t bytes) {
+    const double begun = clock_seconds();
+    const enum status status = gather(comm, out, in, bytes);
+    backend_of(comm)->waited_seconds += clock_seconds() - begun;
+    return status;
+}
+
 static enum status exchange(struct comm *comm, void *out, const void *in, size_t bytes) {
     struct quantity q = {0, MPI_BYTE};
     TRY(quantity_of(comm, bytes, &q));
-    return check(MPI_Alltoall(in, q.count, q.type, out, q.count, q.type, MPI_COMM_WORLD),
-                 "an exchange");
+    const double begun = clock_seconds();
+    return done(comm, begun,
+                MPI_Alltoall(in, q.count, q.type, out, q.count, q.type, MPI_COMM_WORLD),
+                "an exchange");
 }
 
 static enum status broadcast(struct comm *comm, void *data, size_t bytes, int root) {
     struct quantity q = {0, MPI_BYTE};
     TRY(quantity_of(comm, bytes, &q));
-    return check(MPI_Bcast(data, q.count, q.type, root, MPI_COMM_WORLD), "a broadcast");
+    const double begun = clock_seconds();
+    return done(comm, begun, MPI_Bcast(data, q.count, q.type, root, MPI_COMM_WORLD),
+                "a broadcast");
 }
 
 static enum status nothing(struct comm *comm) {
@@ -132,9 +156,18 @@ static enum status nothing(struct comm *comm) {
     return STATUS_OK;
 }
 
+static enum status note_waits(struct comm *comm, size_t slot) {
+    backend_of(comm)->noted_seconds[slot] = backend_of(comm)->waited_seconds;
+    return STATUS_OK;
+}
+
+static double noted_seconds(const struct comm *comm, size_t slot) {
+    return backend_of(comm)->noted_seconds[slot];
+}
+
 static enum status gather_host(struct comm *comm, void *out, const void *in, size_t bytes) {
     if (bytes == 0) return check(MPI_Barrier(MPI_COMM_WORLD), "a barrier");
-    return all_gather(comm, out, in, bytes);
+    return gather(comm, out, in, bytes);
 }
 
 /* MPI_Abort would end the process here and now, before its message is out; what started the ranks
@@ -162,6 +195,8 @@ static const struct comm_calls mpi_calls = {
     .broadcast = broadcast,
     .after_compute = nothing,
     .compute_after = nothing,
+    .note_waits = note_waits,
+    .noted_seconds = noted_seconds,
     .gather_host = gather_host,
     .abort = stop,
     .close = close_mpi,

@@ -57,6 +57,8 @@ struct nccl_backend {
     cudaEvent_t compute_there, comm_there;
     struct stream_progress *_Atomic progress; /* pinned; NULL before the ranks joined */
     struct stream_progress *device_progress;  /* the same memory as the device sees it */
+    struct stream_waits *waits;               /* of the compute stream; device memory */
+    uint64_t *noted, *device_noted;           /* (COMM_NOTES) nanoseconds; pinned, as `progress` */
 };
 
 static struct nccl_backend *backend_of(const struct comm *comm) { return comm->backend; }
@@ -224,8 +226,20 @@ static enum status compute_after(struct comm *comm) {
     struct nccl_backend *b = backend_of(comm);
     TRY(join(comm));
     TRY_CUDA(cudaEventRecord(b->comm_there, b->stream));
+    TRY(cuda_stream_wait_begins(b->compute, b->waits));
     TRY_CUDA(cudaStreamWaitEvent(b->compute, b->comm_there, 0));
-    return STATUS_OK;
+    return cuda_stream_wait_ends(b->compute, b->waits);
+}
+
+static enum status note_waits(struct comm *comm, size_t slot) {
+    struct nccl_backend *b = backend_of(comm);
+    TRY(join(comm));
+    return cuda_stream_note_waits(b->compute, b->waits, &b->device_noted[slot]);
+}
+
+static double noted_seconds(const struct comm *comm, size_t slot) {
+    const volatile uint64_t *noted = backend_of(comm)->noted;
+    return noted == NULL ? 0.0 : (double)noted[slot] * 1e-9;
 }
 
 /* Over the ranks' TCP connections: no GPU has to be open, and none is disturbed. */
@@ -282,6 +296,8 @@ static void close_nccl(struct comm *comm) {
         }
     }
     if (b->progress != NULL) cudaFreeHost(b->progress);
+    if (b->noted != NULL) cudaFreeHost(b->noted);
+    if (b->waits != NULL) cudaFree(b->waits);
     if (b->compute_there != NULL) cudaEventDestroy(b->compute_there);
     if (b->comm_there != NULL) cudaEventDestroy(b->comm_there);
     if (b->stream != NULL) cudaStreamDestroy(b->stream);
@@ -297,6 +313,8 @@ static const struct comm_calls nccl_calls = {
     .broadcast = broadcast,
     .after_compute = after_compute,
     .compute_after = compute_after,
+    .note_waits = note_waits,
+    .noted_seconds = noted_seconds,
     .gather_host = gather_host,
     .abort = stop,
     .close = close_nccl,
@@ -322,6 +340,11 @@ static enum status open_stream(struct nccl_backend *b) {
     memset(progress, 0, sizeof *progress);
     b->progress = progress;
     TRY_CUDA(cudaHostGetDevicePointer((void **)&b->device_progress, progress, 0));
+    TRY_CUDA(cudaMalloc((void **)&b->waits, sizeof *b->waits));
+    TRY_CUDA(cudaMemset(b->waits, 0, sizeof *b->waits));
+    TRY_CUDA(cudaHostAlloc((void **)&b->noted, COMM_NOTES * sizeof *b->noted, cudaHostAllocMapped));
+    memset(b->noted, 0, COMM_NOTES * sizeof *b->noted);
+    TRY_CUDA(cudaHostGetDevicePointer((void **)&b->device_noted, b->noted, 0));
     return STATUS_OK;
 }
 

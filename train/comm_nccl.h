@@ -19,7 +19,7 @@ struct comm_nccl_options {
     double timeout_seconds; /* for a call on host memory */
 };
 
-/* What rank 0 hands to all. STATUS_CONFIG in a build without NCCL. */
+/* What rank 0 hands to all. STATUS_DEVICE in a build without NCCL. */
 enum status comm_nccl_id(unsigned char id[COMM_NCCL_ID_BYTES]);
 
 /* The ranks join when the first collective on device memory is asked for:

@@ -3,7 +3,7 @@
 
 enum status comm_nccl_id(unsigned char id[COMM_NCCL_ID_BYTES]) {
     (void)id;
-    return status_set(STATUS_CONFIG, "several GPUs are wanted, but deepwell was built without "
+    return status_set(STATUS_DEVICE, "several GPUs are wanted, but deepwell was built without "
                       "NCCL, through which they talk: install CUDA and NCCL (docs/build.md) and "
                       "build again, or start one rank");
 }

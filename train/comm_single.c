@@ -41,6 +41,16 @@ static enum status nothing(struct comm *comm) {
     return STATUS_OK;
 }
 
+static enum status note_waits(struct comm *comm, size_t slot) {
+    (void)comm, (void)slot; /* it waits for nobody */
+    return STATUS_OK;
+}
+
+static double noted_seconds(const struct comm *comm, size_t slot) {
+    (void)comm, (void)slot;
+    return 0.0;
+}
+
 static enum status gather_host(struct comm *comm, void *out, const void *in, size_t bytes) {
     (void)comm;
     if (bytes > 0) memcpy(out, in, bytes);
@@ -59,6 +69,8 @@ static const struct comm_calls single_calls = {
     .broadcast = broadcast,
     .after_compute = nothing,
     .compute_after = nothing,
+    .note_waits = note_waits,
+    .noted_seconds = noted_seconds,
     .gather_host = gather_host,
     .abort = stop,
     .close = close_single,

@@ -71,6 +71,15 @@ static enum status compute_after(struct comm *comm) {
     return leave(comm, false, compute_after_comm(&watched_of(comm)->inner));
 }
 
+static enum status note_waits(struct comm *comm, size_t slot) {
+    return comm_note_waits(&watched_of(comm)->inner, slot);
+}
+
+static double noted_seconds(const struct comm *comm, size_t slot) {
+    const struct comm *inner = &watched_of(comm)->inner;
+    return inner->calls->noted_seconds(inner, slot);
+}
+
 static enum status gather_host(struct comm *comm, void *out, const void *in, size_t bytes) {
     TRY(enter(comm, true, bytes == 0 ? "barrier" : "gather_host", bytes));
     return leave(comm, true, comm_gather_host(&watched_of(comm)->inner, out, in, bytes));
@@ -106,6 +115,8 @@ static const struct comm_calls watched_calls = {
     .broadcast = broadcast,
     .after_compute = after_compute,
     .compute_after = compute_after,
+    .note_waits = note_waits,
+    .noted_seconds = noted_seconds,
     .gather_host = gather_host,
     .abort = stop,
     .close = close_watched,

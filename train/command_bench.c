@@ -14,6 +14,7 @@ static const char usage[] =
     "                                       in its order, and nothing else\n"
     "  deepwell bench gemm [M N K | CONFIG] GEMMs, each under sustained load\n"
     "  deepwell bench ops [CONFIG]          every operation of a step alone, under sustained load\n"
+    "  deepwell bench comm [CONFIG]         collectives between ranks; the rate for plan --ranks\n"
     "  deepwell bench numerics CONFIG       what a recipe does to gradients and the loss\n"
     "\n"
     "`deepwell bench SUBCOMMAND --help` says more; docs/measuring.md says how it is measured.\n";
@@ -21,7 +22,7 @@ static const char usage[] =
 enum status command_bench(int argc, char **argv) {
     static const struct cli_subcommand subcommands[] = {
         {"step", bench_step}, {"floor", bench_floor},       {"gemm", bench_gemm},
-        {"ops", bench_ops},   {"numerics", bench_numerics},
+        {"ops", bench_ops},   {"comm", bench_comm},         {"numerics", bench_numerics},
     };
     static const struct cli_group group = {
         "bench", usage, subcommands, sizeof subcommands / sizeof subcommands[0],

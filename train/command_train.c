@@ -1,15 +1,11 @@
 /* deepwell train */
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "base/text.h"
-#include "kernels/cuda/inventory.h"
 #include "train/cli.h"
 #include "train/commands.h"
 #include "train/launch.h"
-#include "train/rank_environment.h"
+#include "train/launch_gpus.h"
+#include "train/ranks_start.h"
 #include "train/signals.h"
 #include "train/trainer.h"
 
@@ -28,19 +24,10 @@ static const char usage[] =
     "  deepwell train configs/shakespeare_bytes.conf --data.train data/train.bin\n"
     "  deepwell train configs/gpt2_124m.conf --train.steps 100 --train.out runs/try\n";
 
-enum { GRACE_SECONDS = 10 }; /* for ranks to end after another has failed */
-
-/* Closes the run. Of a failure that all ranks know, and of a signal, the first rank speaks; one
- * that befell a rank by itself ends it at once, for the others wait for it. */
 static enum status end(struct trainer *trainer, enum status status) {
-    const struct ranks ranks = trainer->ranks;
-    const bool shared = trainer->comm.failed || status == STATUS_INTERRUPTED ||
-                        status == STATUS_NUMERICS;
-    if (ranks.world > 1 && status != STATUS_OK) {
-        if (!shared) status_context(status, "rank %d", ranks.rank);
-        else if (ranks.rank > 0) status_set(status, "%s", "");
-        if (!shared) comm_abort(&trainer->comm, (int)status);
-    }
+    /* all ranks saw the signal, or the number that is not finite */
+    const bool shared = status == STATUS_INTERRUPTED || status == STATUS_NUMERICS;
+    ranks_leave(&trainer->ranks, &trainer->comm, status, shared);
     const enum status closed = trainer_close(trainer);
     return status != STATUS_OK ? status : closed;
 }
@@ -61,44 +48,6 @@ static enum status train(const struct config *config) {
     return end(&trainer, trainer_run(&trainer));
 }
 
-static enum status check_gpus(const struct config *config, int64_t gpus) {
-    static struct cuda_inventory inventory;
-    TRY(rank_environment_check_alone());
-    if (config->device == CONFIG_DEVICE_CPU) {
-        return status_set(STATUS_CONFIG, "--gpus %lld with device = cpu: ranks on CPUs are started "
-                          "by mpirun (mpirun -np %lld deepwell train ...)", (long long)gpus,
-                          (long long)gpus);
-    }
-    cuda_inventory_count(&inventory);
-    if (inventory.state != CUDA_READY) {
-        return status_set(STATUS_DEVICE, "--gpus %lld: no usable GPU: %s", (long long)gpus,
-                          inventory.message);
-    }
-    if (gpus <= inventory.count) return STATUS_OK;
-    return status_set(STATUS_DEVICE, "--gpus %lld: this process sees %d GPU%s (nvidia-smi, "
-                      "CUDA_VISIBLE_DEVICES): ask for no more", (long long)gpus, inventory.count,
-                      inventory.count == 1 ? "" : "s");
-}
-
-/* This command again, once a GPU; the copies know by their environment that they are ranks. */
-static enum status launch_ranks(int64_t gpus, int argc, char **argv) {
-    char **arguments = calloc((size_t)argc + 2, sizeof *arguments);
-    if (arguments == NULL) return status_set(STATUS_MEMORY, "out of memory for an argument list");
-    arguments[0] = "deepwell";
-    memcpy(arguments + 1, argv, (size_t)argc * sizeof *arguments);
-    const struct launch launch = {
-        .ranks = (int)gpus,
-        .program = "/proc/self/exe",
-        .arguments = arguments,
-        .grace_seconds = GRACE_SECONDS,
-        .out = STDOUT_FILENO,
-        .err = STDERR_FILENO,
-    };
-    const enum status status = launch_processes(&launch);
-    free(arguments);
-    return status;
-}
-
 enum status command_train(int argc, char **argv) {
     int64_t gpus = 0;
     const struct cli_option options[] = {
@@ -113,10 +62,7 @@ enum status command_train(int argc, char **argv) {
     bool help = false;
     TRY(cli_one_config(&cli, argc, argv, &config, &help));
     if (help) return STATUS_OK;
-    if (gpus > 0 && !rank_environment_by_gpus()) {
-        TRY(check_gpus(&config, gpus));
-        return launch_ranks(gpus, argc, argv);
-    }
+    if (launch_gpus_wanted(gpus)) return launch_gpus(&config, gpus, NULL, argc, argv);
     TRY(vocabulary_resolve(&config));
     return train(&config);
 }

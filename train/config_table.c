@@ -48,7 +48,8 @@ enum { SECONDS_MAX = 1000000 };
 const struct config_key config_keys[] = {
     CHOICE(device, "auto", device_choices,
            "where to run; auto: CUDA if there is one, else the CPU"),
-    INTEGER(threads, "0", 0, 4096, "CPU threads; 0: all that the process may use"),
+    INTEGER(threads, "0", 0, 4096,
+            "CPU threads; 0: all that the process may use, which CPU ranks of one host divide"),
 
     INTEGER(model.layers, "12", 1, 1000, "transformer blocks"),
     INTEGER(model.heads, "12", 1, 1024, "attention heads; must divide model.width"),
@@ -187,7 +188,8 @@ const struct config_key config_keys[] = {
     INTEGER(comm.start_timeout, "300", 1, SECONDS_MAX,
             "seconds for all ranks to come; who is missing is named"),
     INTEGER(comm.timeout, "600", 1, SECONDS_MAX,
-            "seconds for a collective; then the run ends, naming the ranks that did not arrive"),
+            "seconds for a collective; then the run ends, naming the ranks that did not arrive; a "
+            "host that falls silent is given 10 more"),
     INTEGER(comm.save_timeout, "7200", 1, SECONDS_MAX,
             "the same while a checkpoint is written, which all ranks wait for"),
     INTEGER(comm.max_ctas, "0", 0, 64,

@@ -83,12 +83,24 @@ static bool gpu_is_absent(void) {
            inventory.state == CUDA_NO_DEVICE;
 }
 
-static enum status open_device(struct device *device, const struct config *config, int index) {
-    if (config->device == CONFIG_DEVICE_CPU) return device_open_cpu(device, (int)config->threads);
+static enum status open_cpu(struct device *device, const struct config *config,
+                            const struct ranks *ranks) {
+    const bool shared = config->threads == 0 && ranks->threads > 0;
+    TRY(device_open_cpu(device, shared ? ranks->threads : (int)config->threads));
+    if (shared) {
+        snprintf(device->note, sizeof device->note, "threads = 0: the ranks of this host divide "
+                 "its processors");
+    }
+    return STATUS_OK;
+}
+
+enum status engine_open_rank_device(struct device *device, const struct config *config,
+                                    const struct ranks *ranks) {
+    if (config->device == CONFIG_DEVICE_CPU) return open_cpu(device, config, ranks);
     char before[2048]; /* a fallback that works is no failure: the last message stays */
     char why[2048];    /* as it is before the inventory is asked */
     snprintf(before, sizeof before, "%s", status_message());
-    const struct device_options options = device_options(config, index);
+    const struct device_options options = device_options(config, ranks->local_rank);
     const enum status status = device_open_cuda(device, &options);
     if (status == STATUS_OK) return STATUS_OK;
     snprintf(why, sizeof why, "%s", status_message());
@@ -97,13 +109,14 @@ static enum status open_device(struct device *device, const struct config *confi
                           config->device == CONFIG_DEVICE_CUDA ? "cuda" : "auto", why);
     }
     status_set(STATUS_OK, "%s", before);
-    TRY(device_open_cpu(device, (int)config->threads));
+    TRY(open_cpu(device, config, ranks));
     snprintf(device->note, sizeof device->note, "%.*s", (int)sizeof device->note - 1, why);
     return STATUS_OK;
 }
 
 enum status engine_open_device(struct device *device, const struct config *config) {
-    return open_device(device, config, 0);
+    const struct ranks one = ranks_one();
+    return engine_open_rank_device(device, config, &one);
 }
 
 enum peak_type engine_peak_type(enum dtype dtype) {
@@ -426,7 +439,7 @@ static enum status open_engine(struct engine *engine, const struct config *confi
         .dtype = engine_dtype(config), .precision = engine_precision(config), .parts = parts,
         .memory = memory,
     };
-    TRY(open_device(&engine->device, config, ranks->local_rank));
+    TRY(engine_open_rank_device(&engine->device, config, ranks));
     comm_open_single(&engine->one_rank, &engine->device);
     engine->comm = comm == NULL ? &engine->one_rank : comm;
     engine->comm->device = &engine->device;

@@ -139,6 +139,9 @@ size_t engine_ranges(const struct engine *engine, struct flat_range *ranges);
  * of (no CUDA in this build, no driver, no device), and device.note says which; a GPU that is there
  * and fails is an error. */
 enum status engine_open_device(struct device *device, const struct config *config);
+/* The same for one of several ranks: its own. */
+enum status engine_open_rank_device(struct device *device, const struct config *config,
+                                    const struct ranks *ranks);
 
 /* Of numbers of this type: mfu.peak where it is set, else the device's row in the table of
  * peaks; 0: unknown. */

@@ -44,11 +44,15 @@ struct launcher {
     int running;
     int signals;          /* signalfd */
     int culprit;          /* rank that failed first; -1: none */
+    int asked;            /* signals that were passed on; the last of them */
+    int asked_by;
+    double urged_seconds; /* clock when that was last sent */
     bool ending, killed;  /* SIGTERM, SIGKILL were sent because of it */
     bool output_gone;     /* our own output takes no more */
     double ending_since;
 };
 
+static const double urge_seconds = 0.1;
 static const int passed_on[] = {SIGINT, SIGTERM, SIGHUP};
 enum { PASSED_ON = sizeof passed_on / sizeof passed_on[0] };
 
@@ -260,22 +264,42 @@ static void reap(struct launcher *l) {
     }
 }
 
+static void pass_on(struct launcher *l, int number) {
+    static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
+    if (l->asked == 0 && !l->ending) write_out(l, l->launch->err, note, sizeof note - 1);
+    l->asked++;
+    l->asked_by = number;
+    l->urged_seconds = clock_seconds();
+    signal_all(l, number);
+}
+
+/* Asked twice, they are to leave at once. A signal that a rank had from elsewhere in the same
+ * moment may have swallowed one of ours, for the kernel keeps one of a kind: it is sent until all
+ * have gone. */
+static void urge(struct launcher *l) {
+    if (l->asked < 2 || clock_seconds() - l->urged_seconds < urge_seconds) return;
+    l->urged_seconds = clock_seconds();
+    signal_all(l, l->asked_by);
+}
+
 static void take_signals(struct launcher *l) {
     struct signalfd_siginfo info;
     while (read(l->signals, &info, sizeof info) == (ssize_t)sizeof info) {
-        if (info.ssi_signo != SIGCHLD) signal_all(l, (int)info.ssi_signo);
+        if (info.ssi_signo != SIGCHLD) pass_on(l, (int)info.ssi_signo);
     }
     reap(l);
 }
 
-/* Milliseconds until SIGKILL is due; -1: it is not. */
+/* Milliseconds until SIGKILL is due, or the next signal to those that are to leave at once; -1:
+ * neither is. */
 static int wait_ms(struct launcher *l) {
-    if (!l->ending || l->killed) return -1;
+    const int urged = l->asked < 2 ? -1 : (int)(urge_seconds * 1e3);
+    if (!l->ending || l->killed) return urged;
     const double left = l->ending_since + l->launch->grace_seconds - clock_seconds();
-    if (left > 0.0) return (int)(left * 1e3) + 1;
+    if (left > 0.0) return urged >= 0 ? urged : (int)(left * 1e3) + 1;
     l->killed = true;
     signal_all(l, SIGKILL);
-    return -1;
+    return urged;
 }
 
 /* Until all have ended. */
@@ -299,6 +323,7 @@ static void watch(struct launcher *l) {
             read_stream(l, rank, &l->ranks[rank].streams[(f - 1) % STREAMS]);
         }
         take_signals(l);
+        urge(l);
         if (l->output_gone && !told) { /* the reader has gone: as SIGPIPE asks a lone process */
             told = true;
             signal_all(l, SIGTERM);

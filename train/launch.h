@@ -1,7 +1,8 @@
 /*
  * Several processes of one program on this host, one a rank, as `deepwell train --gpus N` starts
  * itself N times: their output line by line, and one fate. If one fails, all end. Signals that ask
- * to leave are passed on once each, so that ranks save and leave together.
+ * to leave are passed on once each, so that ranks save and leave together; where all processes get
+ * a signal, ranks take the launcher's for a second one only when it passes on two (signals.h).
  *
  * The caller gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT and
  * DEEPWELL_RUN into its children's environment, which rank_environment.h reads. Owns the children

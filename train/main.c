@@ -22,7 +22,7 @@ static const struct command commands[] = {
     {"convert", "models of Hugging Face and llm.c in, any type out", command_convert},
     {"data", "make token shards from text, and look into them", command_data},
     {"plan", "parameters, memory and work of a run, without running it", command_plan},
-    {"bench", "time steps, their floor, GEMMs and operations", command_bench},
+    {"bench", "time steps, their floor, GEMMs, operations and collectives", command_bench},
     {"probe", "what this machine can do", command_probe},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -222,6 +222,7 @@ enum status metrics_step(struct metrics *metrics, const struct step_record *step
     add_integer(&record, "tokens", step->tokens);
     add_real(&record, "step_ms", step->step_ms);
     add_real(&record, "data_wait_ms", step->data_wait_ms);
+    if (step->ranks > 1) add_real(&record, "comm_exposed_ms", step->comm_exposed_ms);
     add_real(&record, "tokens_per_s", step->tokens_per_s);
     add_real(&record, "tflops", step->tflops);
     add_mfu(&record, &step->mfu);

@@ -33,6 +33,9 @@ struct step_record {
     int64_t tokens;        /* of this step */
     double step_ms;        /* whole step: data, reduction, clip and update inside; the device's */
     double data_wait_ms;   /* of step_ms, waiting for the loader */
+    int ranks;             /* that took the step together */
+    double comm_exposed_ms; /* of step_ms, standing still for collectives (comm.h), on this rank;
+                             * only with several */
     double tokens_per_s, tflops;
     struct mfu mfu;
     double gpu_power_w, gpu_clock_mhz; /* the latest look, four a second at most; 0: not known */

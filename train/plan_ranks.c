@@ -51,6 +51,7 @@ static struct scaling_work work_of(const struct config *config, const struct eng
     const bool bf16 = config->comm.reduction == CONFIG_REDUCTION_BF16;
     return (struct scaling_work){
         .micro_batches = (size_t)(config->train.batch / config_micro_batch(config)),
+        .micro_batch_tokens = (size_t)(config_micro_batch(config) * config_sequence_length(config)),
         .layers = layers,
         .layer_elements = (table->elements - ends) / layers,
         .end_elements = ends,
@@ -58,6 +59,7 @@ static struct scaling_work work_of(const struct config *config, const struct eng
         .reduce_bytes_each = bf16 ? 2 : sizeof(float),
         /* narrow copies are made of all weights at once, which waits for them */
         .gather_ahead = !precision_narrow(&engine->precision),
+        .fixed = config->comm.order == CONFIG_ORDER_FIXED,
     };
 }
 
@@ -79,11 +81,12 @@ static enum status memory_of(const struct config *config, const struct engine *e
 
 /* Bytes that the update passes over: the norm, and AdamW. */
 static double update_bytes(const struct op_trace *trace) {
+    static const char *const names[] = {"gradient_sumsq", "block_sumsq", "total_sumsq", "adamw"};
     double sum = 0.0;
     for (size_t i = 0; i < trace->op_count; i++) {
         const struct op_total *op = &trace->ops[i];
-        if (strcmp(op->name, "gradient_sumsq") == 0 || strcmp(op->name, "adamw") == 0) {
-            sum += op->bytes;
+        for (size_t n = 0; n < sizeof names / sizeof names[0]; n++) {
+            if (strcmp(op->name, names[n]) == 0) sum += op->bytes;
         }
     }
     return sum;
@@ -178,6 +181,10 @@ enum status plan_ranks_print(const struct plan_ranks *options, const struct conf
            (p.work.compute_seconds + p.work.update_seconds) * 1e3,
            options->step_ms > 0.0 ? "as given" : "at the device's peak, which no step reaches: a "
                                                  "lower bound (--step-ms takes a measured one)");
+    if (p.work.fixed) {
+        printf("  comm.order = fixed: all micro-batches' gradients travel, and losses and squares; "
+               "the time of adding them is left out\n");
+    }
     printf("  what follows is predicted, not measured (docs/many_ranks.md)\n");
     TRY(print_stages(&p, (size_t)options->ranks));
     return print_growth(&p, (size_t)options->ranks);

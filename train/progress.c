@@ -62,22 +62,26 @@ static const char *skip_text(enum step_skip skip) {
 const char *progress_line(const struct progress *progress, const struct step_record *record,
                           char line[PROGRESS_LINE_BYTES]) {
     char rate[TEXT_BYTES], mfu[MFU_TEXT_BYTES], left[TEXT_BYTES], scale[48] = "", tail[48] = "";
+    char exposed[48] = "";
     const bool countable = record->tokens_per_s >= 0.0 && record->tokens_per_s < 1e18; /* no NaN */
     const double tokens_per_s = countable ? record->tokens_per_s : 0.0;
     const int decimals = record->tflops >= 100.0 ? 1 : record->tflops >= 1.0 ? 2 : 4;
     if (progress->show_loss_scale) {
         snprintf(scale, sizeof scale, "  scale %g", record->loss_scale);
     }
+    if (record->ranks > 1) {
+        snprintf(exposed, sizeof exposed, "  exposed %.1f ms", record->comm_exposed_ms);
+    }
     if (progress->seen > 0 && record->step < progress->steps) {
         const double ms = typical_step_ms(progress) * (double)(progress->steps - record->step);
         snprintf(tail, sizeof tail, "  %s left", text_duration(left, 1e-3 * ms));
     }
     snprintf(line, PROGRESS_LINE_BYTES,
-             "step %" PRId64 "/%" PRId64 "%s  loss %.4f  lr %.2e  norm %.3g%s  %s tokens/s  "
+             "step %" PRId64 "/%" PRId64 "%s  loss %.4f  lr %.2e  norm %.3g%s  %s tokens/s%s  "
              "%.*f TFLOPS  %s%s",
              record->step, progress->steps, tail, record->loss, record->learning_rate,
              record->gradient_norm, skip_text(record->skip),
-             text_count(rate, (uint64_t)(tokens_per_s + 0.5)), decimals, record->tflops,
+             text_count(rate, (uint64_t)(tokens_per_s + 0.5)), exposed, decimals, record->tflops,
              mfu_text(mfu, &record->mfu), scale);
     return line;
 }

@@ -6,6 +6,8 @@
  *   step 120/2000  loss 2.3456  lr 1.00e-03  norm 0.712  45,678 tokens/s  0.4100 TFLOPS  mfu n/a
  *   12:34 left  (all on one line)
  *
+ * With several ranks "exposed 1.2 ms" stands behind the rate: communication that nothing hid.
+ *
  * Owned by the trainer of rank 0; one at a time on one stream.
  */
 #ifndef DEEPWELL_TRAIN_PROGRESS_H_

@@ -16,9 +16,10 @@
 struct ranks {
     int rank, world; /* 0 <= rank < world; {0, 1}: the one rank of its run */
     int local_rank;  /* on this host: which device */
+    int threads;     /* CPU ranks: for `threads = 0`; 0: all that the process may use */
 };
 
-static inline struct ranks ranks_one(void) { return (struct ranks){0, 1, 0}; }
+static inline struct ranks ranks_one(void) { return (struct ranks){.world = 1}; }
 
 /* Every rank calls it with its own status (and message); every rank gets the same one back. All
  * fine: STATUS_OK. Else the status and message of the lowest rank that failed, "rank 2: ..." where

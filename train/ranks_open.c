@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/inventory.h"
 #include "train/comm_nccl.h"
+#include "train/ranks_cores.h"
 #include "train/star.h"
 #include "train/wire.h"
 
@@ -134,7 +135,7 @@ static enum status start_alarm(const struct config *config, const struct rank_en
 }
 
 static enum status open_cpus(struct comm_watched *w, const struct config *config,
-                             const struct rank_environment *found) {
+                             const struct rank_environment *found, int *threads) {
     w->waits = true;
     TRY(start_alarm(config, found));
     const enum status opened = comm_open_mpi(&w->inner, NULL, found->rank, found->world);
@@ -142,6 +143,7 @@ static enum status open_cpus(struct comm_watched *w, const struct config *config
     TRY(opened);
     const bool one_host = strcmp(found->host, "127.0.0.1") == 0;
     TRY(meet_through_mpi(w, config, found, one_host));
+    TRY(ranks_share_cores(&w->inner, threads));
     return start_watchdog(w, config, &(struct watchdog_options){
         .grace_seconds = cpu_grace_seconds,
     });
@@ -171,7 +173,7 @@ enum status ranks_open(struct ranks *ranks, struct comm *comm, const struct conf
     struct comm_watched *w = calloc(1, sizeof *w);
     if (w == NULL) return status_set(STATUS_MEMORY, "out of memory for communication");
     const enum status status = on_gpus(config) ? open_gpus(w, config, &found)
-                                               : open_cpus(w, config, &found);
+                                               : open_cpus(w, config, &found, &ranks->threads);
     comm_watch(comm, w);
     if (status == STATUS_OK) return STATUS_OK;
     comm_abort(comm, (int)status);

@@ -45,10 +45,9 @@ static void own_host(char host[RENDEZVOUS_NAME_BYTES]) {
 
 struct greeting rendezvous_greeting(const struct rendezvous_options *o, uint64_t run) {
     struct greeting g = {
-        .magic = greeting_magic, .run = run, .protocol = RENDEZVOUS_PROTOCOL,
-        .check_count = (uint32_t)o->check_count, .rank = o->rank, .world = o->world,
+        .magic = greeting_magic, .run = run, .protocol = RENDEZVOUS_PROTOCOL, .rank = o->rank,
+        .world = o->world,
     };
-    for (size_t i = 0; i < o->check_count; i++) g.checks[i] = o->checks[i].value;
     own_host(g.host);
     snprintf(g.device, sizeof g.device, "%s", o->device == NULL ? "" : o->device);
     return g;
@@ -148,9 +147,9 @@ enum status rendezvous_open(struct rendezvous *r, const struct rendezvous_option
                             size_t blob_bytes) {
     *r = (struct rendezvous){.rank = o->rank, .world = o->world};
     if (o->world < 1 || o->world > WORLD_MAX || o->rank < 0 || o->rank >= o->world ||
-        o->check_count > RENDEZVOUS_CHECKS_MAX || blob_bytes > RENDEZVOUS_BLOB_BYTES) {
-        return status_set(STATUS_INTERNAL, "rendezvous of rank %d of %d, %zu checks, %zu bytes",
-                          o->rank, o->world, o->check_count, blob_bytes);
+        blob_bytes > RENDEZVOUS_BLOB_BYTES) {
+        return status_set(STATUS_INTERNAL, "rendezvous of rank %d of %d, %zu bytes", o->rank,
+                          o->world, blob_bytes);
     }
     if (o->world == 1) return STATUS_OK;
     const enum status status = o->rank == 0 ? rendezvous_open_first(r, o, blob, blob_bytes)

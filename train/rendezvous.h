@@ -24,14 +24,7 @@
 
 enum {
     RENDEZVOUS_BLOB_BYTES = 256, /* at most */
-    RENDEZVOUS_CHECKS_MAX = 8,
     RENDEZVOUS_NAME_BYTES = 64, /* of hosts and devices in messages */
-};
-
-/* Something that must be the same on all ranks: "the configuration", and a hash of it. */
-struct rendezvous_check {
-    const char *what;
-    uint64_t value;
 };
 
 struct rendezvous_options {
@@ -42,8 +35,6 @@ struct rendezvous_options {
     int listener;       /* rank 0: a socket that listens at `place` already (wire_listen), which
                          * becomes this call's; 0: none yet */
     const char *device; /* "0000:4c:00.0": no two ranks of a host may have the same; "": any */
-    const struct rendezvous_check *checks; /* (check_count), in the same order on all ranks */
-    size_t check_count;
 };
 
 struct rendezvous {
@@ -54,7 +45,7 @@ struct rendezvous {
 
 /* Rank 0 hands `blob` (blob_bytes) to all others, where it is written. Returns when all ranks are
  * in, or with the same failure on every rank that came: STATUS_CONFIG (a rank twice, another size
- * of the world, another configuration ..., a device twice), STATUS_RANKS (ranks that did not come
+ * of the world), STATUS_DEVICE (a device twice), STATUS_RANKS (ranks that did not come
  * within timeout_seconds, by number; no way to rank 0). Rank 0 counts the time from its own start,
  * so another may wait up to twice as long. */
 enum status rendezvous_open(struct rendezvous *r, const struct rendezvous_options *options,

@@ -55,7 +55,7 @@ static enum status admit(struct meeting *m, struct stranger *s) {
     }
     rendezvous_printable(g->host, sizeof g->host);
     rendezvous_printable(g->device, sizeof g->device);
-    if (g->world != o->world || g->check_count != o->check_count) {
+    if (g->world != o->world) {
         return status_set(STATUS_CONFIG, "rank %d on %s says that the world has %d ranks, rank 0 "
                           "says %d: start all with the same number", g->rank, g->host, g->world,
                           o->world);
@@ -168,31 +168,6 @@ static enum status missing_ranks(const struct meeting *m) {
                       strangers);
 }
 
-static enum status compare_checks(const struct meeting *m) {
-    const struct rendezvous_options *o = m->options;
-    char text[RANKS_TEXT_BYTES];
-    for (size_t c = 0; c < o->check_count; c++) {
-        bool any = false;
-        int first = 0;
-        bool *named = calloc((size_t)o->world, sizeof *named);
-        if (named == NULL) return status_set(STATUS_MEMORY, "out of memory");
-        for (int r = o->world - 1; r > 0; r--) {
-            named[r] = m->greetings[r].checks[c] != o->checks[c].value;
-            any = any || named[r];
-            if (named[r]) first = r;
-        }
-        ranks_text(text, named, o->world);
-        free(named);
-        if (any) {
-            return status_set(STATUS_CONFIG, "%s (on %s) differ%s from rank 0 (on %s) in %s: give "
-                              "all ranks the same", text, m->greetings[first].host,
-                              text[sizeof "rank" - 1] == 's' ? "" : "s", m->greetings[0].host,
-                              o->checks[c].what);
-        }
-    }
-    return STATUS_OK;
-}
-
 static int compare_places(const void *a, const void *b, void *greetings) {
     const struct greeting *x = (const struct greeting *)greetings + *(const int *)a;
     const struct greeting *y = (const struct greeting *)greetings + *(const int *)b;
@@ -227,7 +202,6 @@ static enum status gather(struct meeting *m, double until) {
         if (clock_seconds() >= until) return missing_ranks(m);
         TRY(look_around(m, until));
     }
-    TRY(compare_checks(m));
     return check_devices(m);
 }
 

@@ -5,7 +5,7 @@
 #include "train/rendezvous.h"
 #include "train/wire.h"
 
-enum { RENDEZVOUS_PROTOCOL = 1, RENDEZVOUS_MESSAGE_BYTES = 768 };
+enum { RENDEZVOUS_PROTOCOL = 2, RENDEZVOUS_MESSAGE_BYTES = 768 };
 static const uint64_t greeting_magic = 0x6c6c657770656564, verdict_magic = 0x74636964726576;
 static const double
     greeting_seconds = 5.0, /* for a connection to say who it is */
@@ -14,10 +14,8 @@ static const double
 
 /* What each rank says. Little-endian, as all of this program is. */
 struct greeting {
-    uint64_t magic, run;
-    uint32_t protocol, check_count;
+    uint64_t magic, run, protocol;
     int32_t rank, world;
-    uint64_t checks[RENDEZVOUS_CHECKS_MAX];
     char host[RENDEZVOUS_NAME_BYTES], device[RENDEZVOUS_NAME_BYTES];
 };
 /* What rank 0 answers. */
@@ -28,7 +26,7 @@ struct verdict {
     char message[RENDEZVOUS_MESSAGE_BYTES];
     unsigned char blob[RENDEZVOUS_BLOB_BYTES];
 };
-_Static_assert(sizeof(struct greeting) == 32 + 64 + 128, "no padding travels");
+_Static_assert(sizeof(struct greeting) == 32 + 128, "no padding travels");
 _Static_assert(sizeof(struct verdict) ==
                    16 + 64 + RENDEZVOUS_MESSAGE_BYTES + RENDEZVOUS_BLOB_BYTES,
                "no padding travels");

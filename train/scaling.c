@@ -49,12 +49,12 @@ struct bucket_times {
 
 static struct bucket_times bucket_times(const struct scaling_work *w,
                                         const struct scaling_link *link, size_t ranks,
-                                        size_t bytes_each) {
+                                        double bytes_each) {
     return (struct bucket_times){
         .block = scaling_collective_seconds(link, ranks,
-                                            (double)bytes_each * (double)w->layer_elements),
+                                            bytes_each * (double)w->layer_elements),
         .ends = scaling_collective_seconds(link, ranks,
-                                           (double)bytes_each * (double)w->end_elements),
+                                           bytes_each * (double)w->end_elements),
     };
 }
 
@@ -63,7 +63,7 @@ static struct bucket_times bucket_times(const struct scaling_work *w,
 static void add_reduction(struct times *t, const struct scaling_work *w,
                           const struct scaling_link *link, size_t ranks) {
     const double layers = (double)w->layers, each = (double)w->reduce_bytes_each;
-    const struct bucket_times b = bucket_times(w, link, ranks, w->reduce_bytes_each);
+    const struct bucket_times b = bucket_times(w, link, ranks, (double)w->reduce_bytes_each);
     const double window = backward_seconds(w) * (layers - 1.0) / layers;
     t->reduce += layers * b.block + b.ends;
     t->exposed_reduce += larger(layers * b.block - window, 0.0) + b.ends;
@@ -75,7 +75,7 @@ static void add_reduction(struct times *t, const struct scaling_work *w,
 static void add_gather(struct times *t, const struct scaling_work *w,
                        const struct scaling_link *link, size_t ranks) {
     const double layers = (double)w->layers, each = (double)w->weight_bytes_each;
-    const struct bucket_times b = bucket_times(w, link, ranks, w->weight_bytes_each);
+    const struct bucket_times b = bucket_times(w, link, ranks, (double)w->weight_bytes_each);
     const double hidden = w->gather_ahead ? forward_seconds(w) / layers : 0.0;
     t->gather += layers * b.block + b.ends;
     t->exposed_gather += b.ends + b.block + (layers - 1.0) * larger(b.block - hidden, 0.0);
@@ -91,14 +91,30 @@ static void add_sums(struct times *t, const struct scaling_work *w, const struct
     t->sent_bytes += scaling_collective_bytes(ranks, (double)sizeof(float) * elements(w));
 }
 
+/* comm.order = fixed, in every stage: each micro-batch's losses, in FP32, and before the update the
+ * squares of gradients, a double for each block of them, bucket by bucket. Both are waited for. */
+static void add_fixed(struct times *t, const struct scaling_work *w,
+                      const struct scaling_link *link, size_t ranks) {
+    static const double square_bytes_each = sizeof(double) / 1024.0; /* SUMSQ_BLOCK */
+    const struct bucket_times b = bucket_times(w, link, ranks, square_bytes_each);
+    const double batches = (double)w->micro_batches;
+    const double losses = (double)ranks * (double)w->micro_batch_tokens * sizeof(float);
+    const double seconds = (double)w->layers * b.block + b.ends +
+                           batches * scaling_collective_seconds(link, ranks, losses);
+    t->reduce += seconds;
+    t->exposed_reduce += seconds;
+    t->sent_bytes += scaling_collective_bytes(ranks, square_bytes_each * elements(w) +
+                                                         batches * losses);
+}
+
 /* Stage 3, one micro-batch: a block's weights come while the block before it is at work, in forward
  * and again in backward but for the last ones, which are still there; in backward the same link
  * also takes the gradients. The ends' weights stay for the step. */
 static void add_passes(struct times *t, const struct scaling_work *w,
                        const struct scaling_link *link, size_t ranks, bool first) {
     const double layers = (double)w->layers, again = larger(layers - SCALING_SLOTS, 0.0);
-    const struct bucket_times gather = bucket_times(w, link, ranks, w->weight_bytes_each),
-                              reduce = bucket_times(w, link, ranks, w->reduce_bytes_each);
+    const struct bucket_times gather = bucket_times(w, link, ranks, (double)w->weight_bytes_each),
+                              reduce = bucket_times(w, link, ranks, (double)w->reduce_bytes_each);
     const double forward = forward_seconds(w) / layers, backward = backward_seconds(w) / layers;
     const double late = larger(gather.block - backward, 0.0);
     t->gather += (layers + again) * gather.block + (first ? gather.ends : 0.0);
@@ -120,12 +136,14 @@ static struct times communication(const struct scaling_work *w, const struct sca
                                   size_t ranks, int stage) {
     struct times t = {0};
     if (ranks == 1) return t;
-    if (stage <= 1) add_reduction(&t, w, link, ranks); /* of the last micro-batch */
-    if (stage == 0) add_sums(&t, w, link, ranks);
-    for (size_t i = 0; i < w->micro_batches && stage >= 2; i++) {
-        if (stage == 2) add_reduction(&t, w, link, ranks); /* into the shard, every time */
-        if (stage == 3) add_passes(&t, w, link, ranks, i == 0);
+    /* stages 0 and 1 keep gradients and send the last micro-batch's, unless sums are in order */
+    const bool each = w->fixed || stage >= 2;
+    for (size_t i = each ? 0 : w->micro_batches - 1; i < w->micro_batches; i++) {
+        if (stage < 3) add_reduction(&t, w, link, ranks);
+        else add_passes(&t, w, link, ranks, i == 0);
     }
+    if (w->fixed) add_fixed(&t, w, link, ranks);
+    if (stage == 0) add_sums(&t, w, link, ranks);
     if (stage == 1 || stage == 2) add_gather(&t, w, link, ranks);
     return t;
 }

@@ -20,6 +20,7 @@ struct scaling_work {
     double compute_seconds;   /* forward and backward of all its micro-batches */
     double update_seconds;    /* norm, clip and AdamW over all parameters */
     size_t micro_batches;
+    size_t micro_batch_tokens; /* of one of them */
     size_t layers;
     size_t layer_elements;    /* of one block */
     size_t end_elements;      /* embeddings and the last norm: gradients that are whole only when
@@ -28,6 +29,7 @@ struct scaling_work {
     size_t reduce_bytes_each; /* of a gradient on its way */
     bool gather_ahead;        /* updated weights travel while the next forward pass is under way;
                                * else it waits for all of them */
+    bool fixed;               /* comm.order: every micro-batch's gradients, losses and squares */
 };
 
 struct scaling_link {

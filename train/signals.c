@@ -3,9 +3,12 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "train/rank_environment.h"
 
 static const struct {
     int number;
@@ -13,22 +16,40 @@ static const struct {
 } handled[] = {{SIGINT, "SIGINT"}, {SIGTERM, "SIGTERM"}, {SIGHUP, "SIGHUP"}, {SIGPIPE, "SIGPIPE"}};
 enum { HANDLED = sizeof handled / sizeof handled[0] };
 
-static volatile sig_atomic_t received;
+static volatile sig_atomic_t received, passed_on; /* passed_on: by the launcher */
+static volatile sig_atomic_t silent;
+static pid_t launcher; /* that started this process as a rank; 0: none */
 
-static void on_signal(int number) {
+/* Whether this signal asks a second time. */
+static bool is_second(const siginfo_t *info) {
+    if (launcher == 0) return received != 0;
+    if (info->si_code != SI_USER || info->si_pid != launcher) return false;
+    const bool before = passed_on != 0;
+    passed_on = 1;
+    return before;
+}
+
+static void on_signal(int number, siginfo_t *info, void *context) {
     static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
-    if (received == 0) {
-        received = number;
-        if (number != SIGPIPE && write(STDERR_FILENO, note, sizeof note - 1) < 0) {
-            return; /* nobody reads it: that changes nothing */
-        }
-    } else if (number != SIGPIPE) { /* asked twice: now, as a shell would report it */
-        _exit(128 + number);
+    (void)context;
+    if (number == SIGPIPE) {
+        if (received == 0) received = number;
+        return;
+    }
+    /* asked twice: now, as a shell would report it */
+    if (is_second(info)) _exit(128 + number);
+    if (received != 0) return;
+    received = number;
+    if (!silent && write(STDERR_FILENO, note, sizeof note - 1) < 0) {
+        return; /* nobody reads it: that changes nothing */
     }
 }
 
+void signals_be_silent(void) { silent = 1; }
+
 enum status signals_install(void) {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_RESTART | SA_SIGINFO};
+    launcher = rank_environment_by_gpus() ? getppid() : 0;
     sigemptyset(&action.sa_mask);
     for (size_t i = 0; i < HANDLED; i++) {
         if (sigaction(handled[i].number, &action, NULL) != 0) {

@@ -1,6 +1,9 @@
 /*
  * SIGINT, SIGTERM, SIGHUP (the terminal has gone) and SIGPIPE (the reader of the output has gone)
  * ask a run to finish its step, save and leave; a second one but SIGPIPE ends the process at once.
+ * In a rank that `--gpus N` started a second one counts only if both came from the launcher, which
+ * passes on each that it gets: what signals all processes of a job (a batch system, a container)
+ * reaches the rank twice, and asked once.
  * The one global of the program: a signal handler can reach nothing else. Used by trainer.c and the
  * commands that run long.
  */
@@ -10,6 +13,10 @@
 #include "base/status.h"
 
 enum status signals_install(void);
+
+/* From now on the first signal is taken without a word. For a rank of several: a launcher that ends
+ * the others because one failed would have them speak after that one's reason. */
+void signals_be_silent(void);
 
 /* The first signal's name ("SIGTERM"), or NULL if none has come. */
 const char *signals_received(void);

@@ -26,6 +26,12 @@ static size_t slot_of(int64_t step) { return (size_t)(step % DEVICE_READS); }
  * newest seen one, the ends are kept. */
 enum { STEP_MARKS = DEVICE_READS + 1 };
 static size_t mark_before(int64_t step) { return (size_t)(step % STEP_MARKS); }
+_Static_assert((int)STEP_MARKS <= (int)COMM_NOTES, "each mark has its note of waits");
+
+static enum status mark_step(struct trainer *t, int64_t step) {
+    TRY(comm_note_waits(&t->comm, mark_before(step)));
+    return device_mark(&t->engine.device, mark_before(step));
+}
 
 /* Asks the device for the next step; waits for nothing but data. */
 static enum status ask_step(struct trainer *t) {
@@ -33,7 +39,7 @@ static enum status ask_step(struct trainer *t) {
     struct step_policy policy = step_policy(t->config, t->asked);
     struct trainer_pending *pending = &t->pending[slot_of(t->asked)];
     const double waited_before = loader_waited_seconds(t->loader);
-    if (t->paused) TRY(device_mark(&engine->device, mark_before(t->asked)));
+    if (t->paused) TRY(mark_step(t, t->asked));
     t->paused = false;
     policy.leave = signals_received() != NULL;
     TRY(step_begin(engine, &policy));
@@ -42,7 +48,7 @@ static enum status ask_step(struct trainer *t) {
         TRY(step_micro_batch(engine, &policy, micro == 0));
     }
     TRY(step_update(engine, t->config));
-    TRY(device_mark(&engine->device, mark_before(t->asked + 1)));
+    TRY(mark_step(t, t->asked + 1));
     pending->waited_seconds = loader_waited_seconds(t->loader) - waited_before;
     TRY(device_read_begin(&engine->device, slot_of(t->asked), &pending->control, engine->state,
                           sizeof pending->control));
@@ -51,7 +57,7 @@ static enum status ask_step(struct trainer *t) {
 }
 
 static struct step_record step_record(const struct trainer *t, double seconds,
-                                      double waited_seconds) {
+                                      double waited_seconds, double exposed_seconds) {
     const struct step_state *state = &t->state.control;
     const int64_t tokens = step_tokens(t->config);
     /* A rank's: what its device's peak is held against. */
@@ -69,6 +75,8 @@ static struct step_record step_record(const struct trainer *t, double seconds,
         .tokens = tokens,
         .step_ms = seconds * 1e3,
         .data_wait_ms = waited_seconds * 1e3,
+        .ranks = t->ranks.world,
+        .comm_exposed_ms = exposed_seconds * 1e3,
         .tokens_per_s = (double)tokens / seconds,
         .tflops = tflops,
         .mfu = mfu_against(tflops, &t->speed_limit),
@@ -134,11 +142,14 @@ static enum status report_skip(struct trainer *t, const struct step_record *reco
 /* Of the newest seen step. Its time is the device's, from mark to mark: the host may see two steps
  * at once. */
 static enum status log_step(struct trainer *t, double waited_seconds) {
+    const size_t before = mark_before(t->state.step - 1), behind = mark_before(t->state.step);
     double seconds = 0.0;
-    TRY(device_seconds_between(&t->engine.device, mark_before(t->state.step - 1),
-                               mark_before(t->state.step), &seconds));
+    TRY(device_seconds_between(&t->engine.device, before, behind, &seconds)); /* waits for it */
+    const double exposed_seconds = comm_waited_seconds(&t->comm, before, behind);
+    t->stepped_seconds += seconds;
+    t->exposed_seconds += exposed_seconds;
     trainer_look_at_power(t);
-    const struct step_record record = step_record(t, seconds, waited_seconds);
+    const struct step_record record = step_record(t, seconds, waited_seconds, exposed_seconds);
     progress_step(&t->progress, &record);
     TRY(metrics_step(t->metrics, &record));
     return record.skip == SKIP_NONE ? STATUS_OK : report_skip(t, &record);
@@ -227,6 +238,7 @@ enum status trainer_run(struct trainer *t) {
     enum status status = trainer_save_end(t, run_steps(t));
     progress_close(&t->progress);
     if (status != STATUS_OK && status != STATUS_INTERRUPTED) return status;
+    trainer_report_exposed(t);
     const enum status reported = trainer_report_energy(t);
     return status != STATUS_OK ? status : reported;
 }

@@ -56,6 +56,8 @@ struct trainer {
     int64_t scored_step;           /* of the choices; -1: none */
     char begun_from[PATH_BYTES]; /* the weights that the run began with; "": random ones */
     char continued[RUN_CHANGES_BYTES + PATH_BYTES + 64]; /* what this run continues; "": nothing */
+    double stepped_seconds;        /* of the steps that this process has seen; and of that */
+    double exposed_seconds;        /* exposed communication */
     bool paused;                   /* the device has had no step since the newest seen one */
     struct gpu_power power;        /* started before the first step of this process */
     int64_t powered_step;          /* the step that it was started at */

@@ -9,6 +9,7 @@
 #include "checkpoints/model_source.h"
 #include "train/choices_eval.h"
 #include "train/comm_self_test.h"
+#include "train/ranks_start.h"
 #include "train/run_folder.h"
 #include "train/scale_json.h"
 #include "train/trainer_parts.h"
@@ -201,7 +202,7 @@ static enum status open_all(struct trainer *t) {
     const unsigned validation = evaluates ? ENGINE_EVALUATE : 0;
     const unsigned generation = c->sample.every > 0 ? ENGINE_GENERATE : 0;
     TRY(ranks_agree(comm, open_data(t))); /* a rank without its data says that first */
-    TRY(trainer_check_alike(t));
+    TRY(ranks_check_alike(comm, c));
     TRY(trainer_check_data(t));
     TRY(ranks_agree(comm, engine_open_rank(&t->engine, c, ENGINE_TRAIN | validation | generation,
                                            &t->ranks, comm)));
@@ -224,6 +225,8 @@ static enum status open_all(struct trainer *t) {
     TRY(ranks_agree(comm, first ? record_start(t) : STATUS_OK));
     TRY(trainer_save_open(t));
     t->progress = progress_open(stdout, c->train.steps, c->train.log_every, config_loss_scaling(c));
+    /* mpirun and srun may give the first rank a terminal of their own, and relay it by lines */
+    if (t->ranks.world > 1) t->progress.terminal = false;
     if (t->continued[0] != '\0') TRY(trainer_event(t, t->continued));
     return loader_open(&t->loader, &t->train_data, &t->shape, (uint64_t)t->state.step);
 }
@@ -237,7 +240,7 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
         .validated_step = -1,
         .scored_step = -1,
     };
-    TRY(trainer_join(t));
+    TRY(ranks_start(&t->ranks, &t->comm, config));
     t->shape = (struct loader_shape){
         .rows = micro,
         .micro_batches = (size_t)config->train.batch / micro / (size_t)t->ranks.world,

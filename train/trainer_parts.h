@@ -32,6 +32,9 @@ void trainer_look_at_power(struct trainer *trainer);
  * line. */
 enum status trainer_report_energy(struct trainer *trainer);
 
+/* With several ranks: the mean of communication that nothing hid, on a line. */
+void trainer_report_exposed(const struct trainer *trainer);
+
 /* After every step: the line and the record of a save that has ended since; its failure, if it
  * failed. */
 enum status trainer_save_poll(struct trainer *trainer);
@@ -49,10 +52,8 @@ enum status trainer_save_check(const struct trainer *trainer);
 /* Opens the saver where checkpoint.background and memory allow it. */
 enum status trainer_save_open(struct trainer *trainer);
 
-/* Several ranks (trainer_ranks.c): finds them and opens trainer.comm; every rank but the first
- * falls silent. Then, on all ranks with the same outcome: refuses what they have not in common. */
-enum status trainer_join(struct trainer *trainer);
-enum status trainer_check_alike(struct trainer *trainer);
+/* Several ranks (trainer_ranks.c), on all with the same outcome: refuses what they read and have
+ * not in common. */
 enum status trainer_check_data(struct trainer *trainer);
 enum status trainer_check_resumed(struct trainer *trainer);
 

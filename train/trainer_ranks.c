@@ -1,5 +1,6 @@
 /*
- * A run of several ranks: how they start together, and how they write one checkpoint. Each rank
+ * A run of several ranks: what they read by themselves, compared at the start, and how they write
+ * one checkpoint. Each rank
  * writes the moments that it owns; the first rank writes all else, while the masters are gathered
  * bucket by bucket where the gradients lie between two steps. Called by the other trainer files.
  */
@@ -14,48 +15,9 @@
 #include <xxhash.h>
 
 #include "base/checked.h"
-#include "train/ranks_open.h"
 #include "train/trainer_parts.h"
 
 /* ---- start ---- */
-
-/* Only the first rank speaks: what the others say of the run is the same. Errors are not silenced.
- * */
-static enum status silence(void) {
-    if (freopen("/dev/null", "w", stdout) != NULL) return STATUS_OK;
-    return status_set(STATUS_IO, "cannot open /dev/null");
-}
-
-enum status trainer_join(struct trainer *t) {
-    TRY(ranks_open(&t->ranks, &t->comm, t->config));
-    return t->ranks.rank > 0 ? silence() : STATUS_OK;
-}
-
-/* Every key by itself, so that a difference is named; and this very program. */
-enum status trainer_check_alike(struct trainer *t) {
-    struct ranks_check *checks = NULL;
-    size_t count = 0;
-    struct file_digest program = {0};
-    if (t->ranks.world == 1) return STATUS_OK;
-    cJSON *keys = config_to_json(t->config);
-    if (keys != NULL) checks = calloc(1 + (size_t)cJSON_GetArraySize(keys), sizeof *checks);
-    enum status status = checks == NULL
-                             ? status_set(STATUS_MEMORY, "out of memory comparing ranks")
-                             : digest_file("/proc/self/exe", &program);
-    TRY_GOTO(ranks_agree(&t->comm, status), cleanup);
-    checks[count++] = (struct ranks_check){
-        "the program", XXH3_64bits(program.xxh3_128, strlen(program.xxh3_128)),
-    };
-    for (const cJSON *key = keys->child; key != NULL; key = key->next) {
-        const char *value = cJSON_GetStringValue(key);
-        checks[count++] = (struct ranks_check){key->string, XXH3_64bits(value, strlen(value))};
-    }
-    status = ranks_check(&t->comm, checks, count);
-cleanup:
-    free(checks);
-    cJSON_Delete(keys);
-    return status;
-}
 
 static enum status hash_file(const char *path, uint64_t *hash) {
     struct file_digest digest;
@@ -241,6 +203,7 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
                                 const struct checkpoint_retention *retention) {
     const size_t world = (size_t)t->ranks.world;
     const bool first = t->ranks.rank == 0;
+    bool open = false; /* begun here, and neither ended nor given up */
     struct checkpoint_writing writing = {0};
     struct begun own = {0};
     struct begun *begun = calloc(world, sizeof *begun);
@@ -250,6 +213,7 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
                              : STATUS_OK;
     if (first && status == STATUS_OK) {
         status = checkpoint_begin(&writing, t->config->train.out, content, retention, world);
+        open = status == STATUS_OK;
         own.whole = writing.whole;
         memcpy(own.folder, writing.folder, sizeof own.folder);
     }
@@ -257,11 +221,13 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
     TRY_GOTO(comm_gather_host(&t->comm, begun, &own, sizeof own), cleanup);
     if (!begun[0].whole) status = write_all(t, &writing, content, begun[0].folder, digests);
     if (first) {
+        open = false;
         status = status == STATUS_OK ? checkpoint_end(&writing, digests, world)
                                      : checkpoint_fail(&writing, status);
     }
     status = ranks_agree(&t->comm, status);
 cleanup:
+    if (open) status = checkpoint_fail(&writing, status); /* another rank could not begin */
     free(begun);
     free(digests);
     return status;

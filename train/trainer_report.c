@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "train/choices_eval.h"
+#include "train/ranks_start.h"
 #include "train/sampler.h"
 #include "train/token_text.h"
 #include "train/trainer_parts.h"
@@ -137,12 +138,11 @@ void trainer_print_header(const struct trainer *t) {
     const struct gpt_config *model = &t->engine.gpt.config;
     const struct gpt_training_shape *shape = &t->engine.training.shape;
     char count[TEXT_BYTES], tokens[TEXT_BYTES], bytes[TEXT_BYTES], flops[FLOPS_TEXT_BYTES];
-    char precision[PRECISION_TEXT_BYTES];
+    char precision[PRECISION_TEXT_BYTES], ranks[RANKS_DESCRIBED_BYTES];
     size_t memory = 0;
     for (size_t i = 0; i < ENGINE_ARENAS; i++) memory += t->engine.arenas[i].capacity_bytes;
     const size_t step_tokens = t->shape.ranks * t->shape.micro_batches * shape->batch *
                                shape->sequence_length;
-    const char *shared[] = {"nothing", "optimizer", "optimizer and gradients", "all"};
     printf("deepwell %s\n", DEEPWELL_VERSION);
     printf("device      %s\n", t->engine.device.name);
     if (t->engine.device.note[0] != '\0') printf("            %s\n", t->engine.device.note);
@@ -160,10 +160,7 @@ void trainer_print_header(const struct trainer *t) {
                text_count(tokens, t->validation_data.tokens));
     }
     if (t->ranks.world > 1) {
-        printf("ranks       %d through %s; sharing %s (train.zero %lld); sums in %s, %s\n",
-               t->ranks.world, t->comm.name, shared[c->train.zero], (long long)c->train.zero,
-               t->engine.exchange.bf16 ? "bf16" : "fp32",
-               t->engine.exchange.fixed ? "in the order of one rank" : "in any order");
+        printf("ranks       %s\n", ranks_described(ranks, &t->engine));
     }
     printf("step        %lld sequences in %zu micro-batch%s of %zu%s: %s tokens; %lld steps\n",
            (long long)c->train.batch, t->shape.micro_batches,
@@ -183,6 +180,15 @@ void trainer_look_at_power(struct trainer *t) {
     if (now - t->looked_seconds < pause_seconds) return;
     t->looked_seconds = now;
     if (!gpu_power_now(&t->power, &t->gpu_watts, &t->gpu_mhz)) t->gpu_watts = t->gpu_mhz = 0;
+}
+
+void trainer_report_exposed(const struct trainer *t) {
+    const int64_t steps = t->state.step - t->powered_step;
+    if (t->ranks.world == 1 || steps <= 0 || t->stepped_seconds <= 0.0) return;
+    printf("exposed     %.2f ms of communication in a step of %.2f: %.2f %%, the mean over %lld "
+           "steps on rank 0\n",
+           t->exposed_seconds / (double)steps * 1e3, t->stepped_seconds / (double)steps * 1e3,
+           100.0 * t->exposed_seconds / t->stepped_seconds, (long long)steps);
 }
 
 enum status trainer_report_energy(struct trainer *t) {

@@ -20,6 +20,12 @@ struct stream_progress {
     uint64_t kind, bytes; /* of the one begun last, as given */
 };
 
+/* In device memory, all zero at first: how long a stream has waited for others. */
+struct stream_waits {
+    uint64_t begun_ns; /* of the wait under way, by the GPU's own clock */
+    uint64_t total_ns;
+};
+
 /* The cudaStream_t on which all operations of a GPU run. */
 void *cuda_compute_stream(const struct device *device);
 
@@ -28,6 +34,14 @@ void *cuda_compute_stream(const struct device *device);
 enum status cuda_stream_begins(void *stream, struct stream_progress *progress, uint64_t kind,
                                uint64_t bytes);
 enum status cuda_stream_done(void *stream, struct stream_progress *progress);
+
+/* In the order of `stream`: it is about to wait for another stream, and has waited. What lies
+ * between is added to total_ns, in recordings each time that they run (events would keep the last
+ * run alone). And: total_ns so far goes to *noted, the device's address of pinned memory. One
+ * thread each. */
+enum status cuda_stream_wait_begins(void *stream, struct stream_waits *waits);
+enum status cuda_stream_wait_ends(void *stream, struct stream_waits *waits);
+enum status cuda_stream_note_waits(void *stream, const struct stream_waits *waits, uint64_t *noted);
 
 #ifdef __cplusplus
 }

@@ -43,6 +43,9 @@ static void many_ranks_are_planned(void **state) {
     assert_int_equal(lines_of(plan->out, "         1     40.00 100.0%"), 1);
     assert_int_equal(lines_of(plan->out, "         2     40.00 100.0%"), 1);
     assert_int_equal(lines_of(plan->out, "         4     40.00 100.0%"), 1);
+    plan = e2e_expect(0, "", "plan ../tiny.conf --train.batch 16 --train.micro_batch 2 --ranks 4 "
+                             "--link-GBps 1 --step-ms 40 --comm.order fixed");
+    e2e_assert_words("plan", plan->out, "comm.order = fixed: all micro-batches' gradients travel");
 }
 
 static void the_floor_has_the_plans_calls(void **state) {

@@ -4,6 +4,7 @@
  * sums losses lie within a derived bound. Failures: every rank ends within the deadline of e2e.h,
  * with one message that names the rank.
  */
+#include <glob.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -260,6 +261,8 @@ static void a_full_disk_of_one_rank_fails_the_save_of_all(void **state) {
     assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
     e2e_assert_same_tree("run/step_00000004", before);
     assert_int_not_equal(access("run/step_00000008", F_OK), 0);
+    glob_t left; /* nothing unfinished stays */
+    assert_int_equal(glob("run/*.tmp-*", 0, NULL, &left), GLOB_NOMATCH);
     free(before);
     train(0, 3, "");
     e2e_assert_steps("run", STEPS);
@@ -276,6 +279,7 @@ static void a_killed_rank_ends_all(void **state) {
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 128 + SIGKILL);
     e2e_assert_words("killed", outcome->err, "rank 1|signal 9");
+    assert_null(strstr(outcome->err, "leaving after this step")); /* mpirun's SIGTERM to the rest */
     assert_true(outcome->seconds < 30.0);
     train(0, 3, "--train.steps 12 --checkpoint.every 100000");
 }

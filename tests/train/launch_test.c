@@ -21,6 +21,7 @@
 
 #include "base/clock.h"
 #include "train/launch.h"
+#include "train/signals.h"
 
 enum { TEXT = 1 << 18 };
 
@@ -156,16 +157,32 @@ static void what_does_not_start(void **state) {
     close(launch.err);
 }
 
-/* Starts the launcher in a process group of its own, waits for `ranks` lines "up", then signals the
- * group, as a terminal does, or with SIGKILL the launcher alone. */
+/* To the launcher's group, as a terminal does; with SIGKILL to the launcher alone; with `everyone`
+ * also to each rank ("PID up"), as a batch system does. */
+static void send(pid_t launcher, int number, bool everyone, const char *out) {
+    kill(number == SIGKILL ? launcher : -launcher, number);
+    for (const char *at = out; everyone && (at = strstr(at, " up\n")) != NULL; at++) {
+        const char *digit = at;
+        while (digit > out && digit[-1] >= '0' && digit[-1] <= '9') digit--;
+        kill((pid_t)atol(digit), number);
+    }
+}
+
+/* Starts the launcher in a process group of its own, waits for `ranks` lines that end in "up", then
+ * sends the signal. `script` NULL: the ranks are this program (be_rank()). */
 static int signalled(const char *script, int ranks, int number, int times, char *out) {
+    static char *const own[] = {"launch_test", "rank", NULL};
     int pipe_ends[2];
     size_t used = 0;
     assert_int_equal(pipe(pipe_ends), 0);
     const pid_t pid = fork();
     if (pid == 0) {
         char *arguments[4];
-        struct launch launch = shell(script, ranks, arguments);
+        struct launch launch = shell(script == NULL ? "" : script, ranks, arguments);
+        if (script == NULL) {
+            launch.program = "/proc/self/exe";
+            launch.arguments = own;
+        }
         setpgid(0, 0);
         close(pipe_ends[0]);
         launch.out = launch.err = pipe_ends[1];
@@ -179,7 +196,7 @@ static int signalled(const char *script, int ranks, int number, int times, char 
         if (!sent && up == ranks) {
             sent = true;
             for (int i = 0; i < times; i++) {
-                kill(number == SIGKILL ? pid : -pid, number);
+                send(pid, number, script == NULL, out);
                 if (i + 1 < times) usleep(200 * 1000);
             }
         }
@@ -220,6 +237,32 @@ static void a_second_signal_too(void **state) {
     assert_int_equal(code, 128 + SIGTERM);
 }
 
+/* A rank with the program's own handler, which takes a second to save. */
+static int be_rank(void) {
+    if (signals_install() != STATUS_OK) return 1;
+    printf("%d up\n", (int)getpid());
+    fflush(stdout);
+    while (signals_received() == NULL) usleep(10 * 1000);
+    for (int i = 0; i < 100; i++) usleep(10 * 1000);
+    printf("saved\n");
+    return STATUS_INTERRUPTED;
+}
+
+/* The launcher and all ranks get the signal, and the ranks the launcher's too: that asked once, and
+ * all save; when it comes again they leave at once. */
+static void a_signal_to_all_counts_once(void **state) {
+    (void)state;
+    static char out[TEXT];
+    assert_int_equal(signalled(NULL, 2, SIGINT, 1, out), STATUS_INTERRUPTED);
+    has(out, "\nsaved\n");
+    has(out, "[1] saved\n");
+    has(out, "deepwell: leaving after this step; again: at once, unsaved\n");
+    const int twice = signalled(NULL, 2, SIGINT, 2, out);
+    if (twice != 128 + SIGINT) fail_msg("ended with %d: %s", twice, out);
+    assert_null(strstr(out, "\nsaved\n"));
+    assert_null(strstr(out, "] saved\n"));
+}
+
 /* When the launcher is killed its ranks do not stay behind. */
 static void ranks_end_with_the_launcher(void **state) {
     (void)state;
@@ -248,7 +291,8 @@ static void a_reader_that_goes(void **state) {
     close(ends[1]);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "rank") == 0) return be_rank();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_end_well),
         cmocka_unit_test(lines_stay_lines),
@@ -258,6 +302,7 @@ int main(void) {
         cmocka_unit_test(what_does_not_start),
         cmocka_unit_test(signals_are_passed_on_once),
         cmocka_unit_test(a_second_signal_too),
+        cmocka_unit_test(a_signal_to_all_counts_once),
         cmocka_unit_test(ranks_end_with_the_launcher),
         cmocka_unit_test(a_reader_that_goes),
     };

@@ -136,6 +136,14 @@ static void a_step_reads_back_to_the_same_bits(void **state) {
     assert_number(object, "gpu_clock_mhz", 1440.0);
     assert_int_equal(cJSON_GetArraySize(object), 17);
     cJSON_Delete(object);
+    struct step_record of_two = step; /* communication only where there is any */
+    of_two.ranks = 2;
+    of_two.comm_exposed_ms = 0.125;
+    assert_int_equal(metrics_step(metrics, &of_two), STATUS_OK);
+    object = take_line(place);
+    assert_number(object, "comm_exposed_ms", 0.125);
+    assert_int_equal(cJSON_GetArraySize(object), 16);
+    cJSON_Delete(object);
     const struct run_energy energy = {.joules = 1260.0, .seconds = 2.0, .tokens = 100000};
     assert_int_equal(metrics_energy(metrics, 7, &energy), STATUS_OK);
     object = take_line(place);

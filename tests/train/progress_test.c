@@ -36,6 +36,12 @@ static void the_line_by_hand(void **state) {
     assert_string_equal(progress_line(&progress, &step, line),
                         "step 120/2000  loss 2.3456  lr 1.00e-03  norm 0.712  45,678 tokens/s  "
                         "506.6 TFLOPS  mfu 51.2% of 989.5 (BF16 dense)");
+    step.ranks = 2;
+    step.comm_exposed_ms = 1.25;
+    assert_string_equal(progress_line(&progress, &step, line),
+                        "step 120/2000  loss 2.3456  lr 1.00e-03  norm 0.712  45,678 tokens/s  "
+                        "exposed 1.2 ms  506.6 TFLOPS  mfu 51.2% of 989.5 (BF16 dense)");
+    step.ranks = 1;
     step.tflops = 0.01234;
     step.mfu = mfu_compute(step.tflops, 0.0, PEAK_FP32);
     step.skip = SKIP_NONFINITE;

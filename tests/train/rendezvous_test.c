@@ -48,10 +48,9 @@ static void free_place(void) {
 }
 
 static struct rendezvous_options usual(int rank, int world) {
-    static const struct rendezvous_check checks[] = {{"the configuration", 7}, {"the data", 8}};
     return (struct rendezvous_options){
         .rank = rank, .world = world, .place = place, .run = 42, .timeout_seconds = 2.0,
-        .device = "", .checks = checks, .check_count = 2,
+        .device = "",
     };
 }
 
@@ -276,21 +275,6 @@ static void worlds_that_differ(void **state) {
     }
 }
 
-static void what_must_be_the_same(void **state) {
-    (void)state;
-    static const struct rendezvous_check other[] = {{"the configuration", 7}, {"the data", 9}};
-    free_place();
-    for (int r = 0; r < 4; r++) {
-        struct rendezvous_options options = usual(r, 4);
-        if (r >= 2) options.checks = other;
-        start(r, options, 0.0);
-    }
-    wait_for(4);
-    for (int r = 0; r < 4; r++) {
-        ended(r, STATUS_CONFIG, 2.0, "ranks 2 and 3|differ from rank 0|in the data");
-    }
-}
-
 static void a_device_twice(void **state) {
     (void)state;
     for (int same = 0; same < 2; same++) {
@@ -368,7 +352,6 @@ int main(void) {
         cmocka_unit_test(strangers_do_not_disturb),
         cmocka_unit_test(a_rank_twice),
         cmocka_unit_test(worlds_that_differ),
-        cmocka_unit_test(what_must_be_the_same),
         cmocka_unit_test(a_device_twice),
         cmocka_unit_test(a_rank_that_dies_waiting),
         cmocka_unit_test(places),

@@ -107,6 +107,32 @@ static void micro_batches(void **state) {
     close_to(third.exposed_gather_seconds, 0.02 + 4 * 0.008); /* the ends' weights once */
 }
 
+/* comm.order = fixed. By hand: a micro-batch's 40 ms of exposed gradients each time in all stages
+ * but 3, which sends them anyway; 2 ranks' losses of 1e6 tokens, 8e6 bytes, 4 ms each; squares 8
+ * bytes for 1024 of 100 million numbers, 781,250 bytes, 0.390625 ms. */
+static void sums_in_fixed_order(void **state) {
+    (void)state;
+    struct scaling_work w = round_work();
+    w.micro_batches = 4;
+    w.compute_seconds = 4 * 0.3;
+    w.micro_batch_tokens = 1000000;
+    struct scaling_point fast[SCALING_STAGES], fixed[SCALING_STAGES];
+    for (int s = 0; s < SCALING_STAGES; s++) fast[s] = scaling_predict(&w, &round_link, 2, s);
+    w.fixed = true;
+    for (int s = 0; s < SCALING_STAGES; s++) fixed[s] = scaling_predict(&w, &round_link, 2, s);
+    const double more = 4 * 4e-3 + 0.390625e-3, more_bytes = 4 * 4e6 + 390625;
+    for (int s = 0; s < SCALING_STAGES; s++) {
+        const double again = s < 2 ? 3.0 : 0.0; /* micro-batches that fast sums do not send */
+        close_to(fixed[s].exposed_reduce_seconds,
+                 fast[s].exposed_reduce_seconds + again * 0.04 + more);
+        close_to(fixed[s].sent_bytes, fast[s].sent_bytes + again * 200e6 + more_bytes);
+        close_to(fixed[s].communication_seconds,
+                 fast[s].communication_seconds + again * 0.2 + more);
+        close_to(fixed[s].exposed_gather_seconds, fast[s].exposed_gather_seconds);
+    }
+    close_to(scaling_predict(&w, &round_link, 1, 1).communication_seconds, 0.0);
+}
+
 /* Half the rate: 10 blocks of 32 ms against the 180 that backward leaves, and 80 for the ends; the
  * first block's weights 16, nine others 16 against 10 each, the ends' 40. */
 static void a_link_that_is_too_slow(void **state) {
@@ -151,6 +177,7 @@ int main(void) {
         cmocka_unit_test(one_rank_talks_to_nobody),
         cmocka_unit_test(two_ranks_by_hand),
         cmocka_unit_test(micro_batches),
+        cmocka_unit_test(sums_in_fixed_order),
         cmocka_unit_test(a_link_that_is_too_slow),
         cmocka_unit_test(weights_that_come_at_once),
         cmocka_unit_test(limits),

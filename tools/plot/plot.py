@@ -32,13 +32,14 @@ PANELS = [
     ("throughput", "tokens a second", [("step", "tokens_per_s", LINE)], False),
     ("MFU", "share of the peak", [("step", "mfu", LINE)], False),
     ("loss scale", "", [("step", "loss_scale", LINE)], True),
+    ("exposed communication", "ms a step", [("step", "comm_exposed_ms", LINE)], False),
     ("GPU power", "W", [("step", "gpu_power_w", LINE)], False),
     ("GPU clock", "MHz", [("step", "gpu_clock_mhz", LINE)], False),
     ("saving", "ms that training waited", [("checkpoint", "stall_ms", POINTS)], False),
 ]
 
 
-NOISY = {"loss", "gradient_norm", "tokens_per_s", "mfu", "gpu_power_w", "gpu_clock_mhz"}  # smoothed
+NOISY = {"loss", "gradient_norm", "tokens_per_s", "mfu", "comm_exposed_ms", "gpu_power_w", "gpu_clock_mhz"}  # smoothed
 
 
 CONFIG, DATA, IO = 2, 3, 5  # docs/exit_codes.md
