@@ -199,13 +199,18 @@ static enum status take_head_copies(struct gpt_training *t, const struct layout 
     return STATUS_OK;
 }
 
+/* Logits of so many tokens keep any device busy: two chunks of as many take half the memory for one
+ * more addition to the head's gradient. */
+enum { LOGITS_TOKENS = 16384 };
+
 static enum status take_loss(struct gpt_training *t, const struct layout *l,
                              struct arena *arena) {
     const size_t padded = gpt_padded_vocabulary(&t->gpt->config);
     size_t chunk = t->shape.logits_chunk;
     if (chunk == 0) { /* as few as the device's measure allows, all alike */
         const size_t most = size_max(1, t->device->logits_bytes / (padded * dtype_bytes(l->dtype)));
-        chunk = ceil_div(l->tokens, ceil_div(l->tokens, most));
+        const size_t least = l->tokens / LOGITS_TOKENS >= 2 ? 2 : 1;
+        chunk = ceil_div(l->tokens, size_max(least, ceil_div(l->tokens, most)));
     }
     const struct recipe recipe = gpt_recipe_at(t->gpt, t->gpt->config.layers);
     if (recipe.narrow) chunk = align_up(chunk, recipe.multiple);

@@ -146,11 +146,7 @@ template <typename T, int W> __global__ void __launch_bounds__(THREADS, 2) kerne
 /* What the kernel above leaves in `shifts`, made the gradient. */
 struct softmax_source {
     using type = __nv_bfloat16;
-    struct raw {
-        Numbers<type, 8> x;
-        float shift;
-        int32_t target;
-    };
+    enum { WORDS = 1 };
     const type *logits;
     const int32_t *targets;
     const float *shifts, *loss_scale;
@@ -162,20 +158,19 @@ struct softmax_source {
         first = (int)c;
         scale = gradient_scale * *loss_scale;
     }
-    __device__ raw fetch(size_t at, size_t row) const {
-        return {load_once<type, 8>(logits + at), shifts[row], targets[row]};
-    }
-    __device__ void compute(float (&out)[8], const raw &r) const {
-        const int target = r.target - first;
-        unpack(out, r.x);
+    __device__ const void *word(int, size_t at) const { return logits + at; }
+    __device__ void compute(float (&out)[8], const uint4 *words, size_t row) const {
+        const float shift = shifts[row];
+        const int any = targets[row], target = any - first;
+        unpack(out, tile_numbers<type>(words));
         if (first + 8 > vocabulary) cut_padding(out, (size_t)first, (size_t)vocabulary);
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] = fast_exp2(fmaf(out[i], LOG2_E, r.shift));
+        for (int i = 0; i < 8; i++) out[i] = fast_exp2(fmaf(out[i], LOG2_E, shift));
         if (target >= 0 && target < 8) {
 #pragma unroll
             for (int i = 0; i < 8; i++) out[i] -= i == target ? scale : 0.0f;
         }
-        if (r.target >= 0) return;
+        if (any >= 0) return;
 #pragma unroll
         for (int i = 0; i < 8; i++) out[i] = 0.0f; /* shift was not set */
     }
@@ -200,7 +195,7 @@ enum status write_copies(struct device *device, const struct cross_entropy *op,
     job.rows = op->logits.rows;
     job.columns = op->logits.columns;
     job.across = blocks_for(job.columns, TILE_COLUMNS);
-    job.down = tile_count(job.rows);
+    job.down = tile_blocks_down(device, job.rows, job.across);
     softmax_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0, backend_of(device)->stream>>>(
         source, job);
     return cuda_launched("cross_entropy");

@@ -11,8 +11,8 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/inventory.h"
 
-/* Logits of one chunk: some 20,000 tokens of GPT-2's vocabulary, at most 1 / 64 of the memory. */
-static const size_t logits_bytes_max = (size_t)2 << 30;
+/* Logits of one chunk: half of GPT-2's for a batch of 64 x 1024, at most 1 / 32 of the memory. */
+static const size_t logits_bytes_max = (size_t)4 << 30;
 
 struct device_recording {
     cudaGraphExec_t graph;
@@ -348,7 +348,7 @@ static enum status open_backend(struct device *device, int index) {
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
     const size_t reserved = cuda_reserved_bytes + total_bytes / CUDA_SEARCH_SHARE;
     device->memory_bytes = free_bytes - size_min(free_bytes, reserved);
-    device->logits_bytes = size_min(logits_bytes_max, total_bytes / 64);
+    device->logits_bytes = size_min(logits_bytes_max, total_bytes / 32);
     return STATUS_OK;
 }
 

@@ -9,14 +9,16 @@
  * times 2^-22. A wrong element is off by about that sum over sqrt(K): four times what is allowed
  * at K = 65536, more below.
  *
- * FP8 products are exact, but Hopper's tensor cores add 32 of them to a sum and cut it 13 bits
- * below its largest term: each time up to 2^-13 of the sum so far. That is at most the final sum,
- * or, where the signs differ, some four times the root of the sum of squared products (`spread`),
- * as a random walk goes. `fast`: K / 32 cuts; twice as many are allowed. Otherwise they end after
- * 128 products, four cuts, in a sum in FP32; the parts add up to four 2^-13 of the final sum, and
- * of spreads that are sqrt(K / 128) times smaller each: 4 4 2^-13 sqrt(K / 128) in all. A wrong
- * element is off by the spread: a few times what is allowed for K up to 10000 if fast, 50 times if
- * not at K = 65536.
+ * FP8 products are exact, but Hopper's tensor cores add 32 of them to a sum and cut each 13 bits
+ * below the largest term. `fast`: the sum goes on over all of K, and K / 32 times up to 2^-13 of it
+ * is lost. It is at most the final sum, or, where the signs differ, some four times the root of the
+ * sum of squared products (`spread`), as a random walk goes; twice as much is allowed. Otherwise
+ * the sum ends after 128 products in one of FP32, and what its four steps may lose is added up: of
+ * each product, and of the sum so far, at most itself or 2^-12 of the largest, one bit more than is
+ * cut. That holds for any operands, of which those of a weight's gradient are the worst: a large
+ * product among many small ones, or a part that swings further than any walk. A wrong element is
+ * off by the spread: a few times what is allowed for K up to 10000 if fast, and twice at K = 65536
+ * if not.
  */
 #include <cstring>
 
@@ -27,7 +29,7 @@
 
 namespace {
 
-enum { SAMPLES = 4096, THREADS = 256 };
+enum { SAMPLES = 4096, THREADS = 256, PART = 128 };
 
 __device__ inline double value(const void *data, enum dtype dtype, size_t at) {
     if (dtype == DTYPE_BF16) return (double)widen(((const __nv_bfloat16 *)data)[at]);
@@ -105,12 +107,10 @@ __global__ void fill_codes_kernel(uint8_t *out, size_t bytes, enum number_format
     }
 }
 
-/* What narrow sums of narrow operands may lose: see above. */
-__device__ inline double cuts(const args &g, double sum, double spread) {
-    const double steps = (double)g.k / 16.0, parts = fmax(1.0, (double)g.k / 128.0);
-    if (!gemm_kind_narrow(g.a.kind)) return 0.0;
-    if (g.fast) return 0x1p-13 * steps * (sum + 4.0 * spread);
-    return 0x1p-11 * sum + 0x1p-9 * sqrt(parts) * spread;
+/* What the step of a narrow sum may lose that adds each lane's product to `before`. */
+__device__ inline double step_loss(double product, double before) {
+    const double unit = 0x1p-12 * fmax(fabs(before), warp_max(fabs(product)));
+    return warp_sum(fmin(fabs(product), unit)) + fmin(fabs(before), unit);
 }
 
 __global__ void check_kernel(const args g, unsigned *worst) {
@@ -119,31 +119,40 @@ __global__ void check_kernel(const args g, unsigned *worst) {
     if (sample >= g.samples) return;
     const size_t at = place_of(sample, g.c.rows * g.c.columns);
     const size_t i = at / g.c.columns, j = at % g.c.columns;
-    double sum = 0.0, absolute = 0.0, squares = 0.0;
-    for (size_t k = lane; k < g.k; k += WARP) {
-        const double a = operand_value(g.a, g.transpose_a ? k : i, g.transpose_a ? i : k);
-        const double b = operand_value(g.b, g.transpose_b ? j : k, g.transpose_b ? k : j);
-        sum += a * b;
-        absolute += fabs(a * b);
-        squares += a * b * a * b;
+    const bool narrow = gemm_kind_narrow(g.a.kind), parts = narrow && !g.fast;
+    double sum = 0.0, absolute = 0.0, squares = 0.0, part = 0.0, lost = 0.0;
+    for (size_t first = 0; first < g.k; first += WARP) { /* a step of the tensor cores */
+        const size_t k = first + lane;
+        double product = 0.0;
+        if (k < g.k) {
+            product = operand_value(g.a, g.transpose_a ? k : i, g.transpose_a ? i : k) *
+                      operand_value(g.b, g.transpose_b ? j : k, g.transpose_b ? k : j);
+        }
+        sum += product;
+        absolute += fabs(product);
+        squares += product * product;
+        if (!parts) continue;
+        if (first % PART == 0) part = 0.0;
+        lost += step_loss(product, part);
+        part += warp_sum(product);
     }
     const double alpha = g.alpha != nullptr ? (double)*g.alpha : 1.0;
     sum = warp_sum(sum) * alpha;
     absolute = warp_sum(absolute) * fabs(alpha);
     const double spread = sqrt(warp_sum(squares)) * fabs(alpha);
+    if (narrow && g.fast) lost = 0x1p-13 * ((double)g.k / 16.0) * (fabs(sum) + 4.0 * spread);
+    else lost *= fabs(alpha);
     if (lane != 0) return;
     const double bias = g.bias.data != nullptr ? value(g.bias.data, g.bias.dtype, j) : 0.0;
     const double before = g.before != nullptr ? g.before[sample] : 0.0;
     const double size = fabs(sum) + fabs(bias) + fabs(before) + fabs(sum + bias + before);
-    const double products_sum = sum;
     sum += bias + before;
     const double rounding = g.c.dtype == DTYPE_F32    ? 0x1p-22
                             : g.c.dtype == DTYPE_BF16 ? 0x1p-8
                                                       : 0x1p-10;
     const double least = g.c.dtype == DTYPE_F16 ? 0x1p-24 : 1e-30; /* FP16's smallest number */
     const double products = 0x1p-20 * sqrt((double)g.k) + 0x1p-26 * (double)g.k;
-    const double allowed = rounding * size + products * absolute +
-                           cuts(g, fabs(products_sum), spread) + least;
+    const double allowed = rounding * size + products * absolute + lost + least;
     const double error = fabs(value(g.c.data, g.c.dtype, at) - sum) / allowed;
     const bool finite = isfinite(sum) && !(g.c.dtype == DTYPE_F16 && fabs(sum) > 65504.0);
     /* Operands that are not finite say nothing of the algorithm; a result that is not, says it

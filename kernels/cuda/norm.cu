@@ -7,6 +7,7 @@
  * Where quantised copies are wanted, a block collects the codes of a strip of rows in shared memory
  * and writes them transposed when the strip is full (quantise.cuh).
  */
+#include "kernels/cuda/ahead.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/quantise.cuh"
 #include "kernels/cuda/quantise.h"
@@ -101,31 +102,50 @@ __global__ void __launch_bounds__(NORM_THREADS_MAX) norm_forward_kernel(const fo
 }
 
 /* A warp makes a row in its registers, V groups of 8 numbers a lane, rows of up to V * 256: no
- * barrier. x becomes the norm's result; everything else is stored. All of the row is asked for
- * before any of it is waited for. */
+ * barrier. These are a lane's own numbers of a row. */
+template <typename T, int V> struct row_numbers {
+    Numbers<T, 8> residuals[V], deltas[V];
+
+    __device__ inline Numbers<T, 8> residual(int k) const { return residuals[k]; }
+    __device__ inline Numbers<T, 8> delta(int k) const { return deltas[k]; }
+};
+
+/* All of the row is asked for before any of it is waited for. */
 template <typename T, int V>
-__device__ inline void norm_row(float (&x)[V][8], const forward_args<T> &a, size_t row, int lane) {
-    const float share = 1.0f / (float)a.columns;
-    const size_t at = row * (size_t)a.columns;
-    float mean = 0.0f, variance = 0.0f;
-    Numbers<T, 8> residual[V], delta[V];
+__device__ inline void row_load(row_numbers<T, V> &row, const forward_args<T> &a, size_t at,
+                                int lane) {
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int column = (k * WARP + lane) * 8;
         if (column >= a.columns) continue;
-        residual[k] = load_once<T, 8>(a.residual_in + at + (size_t)column);
-        if (a.delta != nullptr) delta[k] = load_once<T, 8>(a.delta + at + (size_t)column);
+        row.residuals[k] = load_once<T, 8>(a.residual_in + at + (size_t)column);
+        if (a.delta != nullptr) row.deltas[k] = load_once<T, 8>(a.delta + at + (size_t)column);
     }
+}
+
+/* x becomes the row, with what is added to it stored. Returns the lane's sum. */
+template <typename T, int V, class Row>
+__device__ inline float row_add(float (&x)[V][8], const Row &row, const forward_args<T> &a,
+                                size_t at, int lane) {
+    float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int column = (k * WARP + lane) * 8;
         if (column >= a.columns) continue;
-        unpack(x[k], residual[k]);
-        if (a.delta != nullptr) add_delta<T, 8>(x[k], delta[k], a, at + (size_t)column, column);
+        unpack(x[k], row.residual(k));
+        if (a.delta != nullptr) add_delta<T, 8>(x[k], row.delta(k), a, at + (size_t)column, column);
 #pragma unroll
-        for (int i = 0; i < 8; i++) mean += x[k][i];
+        for (int i = 0; i < 8; i++) sum += x[k][i];
     }
-    mean = warp_sum(mean) * share;
+    return sum;
+}
+
+/* x becomes the norm's result; mean and rstd are stored. */
+template <typename T, int V>
+__device__ inline void row_norm(float (&x)[V][8], float sum, const forward_args<T> &a, size_t row,
+                                int lane) {
+    const float share = 1.0f / (float)a.columns, mean = warp_sum(sum) * share;
+    float variance = 0.0f;
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const bool mine = (k * WARP + lane) * 8 < a.columns;
@@ -157,8 +177,11 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
     const size_t row = (size_t)blockIdx.x * (WARP_THREADS / WARP) + threadIdx.x / WARP;
     const int lane = (int)threadIdx.x % WARP;
     if (row >= a.rows) return;
+    row_numbers<T, V> numbers;
     float x[V][8] = {};
-    norm_row<T, V>(x, a, row, lane);
+    row_load<T, V>(numbers, a, row * (size_t)a.columns, lane);
+    const float sum = row_add<T, V>(x, numbers, a, row * (size_t)a.columns, lane);
+    row_norm<T, V>(x, sum, a, row, lane);
 #pragma unroll
     for (int k = 0; k < V; k++) {
         const int column = (k * WARP + lane) * 8;
@@ -167,54 +190,112 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
     }
 }
 
-/* The same with copies: `height` rows a block. Its strip leaves room for as many blocks as the
- * registers of V groups do. */
-template <int V>
-__global__ void __launch_bounds__(STRIP_THREADS, V <= 2   ? 4
-                                                 : V <= 3 ? 3
-                                                 : V <= 8 ? 2
-                                                          : 1)
-    norm_forward_strip_kernel(const forward_args<bf16> a, const copies_args to, const int height) {
-    extern __shared__ uint4 strip_memory[];
-    uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory);
-    const int lane = (int)threadIdx.x % WARP;
-    const size_t first = (size_t)blockIdx.x * (size_t)height;
-    const float scale = to.stored ? 1.0f : to.state->scale;
-    float amax = 0.0f;
-    for (int r = (int)threadIdx.x / WARP; r < height && first + r < a.rows;
-         r += STRIP_THREADS / WARP) {
-        const size_t at = (first + r) * (size_t)a.columns;
-        float x[V][8] = {};
-        norm_row<bf16, V>(x, a, first + r, lane);
-#pragma unroll
-        for (int k = 0; k < V; k++) {
-            const int column = (k * WARP + lane) * 8;
-            if (column >= a.columns) break;
-            amax = larger_size8(amax, x[k]);
-            if (a.out != nullptr) store(a.out + at + (size_t)column, pack<bf16, 8>(x[k]));
-            if (to.row == nullptr) continue;
-            const uint2 codes = encode8(to.e5m2, x[k], scale);
-            *reinterpret_cast<uint2 *>(to.row + at + (size_t)column) = codes;
-            *reinterpret_cast<uint2 *>(strip + strip_at(height, a.columns, r, column / 4)) = codes;
-        }
+/* A row's slot in shared memory: each lane's numbers where it asked for them itself. */
+template <int V> struct row_slot {
+    static constexpr size_t WORDS = 2 * V * WARP;
+    uint4 *lane_words;
+
+    __device__ inline Numbers<bf16, 8> residual(int k) const { return at(k * WARP); }
+    __device__ inline Numbers<bf16, 8> delta(int k) const { return at((V + k) * WARP); }
+
+    __device__ inline Numbers<bf16, 8> at(int word) const {
+        Numbers<bf16, 8> numbers;
+        *reinterpret_cast<uint4 *>(&numbers) = lane_words[word];
+        return numbers;
     }
-    raise_amax(to.state, to.stored ? as_stored<bf16>(amax) : amax);
-    if (to.transposed == nullptr) return;
-    __syncthreads();
-    strip_store(strip, height, a.columns, to, first);
-}
+};
 
 template <int V>
+__device__ inline void row_ask(const row_slot<V> &slot, const forward_args<bf16> &a, size_t row,
+                               int lane) {
+    const size_t at = row * (size_t)a.columns;
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        const int column = (k * WARP + lane) * 8;
+        if (column >= a.columns) continue;
+        copy_16(slot.lane_words + k * WARP, a.residual_in + at + (size_t)column);
+        if (a.delta != nullptr)
+            copy_16(slot.lane_words + (V + k) * WARP, a.delta + at + (size_t)column);
+    }
+}
+
+/* Codes of a row into the row copy and the strip, its numbers to `out` if they are wanted. */
+template <int V>
+__device__ inline float row_codes(const float (&x)[V][8], const forward_args<bf16> &a,
+                                  const copies_args &to, size_t at, uint32_t *strip, int height,
+                                  int r, float scale, float amax, int lane) {
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+        const int column = (k * WARP + lane) * 8;
+        if (column >= a.columns) break;
+        amax = larger_size8(amax, x[k]);
+        if (a.out != nullptr) store(a.out + at + (size_t)column, pack<bf16, 8>(x[k]));
+        if (to.row == nullptr) continue;
+        const uint2 codes = encode8(to.e5m2, x[k], scale);
+        *reinterpret_cast<uint2 *>(to.row + at + (size_t)column) = codes;
+        *reinterpret_cast<uint2 *>(strip + strip_at(height, a.columns, r, column / 4)) = codes;
+    }
+    return amax;
+}
+
+/* Blocks on a multiprocessor, by the registers of V groups. */
+constexpr int strip_residents(int groups) {
+    return groups <= 2 ? 4 : groups <= 3 ? 3 : groups <= 8 ? 2 : 1;
+}
+
+/* The same with copies: blocks make strips of `height` rows in turns, so that strips beside each
+ * other leave at about the same time and their short runs meet in the L2 cache. Each warp asks for
+ * its next row once it has the last in its registers: loads are under way while a strip leaves. */
+template <int V>
+__global__ void __launch_bounds__(STRIP_THREADS, strip_residents(V))
+    norm_forward_strip_kernel(const forward_args<bf16> a, const copies_args to, const int height) {
+    extern __shared__ uint4 strip_memory[];
+    enum { WARPS = STRIP_THREADS / WARP };
+    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    const row_slot<V> slot = {strip_memory + (size_t)warp * row_slot<V>::WORDS + lane};
+    uint32_t *strip = reinterpret_cast<uint32_t *>(strip_memory + WARPS * row_slot<V>::WORDS);
+    const size_t stride = (size_t)gridDim.x * (size_t)height;
+    const float scale = to.stored ? 1.0f : to.state->scale;
+    float amax = 0.0f;
+    size_t row = (size_t)blockIdx.x * (size_t)height + (size_t)warp;
+    if (row < a.rows) row_ask<V>(slot, a, row, lane);
+    copies_commit();
+    for (size_t first = (size_t)blockIdx.x * (size_t)height; first < a.rows; first += stride) {
+        for (int r = warp; r < height && first + r < a.rows; r += WARPS) {
+            const size_t at = row * (size_t)a.columns;
+            const size_t next = r + WARPS < height ? row + WARPS : first + stride + (size_t)warp;
+            float x[V][8] = {};
+            copies_wait(1);
+            const float sum = row_add<bf16, V>(x, slot, a, at, lane);
+            if (next < a.rows) row_ask<V>(slot, a, next, lane);
+            copies_commit();
+            row_norm<bf16, V>(x, sum, a, row, lane);
+            amax = row_codes<V>(x, a, to, at, strip, height, r, scale, amax, lane);
+            row = next;
+        }
+        if (to.transposed == nullptr) continue;
+        __syncthreads();
+        strip_store(strip, height, a.columns, to, first);
+        __syncthreads();
+    }
+    raise_amax(to.state, to.stored ? as_stored<bf16>(amax) : amax);
+}
+
+/* Strips as high as leave room for the blocks that registers allow, and one wave of blocks. */
+template <int V>
 enum status run_strips(struct device *device, const forward_args<bf16> &a, const copies_args &to) {
-    const size_t shared_bytes = backend_of(device)->shared_bytes;
-    const int height = strip_height(64, a.columns, shared_bytes / 2);
-    const size_t bytes = strip_bytes(height, a.columns);
+    enum { RESERVED = 1024 }; /* of each block: the system's */
+    const size_t slots = row_slot<V>::WORDS * sizeof(uint4) * (STRIP_THREADS / WARP);
+    const size_t each = backend_of(device)->shared_bytes / strip_residents(V) - RESERVED;
+    const int height = slots < each ? strip_height(64, a.columns, each - slots) : 0;
     if (height == 0) return refuse_width("norm_forward with copies", (size_t)a.columns);
+    const size_t bytes = slots + strip_bytes(height, a.columns);
+    const size_t most = (size_t)backend_of(device)->multiprocessors * strip_residents(V);
+    const size_t blocks = size_min(most, ceil_div(a.rows, (size_t)height));
     CUDA_TRY(cudaFuncSetAttribute(norm_forward_strip_kernel<V>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     norm_forward_strip_kernel<V>
-        <<<blocks_for(a.rows, (size_t)height), STRIP_THREADS, bytes, backend_of(device)->stream>>>(
-            a, to, height);
+        <<<(unsigned)blocks, STRIP_THREADS, bytes, backend_of(device)->stream>>>(a, to, height);
     return cuda_launched("norm_forward");
 }
 

@@ -1,12 +1,13 @@
 /*
  * Backward of the layer norm: a block works on BACK_ROWS rows at a time, and each thread owns W
  * columns of them, so that column sums stay in the thread that owns the column until all rows are
- * done. Where quantised copies are wanted, a block takes rows that follow each other, collects
- * their codes in strips in shared memory, and writes both copies from there when a strip is full
- * (quantise.cuh). Then few blocks fit on a multiprocessor, and rows are copied to shared memory
- * some turns ahead, so that memory is busy while a block waits at the barrier of its sums or writes
- * a strip.
+ * done. Where quantised copies are wanted, a block collects the codes of a strip of rows in shared
+ * memory and writes both copies from there when it is full (quantise.cuh); blocks take strips in
+ * turns, so that the short runs of strips beside each other meet in the L2 cache. Then few blocks
+ * fit on a multiprocessor, and rows are copied to shared memory some turns ahead, so that memory is
+ * busy while a block waits at the barrier of its sums or writes a strip.
  */
+#include "kernels/cuda/ahead.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/quantise.cuh"
 #include "kernels/cuda/quantise.h"
@@ -34,9 +35,8 @@ template <typename T> struct backward_args {
     size_t rows;
     int columns;
     bool overwrite, delta_bias;
-    copies_args to; /* COPIES: strips of `height` rows, `range` rows a block */
-    int height;
-    size_t range;
+    copies_args to;
+    int height; /* COPIES: rows of a strip, a power of two */
     int ahead; /* COPIES: turns that shared memory holds rows of, 1 to AHEAD_MAX */
 };
 
@@ -47,13 +47,6 @@ template <typename T, int W> struct turn_rows {
 
 template <typename T, int W> __host__ __device__ constexpr size_t turn_bytes(int threads) {
     return sizeof(turn_rows<T, W>) * (size_t)threads;
-}
-
-__device__ inline void copy_16(uint4 *to, const void *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from)
-                 : "memory");
 }
 
 template <typename T, int W> __device__ inline void copy_numbers(uint4 *to, const T *from) {
@@ -111,18 +104,6 @@ __device__ inline void load_rows(turn_rows<T, W> &rows, const backward_args<T> &
     }
 }
 
-__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/* Until the oldest of `ahead` turns is there. */
-__device__ inline void copies_wait(int ahead) {
-    if (ahead == 3)
-        asm volatile("cp.async.wait_group 2;" ::: "memory");
-    else if (ahead == 2)
-        asm volatile("cp.async.wait_group 1;" ::: "memory");
-    else
-        asm volatile("cp.async.wait_group 0;" ::: "memory");
-}
-
 /* Mean and inverse deviation of the rows from `first` on. */
 struct turn_norms {
     float mean[BACK_ROWS], rstd[BACK_ROWS];
@@ -147,6 +128,13 @@ constexpr int resident_blocks(int block, bool copies) {
                                     : 1;
 }
 
+/* The first row of the block's i-th turn. */
+template <bool COPIES> __device__ inline size_t turn_first(int i, int height) {
+    if (!COPIES) return ((size_t)i * gridDim.x + blockIdx.x) * BACK_ROWS;
+    const int row = i * BACK_ROWS; /* of its strips, one behind the other */
+    return ((size_t)(row / height) * gridDim.x + blockIdx.x) * (size_t)height + row % height;
+}
+
 /* BLOCK: the most threads a block may have; narrow rows leave registers for several such blocks. */
 template <typename T, int W, int BLOCK, bool COPIES>
 __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
@@ -164,25 +152,24 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     float amax = 0.0f;
     int turn = 0;
     if (mine) weight = load<T, W>(a.weight + column);
-    const size_t begin = (size_t)blockIdx.x * (COPIES ? a.range : BACK_ROWS);
-    const size_t end = COPIES && begin + a.range < a.rows ? begin + a.range : a.rows;
-    const size_t stride = COPIES ? BACK_ROWS : (size_t)gridDim.x * BACK_ROWS;
     const size_t turn_words = turn_bytes<T, W>((int)blockDim.x) / 16;
     uint4 *slot = turns;
     turn_norms norms, norms_next;
     if constexpr (COPIES) {
         for (int i = 0; i < a.ahead; i++) {
-            const size_t first = begin + i * stride;
-            if (first < end) ask_rows<T, W>(turns + i * turn_words, a, first, column);
+            const size_t first = turn_first<COPIES>(i, a.height);
+            if (first < a.rows) ask_rows<T, W>(turns + i * turn_words, a, first, column);
             copies_commit();
         }
     }
-    load_norms(norms_next, a, begin);
-    for (size_t first = begin; first < end; first += stride) {
+    size_t first = turn_first<COPIES>(0, a.height);
+    load_norms(norms_next, a, first);
+    for (int i = 0; first < a.rows; i++) {
+        const size_t after = turn_first<COPIES>(i + 1, a.height);
         turn_rows<T, W> rows;
         float sums[2 * BACK_ROWS] = {};
         norms = norms_next;
-        if (first + stride < end) load_norms(norms_next, a, first + stride);
+        if (after < a.rows) load_norms(norms_next, a, after);
         if constexpr (COPIES) {
             copies_wait(a.ahead);
             take_rows(rows, slot);
@@ -208,8 +195,8 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
         block_sums(sums, shared[turn]);
         turn ^= 1;
         if constexpr (COPIES) { /* every thread took its part: the barrier above */
-            const size_t next = first + (size_t)a.ahead * stride;
-            if (next < end) ask_rows<T, W>(slot, a, next, column);
+            const size_t next = turn_first<COPIES>(i + a.ahead, a.height);
+            if (next < a.rows) ask_rows<T, W>(slot, a, next, column);
             copies_commit();
             slot = slot + turn_words < turns + a.ahead * turn_words ? slot + turn_words : turns;
         }
@@ -230,7 +217,7 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
             store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
                   pack<T, W>(out));
             if constexpr (COPIES) {
-                const int strip_row = ((int)(first - begin) + r) & (a.height - 1);
+                const int strip_row = (int)(first + r) & (a.height - 1);
                 amax = larger_size8(amax, out);
                 *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
                                                             column / 4)) = encode8(a.to.e5m2, out,
@@ -238,15 +225,17 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
             }
         }
         if constexpr (COPIES) {
-            const size_t next = first + BACK_ROWS;
-            const size_t full = (next - begin - 1) & ~(size_t)(a.height - 1);
-            if (next < end && next - begin != full + (size_t)a.height) continue;
-            __syncthreads(); /* the next one that writes codes comes behind block_sums' barrier */
-            if (a.to.row != nullptr)
-                strip_store_rows(strip, a.height, a.columns, a.to, begin + full);
-            if (a.to.transposed != nullptr)
-                strip_store(strip, a.height, a.columns, a.to, begin + full);
+            const int last_row = (int)(first + BACK_ROWS - 1) & (a.height - 1);
+            if (after >= a.rows || last_row == a.height - 1) {
+                const size_t strip_first = first & ~(size_t)(a.height - 1);
+                __syncthreads(); /* the next to write codes comes behind block_sums' barrier */
+                if (a.to.row != nullptr)
+                    strip_store_rows(strip, a.height, a.columns, a.to, strip_first);
+                if (a.to.transposed != nullptr)
+                    strip_store(strip, a.height, a.columns, a.to, strip_first);
+            }
         }
+        first = after;
     }
     if (COPIES) raise_amax(a.to.state, a.to.stored ? as_stored<T>(amax) : amax);
     if (!mine) return;
@@ -256,17 +245,16 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     if (a.delta_bias) store(partials + 2 * a.columns, pack<float, W>(delta_sum));
 }
 
-/* Blocks, and the rows of each where they keep strips: as many as the multiprocessors hold at once,
- * so one wave and the fewest partial sums, and all of the same length. */
+/* Blocks: as many as the multiprocessors hold at once, so one wave and the fewest partial sums, and
+ * where they make strips, all the same number. */
 template <typename T>
-size_t plan_backward(const struct device *device, backward_args<T> *a, int resident) {
+size_t plan_backward(const struct device *device, const backward_args<T> *a, int resident) {
     const size_t most = size_min((size_t)backend_of(device)->multiprocessors *
                                      size_max(1, (size_t)resident),
                                  COLUMN_PARTS_MAX);
     if (a->height == 0) return size_min(ceil_div(a->rows, BACK_ROWS), most);
-    const size_t strips = ceil_div(a->rows, (size_t)a->height), each = ceil_div(strips, most);
-    a->range = each * (size_t)a->height;
-    return ceil_div(strips, each);
+    const size_t strips = ceil_div(a->rows, (size_t)a->height);
+    return ceil_div(strips, ceil_div(strips, most));
 }
 
 /* Shared memory of a block that makes copies, so that as many fit as the registers allow: the

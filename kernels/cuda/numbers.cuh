@@ -147,6 +147,12 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
+__device__ inline double warp_max(double x) {
+#pragma unroll
+    for (int step = WARP / 2; step > 0; step /= 2) x = fmax(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+}
+
 /* v[k] becomes its sum over the block, in every thread. `shared` holds K numbers a warp; two
  * calls that follow each other must use different ones: one barrier a call is then enough. */
 template <int K> __device__ inline void block_sums(float (&v)[K], float *shared) {

@@ -134,16 +134,14 @@ using bf16 = __nv_bfloat16;
 
 struct gelu_source {
     using type = bf16;
-    struct raw {
-        Numbers<bf16, 8> x;
-    };
+    enum { WORDS = 1 };
     const bf16 *x, *bias;
     Numbers<bf16, 8> b;
     __device__ void column(size_t c) { b = load<bf16, 8>(bias + c); }
-    __device__ raw fetch(size_t at, size_t) const { return {load_once<bf16, 8>(x + at)}; }
-    __device__ void compute(float (&out)[8], const raw &r) const {
+    __device__ const void *word(int, size_t at) const { return x + at; }
+    __device__ void compute(float (&out)[8], const uint4 *words, size_t) const {
         float u[8], shift[8];
-        unpack(u, r.x);
+        unpack(u, tile_numbers<bf16>(words));
         unpack(shift, b);
 #pragma unroll
         for (int i = 0; i < 8; i++) out[i] = gelu(u[i] + shift[i]);
@@ -152,19 +150,15 @@ struct gelu_source {
 
 struct gelu_gradient_source {
     using type = bf16;
-    struct raw {
-        Numbers<bf16, 8> x, gradient;
-    };
+    enum { WORDS = 2 };
     const bf16 *out_gradient, *x, *bias;
     Numbers<bf16, 8> b;
     __device__ void column(size_t c) { b = load<bf16, 8>(bias + c); }
-    __device__ raw fetch(size_t at, size_t) const {
-        return {load_once<bf16, 8>(x + at), load_once<bf16, 8>(out_gradient + at)};
-    }
-    __device__ void compute(float (&out)[8], const raw &r) const {
+    __device__ const void *word(int w, size_t at) const { return (w == 0 ? x : out_gradient) + at; }
+    __device__ void compute(float (&out)[8], const uint4 *words, size_t) const {
         float u[8], shift[8];
-        unpack(out, r.gradient);
-        unpack(u, r.x);
+        unpack(u, tile_numbers<bf16>(words));
+        unpack(out, tile_numbers<bf16>(words + 1));
         unpack(shift, b);
 #pragma unroll
         for (int i = 0; i < 8; i++) out[i] *= gelu_slope(u[i] + shift[i]);
@@ -182,19 +176,20 @@ __global__ void __launch_bounds__(TILE_THREADS, 3)
     tile_run<gelu_gradient_source, true>(source, job, blockIdx.x);
 }
 
-tile_job tile_job_of(const struct quantise_output *output, const struct tensor &values) {
+tile_job tile_job_of(const struct device *device, const struct quantise_output *output,
+                     const struct tensor &values) {
     tile_job job = {};
     job.copies = copies_args_of(output, values.rows);
     job.rows = values.rows;
     job.columns = values.columns;
     job.across = blocks_for(values.columns, TILE_COLUMNS);
-    job.down = tile_count(values.rows);
+    job.down = tile_blocks_down(device, values.rows, job.across);
     job.values = values.data;
     return job;
 }
 
 enum status gelu_forward_tiles(struct device *device, const struct gelu_forward *op) {
-    const tile_job job = tile_job_of(&op->quantise, op->out);
+    const tile_job job = tile_job_of(device, &op->quantise, op->out);
     const gelu_source source = {(const bf16 *)op->x.data, (const bf16 *)op->bias.data, {}};
     gelu_forward_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0,
                                 backend_of(device)->stream>>>(source, job);
@@ -205,7 +200,7 @@ enum status gelu_backward_tiles(struct device *device, const struct gelu_backwar
     const char *const name = "gelu_backward";
     struct tensor values = op->x;
     values.data = op->x_gradient.data;
-    tile_job job = tile_job_of(&op->quantise, values);
+    tile_job job = tile_job_of(device, &op->quantise, values);
     job.down = (unsigned)size_min(job.down, COLUMN_PARTS_MAX);
     job.partials = (float *)device->scratch;
     TRY(cuda_scratch(device, name, job.down * job.columns * sizeof(float)));

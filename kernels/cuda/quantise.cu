@@ -12,13 +12,15 @@ enum { JOBS = 64, SEARCH_GROUPS = 4, STATE_THREADS = 1024 };
 
 template <typename T> struct numbers_source {
     using type = T;
-    struct raw {
-        Numbers<T, 8> x;
-    };
+    enum { WORDS = sizeof(Numbers<T, 8>) / 16 };
     const T *in;
     __device__ void column(size_t) {}
-    __device__ raw fetch(size_t at, size_t) const { return {load_once<T, 8>(in + at)}; }
-    __device__ void compute(float (&x)[8], const raw &r) const { unpack(x, r.x); }
+    __device__ const void *word(int w, size_t at) const {
+        return reinterpret_cast<const uint4 *>(in + at) + w;
+    }
+    __device__ void compute(float (&x)[8], const uint4 *words, size_t) const {
+        unpack(x, tile_numbers<T>(words));
+    }
 };
 
 /* Job i works in blocks [end of i - 1, end of i). Kernel argument: launches are recorded in CUDA
@@ -120,7 +122,7 @@ enum status fill_job(struct device *device, const struct quantise *op, struct ti
     job->rows = op->in.rows;
     job->columns = op->in.columns;
     job->across = blocks_for(job->columns, TILE_COLUMNS);
-    job->down = tile_count(job->rows);
+    job->down = tile_blocks_down(device, job->rows, job->across);
     job->current = op->scaling == SCALING_CURRENT;
     if (op->bias_gradient == NULL) return STATUS_OK;
     job->down = (unsigned)size_min(job->down, COLUMN_PARTS_MAX);

@@ -11,6 +11,8 @@
 #ifndef DEEPWELL_KERNELS_CUDA_QUANTISE_CUH_
 #define DEEPWELL_KERNELS_CUDA_QUANTISE_CUH_
 
+#include "base/checked.h"
+#include "kernels/cuda/ahead.cuh"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/numbers.cuh"
 #include "kernels/quantised.h"
@@ -197,8 +199,22 @@ struct tile_job {
     float *partials;       /* (down, columns) sums of columns, or NULL */
 };
 
-static inline unsigned tile_count(size_t rows) {
-    return (unsigned)((rows + TILE_ROWS - 1) / TILE_ROWS);
+/* Blocks one below the other, each with several tiles: so many that the last of them leave few
+ * multiprocessors idle. */
+static inline unsigned tile_blocks_down(const struct device *device, size_t rows, unsigned across) {
+    enum { BLOCKS_EACH = 24 }; /* of a multiprocessor, which holds three or four at once */
+    const size_t tiles = ceil_div(rows, TILE_ROWS);
+    const size_t blocks = BLOCKS_EACH * (size_t)backend_of(device)->multiprocessors;
+    return (unsigned)size_min(tiles, ceil_div(blocks, across));
+}
+
+/* Eight numbers as they lie in memory. */
+template <typename T> __device__ inline Numbers<T, 8> tile_numbers(const uint4 *words) {
+    Numbers<T, 8> numbers;
+#pragma unroll
+    for (size_t i = 0; i < sizeof numbers / 16; i++)
+        reinterpret_cast<uint4 *>(&numbers)[i] = words[i];
+    return numbers;
 }
 
 __device__ inline void tile_put(uint32_t *tile, const uint2 (&codes)[4], int lane, int four) {
@@ -267,36 +283,60 @@ __device__ inline float tile_scale(const struct tile_job &job, unsigned block) {
     return scale;
 }
 
+/* The numbers of a thread's four rows of the tile that comes next: it asks for them once it has
+ * those of this one in its registers, so that loads are under way while codes are transposed. Words
+ * of a thread lie a block apart. */
+template <class Source>
+__device__ inline void tile_ask(uint4 *slot, const Source &source, const struct tile_job &job,
+                                size_t row, size_t column) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+#pragma unroll
+        for (int w = 0; w < Source::WORDS; w++) {
+            copy_16(slot + (r * Source::WORDS + w) * TILE_THREADS,
+                    source.word(w, (row + r) * job.columns + column));
+        }
+    }
+}
+
 /*
- * Block `block` of across * down. Source: struct raw; column(c) once, then raw fetch(at, row)
- * and compute(x, raw), x the eight numbers from element `at` = row * columns + c on; `type` is what
- * `values` holds. SUMS: whether partials may be wanted.
+ * Block `block` of across * down. Source: WORDS of 16 bytes hold eight numbers of a row; column(c)
+ * once, word(w, at) where word w of those from element `at` = row * columns + c on lies, and
+ * compute(x, words, row), x the eight numbers. `type` is what `values` holds. SUMS: whether
+ * partials may be wanted.
  */
 template <class Source, bool SUMS>
 __device__ inline void tile_run(Source source, const struct tile_job &job, unsigned block) {
     __shared__ __align__(16) uint32_t tile[TILE_COLUMNS * TILE_ROWS / 4];
+    __shared__ uint4 slots[4 * Source::WORDS * TILE_THREADS];
     using T = typename Source::type;
+    uint4 *const slot = slots + threadIdx.x;
     const int lane = (int)threadIdx.x % TILE_LANES, four = (int)threadIdx.x / TILE_LANES;
     const size_t first_column = (size_t)(block % job.across) * TILE_COLUMNS;
     const size_t column = first_column + (size_t)lane * 8;
+    const size_t begin = (size_t)(block / job.across) * TILE_ROWS;
+    const size_t stride = (size_t)job.down * TILE_ROWS;
     const bool mine = column < job.columns;
     const float scale = tile_scale(job, block);
     float amax = 0.0f, sums[8] = {};
     if (mine) source.column(column);
-    for (size_t first = (size_t)(block / job.across) * TILE_ROWS; first < job.rows;
-         first += (size_t)job.down * TILE_ROWS) {
-        const size_t row = first + (size_t)four * 4; /* rows are a multiple of 16: four or none */
-        const bool here = mine && row < job.rows;
-        const size_t at = row * job.columns + column;
-        typename Source::raw raw[4];
+    /* Rows are a multiple of 16: four or none. */
+    if (mine && begin + (size_t)four * 4 < job.rows)
+        tile_ask(slot, source, job, begin + (size_t)four * 4, column);
+    copies_commit();
+    for (size_t first = begin; first < job.rows; first += stride) {
+        const size_t row = first + (size_t)four * 4, at = row * job.columns + column;
         uint2 codes[4] = {};
-        if (here) {
-#pragma unroll
-            for (int r = 0; r < 4; r++) raw[r] = source.fetch(at + r * job.columns, row + r);
+        copies_wait(1);
+        if (mine && row < job.rows) {
 #pragma unroll
             for (int r = 0; r < 4; r++) {
+                uint4 words[Source::WORDS];
                 float x[8];
-                source.compute(x, raw[r]);
+#pragma unroll
+                for (int w = 0; w < Source::WORDS; w++)
+                    words[w] = slot[(r * Source::WORDS + w) * TILE_THREADS];
+                source.compute(x, words, row + r);
                 amax = larger_size8(amax, x);
                 if (job.values != nullptr)
                     store((T *)job.values + at + r * job.columns, pack<T, 8>(x));
@@ -309,6 +349,8 @@ __device__ inline void tile_run(Source source, const struct tile_job &job, unsig
                 }
             }
         }
+        if (mine && row + stride < job.rows) tile_ask(slot, source, job, row + stride, column);
+        copies_commit();
         if (job.copies.transposed == nullptr) continue;
         __syncthreads(); /* the tile above has left */
         tile_put(tile, codes, lane, four);
