@@ -22,7 +22,7 @@ import pyarrow.parquet
 import tokenizers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FIXTURE = os.path.join(HERE, "tokenizer_fixture.json")
+FIXTURE = os.path.join(os.path.dirname(HERE), "data", "tokenizer_fixture.json")
 TOOL = os.path.abspath(sys.argv.pop())
 WORDS = ["the", "Tensor", "é日本", "x = 1;\n", "\n\n", "  ", "loss", "<|endoftext|>", "zq", "12345", "it's", "\t"]
 

@@ -1,6 +1,7 @@
 /*
- * `plot`, the Python tool: runs plot_test.py, which names its oracles. Skipped, with a line, where
- * no Python has matplotlib: set DEEPWELL_PLOT_PYTHON (./deepwell test sets it when .venv has it).
+ * A Python tool: runs its test script, which names its oracles. Skipped, with a line, where no
+ * Python has what the tool imports: set the variable to one that has it (./deepwell test does when
+ * .venv is there).
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,16 +12,17 @@
 
 #include <cmocka.h>
 
-static const char *script, *tool;
+static const char *variable, *modules, *script, *tool;
 
 static void the_tool_passes_its_tests(void **state) {
     (void)state;
     char command[8192];
-    const char *python = getenv("DEEPWELL_PLOT_PYTHON");
+    const char *python = getenv(variable);
     if (python == NULL || python[0] == '\0') python = "python3";
-    snprintf(command, sizeof command, "'%s' -c 'import matplotlib' 2>/dev/null", python);
+    snprintf(command, sizeof command, "'%s' -c 'import %s' 2>/dev/null", python, modules);
     if (system(command) != 0) {
-        printf("%s lacks matplotlib: skipped\n", python);
+        printf("%s does not import %s (%s says which Python to take): skipped\n", python, modules,
+               variable);
         skip();
     }
     snprintf(command, sizeof command,
@@ -31,12 +33,14 @@ static void the_tool_passes_its_tests(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "expected the test script and the tool\n");
+    if (argc != 5) {
+        fprintf(stderr, "expected a variable, modules with commas, the test script and the tool\n");
         return 1;
     }
-    script = argv[1];
-    tool = argv[2];
+    variable = argv[1];
+    modules = argv[2];
+    script = argv[3];
+    tool = argv[4];
     const struct CMUnitTest tests[] = {cmocka_unit_test(the_tool_passes_its_tests)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
