@@ -263,5 +263,7 @@ void device_recording_close(struct device *device, struct device_recording *reco
 
 void device_set_scratch(struct device *device, void *scratch, size_t bytes) {
     device->scratch = scratch;
-    device->scratch_bytes = bytes;
+    device->scratch_bytes = device->attention_scratch_bytes = bytes;
 }
+
+void device_share_scratch(struct device *device, size_t bytes) { device->scratch_bytes = bytes; }

@@ -51,8 +51,9 @@ struct device {
     int threads;         /* CPU: OpenMP threads */
     size_t memory_bytes; /* free to this process when opened (container limits counted) */
     void *scratch;       /* working memory of single operations; from the scratch arena */
-    size_t scratch_bytes;
-    size_t logits_bytes; /* logits of this size keep the device busy: the chunk where none is set */
+    size_t scratch_bytes;           /* of it for any operation */
+    size_t attention_scratch_bytes; /* and for attention, which may work where others' data lies */
+    size_t logits_bytes; /* the most logits of one chunk, where no chunk is set */
     char note[512];      /* what the user should know of the choice of this device; "": nothing */
     void *interposed;    /* for a table of operations that wraps another (train/op_trace.h) */
 };
@@ -126,5 +127,8 @@ void device_recording_close(struct device *device, struct device_recording *reco
 
 /* Gives operations their working memory; ops.scratch_bytes says how much a model needs. */
 void device_set_scratch(struct device *device, void *scratch, size_t bytes);
+/* From now on all operations but attention keep to its first `bytes`: behind them lies something
+ * that nobody needs while attention runs. */
+void device_share_scratch(struct device *device, size_t bytes);
 
 #endif

@@ -65,7 +65,7 @@ struct quantised_gemm {
  * the block (NV: and of the tensor) in either. */
 enum scaling {
     SCALING_DELAYED, /* state->scale as it stands, from the amaxes of earlier steps; clips */
-    SCALING_CURRENT, /* from the amax of this very tensor */
+    SCALING_CURRENT, /* from the amax of this very tensor; of a head's chunks, of those so far */
 };
 
 /* Makes the copies of `in` (R, C) that `out` wants. Numbers are widened to FP32, multiplied by the
@@ -302,7 +302,8 @@ struct ops {
 
     enum support (*scale_support)(const struct device *device, enum scale_mode mode);
 
-    /* Bytes of device.scratch that these limits need. */
+    /* Bytes of device.scratch that these limits need; without heads, those of all operations but
+     * attention. */
     size_t (*scratch_bytes)(const struct device *device, const struct op_limits *limits);
 
     enum status (*gemm)(struct device *, const struct gemm *);

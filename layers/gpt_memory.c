@@ -199,8 +199,8 @@ static enum status take_head_copies(struct gpt_training *t, const struct layout 
     return STATUS_OK;
 }
 
-/* Logits of so many tokens keep any device busy: two chunks of as many take half the memory for one
- * more addition to the head's gradient. */
+/* Logits of so many tokens keep any device busy: two chunks of as many take half the memory, and
+ * read and write the head's gradient once more. */
 enum { LOGITS_TOKENS = 16384 };
 
 static enum status take_loss(struct gpt_training *t, const struct layout *l,

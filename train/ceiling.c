@@ -22,7 +22,7 @@ cleanup:
 
 enum status ceiling_copy(struct device *device, double seconds, struct gpu_power *power,
                          double *bytes_per_s) {
-    const size_t bytes = device->kind == DEVICE_CPU ? (size_t)64 << 20 : (size_t)2 << 30;
+    const size_t bytes = floor_ring_least_bytes(device);
     const struct op_call copy = {
         .kind = OP_CONVERT, .name = "copy", .bytes = 2 * bytes, .written_bytes = bytes,
     };

@@ -217,8 +217,8 @@ static enum status lay_out_parameters(struct engine *engine, const struct config
     return lay_out_narrow(engine, config, &arenas[PARAMETERS]);
 }
 
-/* Training, evaluation and generation each start at the same place of the activations arena, their
- * logits behind what operations other than attention use of scratch memory. */
+/* Training, evaluation and generation each start at the same place of the activations arena. The
+ * logits of the first two lie behind what operations other than attention use of scratch memory. */
 static enum status lay_out_activations(struct engine *engine, const struct config *config,
                                        struct arena *activations, struct arena *scratch) {
     const struct arena empty = *activations, operations = *scratch;
@@ -429,6 +429,7 @@ static enum status lay_out(struct engine *engine, const struct config *config) {
     TRY(lay_out_activations(engine, config, &engine->arenas[ACTIVATIONS],
                             &engine->arenas[SCRATCH]));
     device_set_scratch(&engine->device, engine->arenas[SCRATCH].base, plan.scratch_bytes);
+    device_share_scratch(&engine->device, plan.logits_offset);
     return build_ranges(engine, config);
 }
 

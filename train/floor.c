@@ -8,8 +8,7 @@
 #include "base/random.h"
 #include "train/recording.h"
 
-/* The least size of a ring, well above any cache, and the most that one stream reads or writes. */
-static size_t ring_least_bytes(const struct device *device) {
+size_t floor_ring_least_bytes(const struct device *device) {
     return device->kind == DEVICE_CPU ? (size_t)64 << 20 : (size_t)2 << 30;
 }
 
@@ -346,7 +345,7 @@ static enum status run_calls(void *context) {
 static enum status open_all(struct floor *floor, const struct op_list *step, size_t scratch_bytes,
                             enum dtype dtype) {
     struct device *device = floor->device;
-    const size_t least = ring_least_bytes(device);
+    const size_t least = floor_ring_least_bytes(device);
     const struct floor_needs needs = needs_of(step, least);
     struct arena measured = arena_measure("floor");
     void *scratch = NULL;

@@ -58,6 +58,9 @@ struct floor {
     uint32_t *checksum;
 };
 
+/* The least size of a ring, well above any cache, and the most that one stream reads or writes. */
+size_t floor_ring_least_bytes(const struct device *device);
+
 /* Lays out and fills the operands on `device`, which must stay open; `dtype` is that of the
  * activations. STATUS_MEMORY with the numbers if they do not fit. */
 enum status floor_open(struct floor *floor, struct device *device, const struct op_list *step,

@@ -37,7 +37,7 @@ enum status step_work_open(struct step_work *work, const struct config *config) 
         status = status_set(STATUS_MEMORY, "out of memory for a step's operations");
         goto cleanup;
     }
-    work->scratch_bytes = engine.device.scratch_bytes;
+    work->scratch_bytes = engine.device.attention_scratch_bytes;
     TRY_GOTO(flops_count(&engine.gpt.table, engine.gpt.config.layers, engine.gpt.config.width,
                          engine.training.shape.sequence_length, &work->flops), cleanup);
     work->limit = engine_speed_limit(&engine, config, &work->flops);

@@ -137,7 +137,7 @@ enum status cpu_attention_backward(struct device *device, const struct attention
     const char *const name = "attention_backward";
     const size_t length = op->sequence_length, heads = op->heads, channels = op->out.columns;
     const size_t rows = op->batch * length;
-    struct scratch scratch = scratch_begin(device);
+    struct scratch scratch = scratch_begin_attention(device);
     struct buffers buffers = {0};
     TRY(attention_check(name, op->qkv, op->out, rows, heads));
     TRY(attention_check(name, op->qkv_gradient, op->out_gradient, rows, heads));

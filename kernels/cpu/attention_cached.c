@@ -16,7 +16,7 @@ static void cache_append(struct head_view cache, struct head_view from, size_t p
 enum status cpu_attention_cached(struct device *device, const struct attention_cached *op) {
     const char *const name = "attention_cached";
     const size_t length = op->sequence_length, heads = op->heads, channels = op->out.columns;
-    struct scratch scratch = scratch_begin(device);
+    struct scratch scratch = scratch_begin_attention(device);
     struct buffers buffers = {0};
     TRY(attention_check(name, op->qkv, op->out, op->batch * length, heads));
     TRY(shape_check(name, "keys", op->keys, op->batch * op->capacity, channels));

@@ -101,7 +101,7 @@ void attention_head_forward(const struct attention_head *head, float *scratch) {
 enum status cpu_attention_forward(struct device *device, const struct attention_forward *op) {
     const char *const name = "attention_forward";
     const size_t length = op->sequence_length, heads = op->heads, channels = op->out.columns;
-    struct scratch scratch = scratch_begin(device);
+    struct scratch scratch = scratch_begin_attention(device);
     struct buffers buffers = {0};
     TRY(attention_check(name, op->qkv, op->out, op->batch * length, heads));
     const size_t width = channels / heads;

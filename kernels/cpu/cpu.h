@@ -66,6 +66,7 @@ struct scratch {
     size_t left_bytes;
 };
 struct scratch scratch_begin(const struct device *device);
+struct scratch scratch_begin_attention(const struct device *device);
 
 /* `count` buffers of `floats` numbers, each at a multiple of SCRATCH_ALIGNMENT. STATUS_INTERNAL,
  * naming the operation, if they do not fit. */

@@ -73,6 +73,10 @@ struct scratch scratch_begin(const struct device *device) {
     return (struct scratch){device->scratch, device->scratch_bytes};
 }
 
+struct scratch scratch_begin_attention(const struct device *device) {
+    return (struct scratch){device->scratch, device->attention_scratch_bytes};
+}
+
 static size_t buffer_stride(size_t floats) {
     return align_up(floats, SCRATCH_ALIGNMENT / sizeof(float));
 }

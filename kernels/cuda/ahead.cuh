@@ -1,7 +1,8 @@
 /*
  * Copies to shared memory that run while a thread does something else (cp.async, PTX ISA 9.7.9.25),
  * for kernels that stream a matrix: norms and what writes FP8 copies. A thread reads only what it
- * asked for itself, so that no barrier is needed.
+ * asked for itself, and asks anew for a place only once it has what lay there in registers: no
+ * barrier is needed.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_AHEAD_CUH_
 #define DEEPWELL_KERNELS_CUDA_AHEAD_CUH_
@@ -19,7 +20,9 @@ __device__ inline void copy_16(uint4 *to, const void *from) {
 /* Ends a group of copies. */
 __device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-/* Until the oldest of `ahead` turns is there. */
+enum { AHEAD_MAX = 3 };
+
+/* Until the oldest of `ahead` groups is there, 1 to AHEAD_MAX. */
 __device__ inline void copies_wait(int ahead) {
     if (ahead == 3)
         asm volatile("cp.async.wait_group 2;" ::: "memory");

@@ -144,9 +144,9 @@ static enum status run_cudnn(struct device *device, const char *name,
     size_t bytes = 0;
     TRY(need_cudnn(device, shape->dtype));
     TRY(cudnn_attention_plan(cudnn, shape, &bytes));
-    TRY(cuda_scratch(device, name, bytes));
+    TRY(cuda_attention_scratch(device, name, bytes));
     data->workspace = device->scratch;
-    data->workspace_bytes = device->scratch_bytes;
+    data->workspace_bytes = device->attention_scratch_bytes;
     return cudnn_attention_run(cudnn, shape, data);
 }
 

@@ -363,7 +363,7 @@ extern "C" enum status simple_attention_backward(struct device *device,
     const size_t columns = op->out.columns, length = op->sequence_length;
     TRY(check(name, op->qkv, op->out, op->batch, length, op->heads));
     TRY(check(name, op->qkv_gradient, op->out_gradient, op->batch, length, op->heads));
-    TRY(cuda_scratch(device, name, op->batch * op->heads * length * sizeof(float)));
+    TRY(cuda_attention_scratch(device, name, op->batch * op->heads * length * sizeof(float)));
     enum status status = STATUS_OK;
     FOR_DTYPE(op->out.dtype, {
         backward_args<T> a = {};

@@ -4,7 +4,8 @@
  * outside kernels/cuda does.
  *
  * Every operation runs on backend.stream and returns without waiting. Working memory is
- * device.scratch: operations follow each other on one stream, so each may use all of it.
+ * device.scratch: operations follow each other on one stream, so each may use all scratch_bytes of
+ * it, and attention the attention_scratch_bytes, behind whose first part a model's logits lie.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_CUDA_H_
 #define DEEPWELL_KERNELS_CUDA_CUDA_H_
@@ -76,6 +77,8 @@ cudaError_t cuda_code_probe(void);
 
 /* STATUS_INTERNAL unless `bytes` of scratch memory are there. */
 enum status cuda_scratch(const struct device *device, const char *operation, size_t bytes);
+enum status cuda_attention_scratch(const struct device *device, const char *operation,
+                                   size_t bytes);
 
 /* STATUS_INTERNAL with the shape unless t is (rows, columns) of this dtype. */
 enum status cuda_shape(const char *operation, const char *what, struct tensor t, enum dtype dtype,
@@ -95,6 +98,7 @@ size_t cuda_gemm_scratch_bytes(void);
 size_t cuda_quantised_gemm_scratch_bytes(void);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);
 size_t cuda_reduce_scratch_bytes(void);
+size_t cuda_cross_entropy_scratch_bytes(const struct op_limits *limits);
 /* cuDNN's part of it is that of the passes that cuda_attention_check() was asked about. */
 size_t cuda_attention_scratch_bytes(const struct device *device, const struct op_limits *limits);
 
@@ -106,7 +110,7 @@ enum { CUDA_SEARCH_SHARE = 64 };
 /* See ops.check. */
 enum status cuda_attention_check(const struct device *device, const struct op_limits *limits,
                                  bool backward);
-enum status cuda_norm_check(size_t width, bool tensor_scales);
+enum status cuda_norm_check(const struct device *device, size_t width, bool tensor_scales);
 
 enum status gemm_service_open(struct device *device);
 void gemm_service_close(struct gemm_service *service);

@@ -11,7 +11,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/inventory.h"
 
-/* Logits of one chunk: half of GPT-2's for a batch of 64 x 1024, at most 1 / 32 of the memory. */
+/* Logits of one chunk: GPT-2's of some 42,000 tokens, at most 1 / 32 of the memory. */
 static const size_t logits_bytes_max = (size_t)4 << 30;
 
 struct device_recording {
@@ -44,10 +44,19 @@ enum status cuda_launched(const char *operation) {
     return cuda_check(cudaGetLastError(), operation);
 }
 
-enum status cuda_scratch(const struct device *device, const char *operation, size_t bytes) {
-    if (bytes <= device->scratch_bytes) return STATUS_OK;
+static enum status enough_scratch(const char *operation, size_t bytes, size_t there) {
+    if (bytes <= there) return STATUS_OK;
     return status_set(STATUS_INTERNAL, "%s: %zu bytes of scratch memory wanted, %zu there",
-                      operation, bytes, device->scratch_bytes);
+                      operation, bytes, there);
+}
+
+enum status cuda_scratch(const struct device *device, const char *operation, size_t bytes) {
+    return enough_scratch(operation, bytes, device->scratch_bytes);
+}
+
+enum status cuda_attention_scratch(const struct device *device, const char *operation,
+                                   size_t bytes) {
+    return enough_scratch(operation, bytes, device->attention_scratch_bytes);
 }
 
 enum status cuda_shape(const char *operation, const char *what, struct tensor t, enum dtype dtype,

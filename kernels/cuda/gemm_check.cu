@@ -6,7 +6,7 @@
  * Allowed: a rounding to c's format of each term and of the sum, and FP32 accumulation. Of the
  * sum of absolute products, K roundings in any order cost some sqrt(K) 2^-24, where 2^-20 leaves
  * a factor of 16; tensor cores truncate instead, once for 16 products, which adds up: K / 16
- * times 2^-22. A wrong element is off by about that sum over sqrt(K): four times what is allowed
+ * times 2^-22. A wrong element is off by about that sum over sqrt(K): three times what is allowed
  * at K = 65536, more below.
  *
  * FP8 products are exact, but Hopper's tensor cores add 32 of them to a sum and cut each 13 bits

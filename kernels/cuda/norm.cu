@@ -20,7 +20,8 @@ enum {
     ROWS = 4,
     WARP_THREADS = 128,
     STRIP_THREADS = 256,
-    STRIP_WIDTH_MAX = 4096 /* a row in a warp's registers */
+    STRIP_WIDTH_MAX = 4096, /* a row in a warp's registers */
+    STRIP_RESERVED = 1024   /* of a block's shared memory: the system's */
 };
 
 constexpr float EPSILON = 1e-5f;
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(WARP_THREADS) norm_forward_warp_kernel(const f
 
 /* A row's slot in shared memory: each lane's numbers where it asked for them itself. */
 template <int V> struct row_slot {
-    static constexpr size_t WORDS = 2 * V * WARP;
+    static constexpr size_t WORDS = 2 * V * WARP; /* of a warp */
     uint4 *lane_words;
 
     __device__ inline Numbers<bf16, 8> residual(int k) const { return at(k * WARP); }
@@ -281,16 +282,23 @@ __global__ void __launch_bounds__(STRIP_THREADS, strip_residents(V))
     raise_amax(to.state, to.stored ? as_stored<bf16>(amax) : amax);
 }
 
-/* Strips as high as leave room for the blocks that registers allow, and one wave of blocks. */
+constexpr size_t slots_bytes(int groups) {
+    return (size_t)2 * groups * WARP * sizeof(uint4) * (STRIP_THREADS / WARP);
+}
+
+/* Strips as high as leave room for the blocks that registers allow, or for fewer, and one wave of
+ * blocks. */
 template <int V>
 enum status run_strips(struct device *device, const forward_args<bf16> &a, const copies_args &to) {
-    enum { RESERVED = 1024 }; /* of each block: the system's */
-    const size_t slots = row_slot<V>::WORDS * sizeof(uint4) * (STRIP_THREADS / WARP);
-    const size_t each = backend_of(device)->shared_bytes / strip_residents(V) - RESERVED;
-    const int height = slots < each ? strip_height(64, a.columns, each - slots) : 0;
+    const size_t most_bytes = backend_of(device)->shared_bytes;
+    int height = 0, residents = strip_residents(V) + 1;
+    while (height == 0 && residents > 1) {
+        const size_t each = most_bytes / --residents - STRIP_RESERVED;
+        height = slots_bytes(V) < each ? strip_height(64, a.columns, each - slots_bytes(V)) : 0;
+    }
     if (height == 0) return refuse_width("norm_forward with copies", (size_t)a.columns);
-    const size_t bytes = slots + strip_bytes(height, a.columns);
-    const size_t most = (size_t)backend_of(device)->multiprocessors * strip_residents(V);
+    const size_t bytes = slots_bytes(V) + strip_bytes(height, a.columns);
+    const size_t most = (size_t)backend_of(device)->multiprocessors * residents;
     const size_t blocks = size_min(most, ceil_div(a.rows, (size_t)height));
     CUDA_TRY(cudaFuncSetAttribute(norm_forward_strip_kernel<V>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
@@ -299,20 +307,34 @@ enum status run_strips(struct device *device, const forward_args<bf16> &a, const
     return cuda_launched("norm_forward");
 }
 
+/* V of the kernel for a width: registers are compiled for few of them. */
+int strip_groups(size_t columns) {
+    static const int compiled[] = {2, 3, 4, 5, 7, 8, STRIP_WIDTH_MAX / 256};
+    for (const int groups : compiled)
+        if (columns <= (size_t)groups * 256) return groups;
+    return 0;
+}
+
 enum status launch_strips(struct device *device, const forward_args<bf16> &a,
                           const copies_args &to) {
-    const int groups = (a.columns + 255) / 256;
-    if (groups <= 2) return run_strips<2>(device, a, to);
-    if (groups == 3) return run_strips<3>(device, a, to);
-    if (groups == 4) return run_strips<4>(device, a, to);
-    if (groups == 5) return run_strips<5>(device, a, to);
-    if (groups <= 7) return run_strips<7>(device, a, to);
-    if (groups == 8) return run_strips<8>(device, a, to);
-    if (groups <= STRIP_WIDTH_MAX / 256) return run_strips<STRIP_WIDTH_MAX / 256>(device, a, to);
-    return status_set(STATUS_INTERNAL,
-                      "norm_forward: expected a width of at most %d for quantised "
-                      "copies, found %d",
-                      STRIP_WIDTH_MAX, a.columns);
+    switch (strip_groups((size_t)a.columns)) {
+    case 2:
+        return run_strips<2>(device, a, to);
+    case 3:
+        return run_strips<3>(device, a, to);
+    case 4:
+        return run_strips<4>(device, a, to);
+    case 5:
+        return run_strips<5>(device, a, to);
+    case 7:
+        return run_strips<7>(device, a, to);
+    case 8:
+        return run_strips<8>(device, a, to);
+    case STRIP_WIDTH_MAX / 256:
+        return run_strips<STRIP_WIDTH_MAX / 256>(device, a, to);
+    default:
+        return refuse_width("norm_forward with copies", (size_t)a.columns);
+    }
 }
 
 template <typename T>
@@ -370,14 +392,29 @@ template <typename T> forward_args<T> forward_args_of(const struct norm_forward 
 
 } /* namespace */
 
-extern "C" enum status cuda_norm_check(size_t width, bool tensor_scales) {
-    if (tensor_scales && width > STRIP_WIDTH_MAX) {
+/* Forward, which holds rows ahead for each of its warps, takes more shared memory than backward. */
+static enum status check_copies(const struct device *device, size_t width) {
+    const size_t there = backend_of(device)->shared_bytes - STRIP_RESERVED;
+    const int groups = strip_groups(width);
+    const size_t least = slots_bytes(groups) + strip_bytes(TILE_UNIT, (int)width);
+    if (groups > 0 && least <= there) return STATUS_OK;
+    if (groups > 0) {
         return status_set(STATUS_DEVICE,
-                          "expected a width of at most %d for norms that quantise on a GPU "
-                          "(recipe fp8), found %zu: change model.width, or set precision.recipe = "
-                          "bf16 or fp8_block",
-                          STRIP_WIDTH_MAX, width);
+                          "norms of width %zu that quantise (recipe fp8) need %zu bytes of shared "
+                          "memory a block, %s has %zu: lower model.width, or set precision.recipe "
+                          "= bf16 or fp8_block",
+                          width, least, device->name, there);
     }
+    return status_set(STATUS_DEVICE,
+                      "expected a width of at most %d for norms that quantise on a GPU (recipe "
+                      "fp8), found %zu: change model.width, or set precision.recipe = bf16 or "
+                      "fp8_block",
+                      STRIP_WIDTH_MAX, width);
+}
+
+extern "C" enum status cuda_norm_check(const struct device *device, size_t width,
+                                       bool tensor_scales) {
+    if (tensor_scales) TRY(check_copies(device, width));
     if (norm_threads(width) > 0) return STATUS_OK;
     return status_set(STATUS_DEVICE,
                       "expected a width that is a multiple of 8 up to 8192, or any up to 1024, for "

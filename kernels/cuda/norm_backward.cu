@@ -23,7 +23,6 @@ enum {
     MIDDLE = 256,
     SUMS = 3,
     STRIP_ROWS = 32,
-    AHEAD_MAX = 3,
     TENSORS = 3 /* that a row is read from */
 };
 
@@ -37,7 +36,7 @@ template <typename T> struct backward_args {
     bool overwrite, delta_bias;
     copies_args to;
     int height; /* COPIES: rows of a strip, a power of two */
-    int ahead; /* COPIES: turns that shared memory holds rows of, 1 to AHEAD_MAX */
+    int ahead;  /* COPIES: turns that shared memory holds rows of, 1 to AHEAD_MAX */
 };
 
 /* What a thread needs of its columns of BACK_ROWS rows, as it lies in memory. */
@@ -128,6 +127,77 @@ constexpr int resident_blocks(int block, bool copies) {
                                     : 1;
 }
 
+/* A thread's sums over rows of the gradients of its columns. */
+template <int W> struct column_sums {
+    float weight[W], bias[W], delta[W];
+};
+
+/* The thread's part of the two sums of each row from `first` on. */
+template <typename T, int W>
+__device__ inline void turn_sums(float (&sums)[2 * BACK_ROWS], column_sums<W> &own,
+                                 const turn_rows<T, W> &rows, const turn_norms &norms,
+                                 const Numbers<T, W> &weight, const backward_args<T> &a,
+                                 size_t first, bool mine) {
+#pragma unroll
+    for (int r = 0; r < BACK_ROWS; r++) {
+        if (!mine || first + r >= a.rows) continue;
+        float x[W], g[W];
+        unpack(x, rows.residual[r]);
+        unpack(g, rows.gradient[r]);
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            const float xhat = (x[i] - norms.mean[r]) * norms.rstd[r];
+            own.weight[i] += g[i] * xhat;
+            own.bias[i] += g[i];
+            g[i] *= widen(weight.at[i]);
+            sums[2 * r] += g[i];
+            sums[2 * r + 1] += g[i] * xhat;
+        }
+    }
+}
+
+/* The gradient of the rows from `first` on, given their sums; its codes into the strip. */
+template <typename T, int W, bool COPIES>
+__device__ inline float turn_write(const float (&sums)[2 * BACK_ROWS], column_sums<W> &own,
+                                   const turn_rows<T, W> &rows, const turn_norms &norms,
+                                   const Numbers<T, W> &weight, const backward_args<T> &a,
+                                   size_t first, int column, bool mine, float share,
+                                   uint32_t *strip, float scale, float amax) {
+#pragma unroll
+    for (int r = 0; r < BACK_ROWS; r++) {
+        if (!mine || first + r >= a.rows) continue;
+        float x[W], g[W], out[W] = {};
+        unpack(x, rows.residual[r]);
+        unpack(g, rows.gradient[r]);
+        if (!a.overwrite) unpack(out, rows.past[r]);
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            const float xhat = (x[i] - norms.mean[r]) * norms.rstd[r];
+            out[i] += norms.rstd[r] * (g[i] * widen(weight.at[i]) - sums[2 * r] * share -
+                                       xhat * (sums[2 * r + 1] * share));
+            own.delta[i] += out[i];
+        }
+        store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
+              pack<T, W>(out));
+        if constexpr (COPIES) {
+            const int strip_row = (int)(first + r) & (a.height - 1);
+            amax = larger_size8(amax, out);
+            *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
+                                                        column / 4)) = encode8(a.to.e5m2, out,
+                                                                               scale);
+        }
+    }
+    return amax;
+}
+
+/* Both copies of a full strip. The next to write codes comes behind block_sums' barrier. */
+template <typename T>
+__device__ inline void strip_leave(const uint32_t *strip, const backward_args<T> &a, size_t first) {
+    __syncthreads();
+    if (a.to.row != nullptr) strip_store_rows(strip, a.height, a.columns, a.to, first);
+    if (a.to.transposed != nullptr) strip_store(strip, a.height, a.columns, a.to, first);
+}
+
 /* The first row of the block's i-th turn. */
 template <bool COPIES> __device__ inline size_t turn_first(int i, int height) {
     if (!COPIES) return ((size_t)i * gridDim.x + blockIdx.x) * BACK_ROWS;
@@ -147,7 +217,7 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     const bool mine = column < a.columns;
     const float share = 1.0f / (float)a.columns;
     Numbers<T, W> weight = {}; /* as it lies in memory: registers are short here */
-    float weight_sum[W] = {}, bias_sum[W] = {}, delta_sum[W] = {};
+    column_sums<W> own = {};
     const float scale = COPIES && !a.to.stored ? a.to.state->scale : 1.0f;
     float amax = 0.0f;
     int turn = 0;
@@ -164,8 +234,8 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
     }
     size_t first = turn_first<COPIES>(0, a.height);
     load_norms(norms_next, a, first);
-    for (int i = 0; first < a.rows; i++) {
-        const size_t after = turn_first<COPIES>(i + 1, a.height);
+    for (int number = 0; first < a.rows; number++) {
+        const size_t after = turn_first<COPIES>(number + 1, a.height);
         turn_rows<T, W> rows;
         float sums[2 * BACK_ROWS] = {};
         norms = norms_next;
@@ -176,73 +246,30 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
         } else {
             load_rows(rows, a, first, column);
         }
-#pragma unroll
-        for (int r = 0; r < BACK_ROWS; r++) {
-            if (!mine || first + r >= a.rows) continue;
-            float x[W], g[W];
-            unpack(x, rows.residual[r]);
-            unpack(g, rows.gradient[r]);
-#pragma unroll
-            for (int i = 0; i < W; i++) {
-                const float xhat = (x[i] - norms.mean[r]) * norms.rstd[r];
-                weight_sum[i] += g[i] * xhat;
-                bias_sum[i] += g[i];
-                g[i] *= widen(weight.at[i]);
-                sums[2 * r] += g[i];
-                sums[2 * r + 1] += g[i] * xhat;
-            }
-        }
+        turn_sums<T, W>(sums, own, rows, norms, weight, a, first, mine);
         block_sums(sums, shared[turn]);
         turn ^= 1;
-        if constexpr (COPIES) { /* every thread took its part: the barrier above */
-            const size_t next = turn_first<COPIES>(i + a.ahead, a.height);
+        if constexpr (COPIES) { /* the thread has its part in registers */
+            const size_t next = turn_first<COPIES>(number + a.ahead, a.height);
             if (next < a.rows) ask_rows<T, W>(slot, a, next, column);
             copies_commit();
             slot = slot + turn_words < turns + a.ahead * turn_words ? slot + turn_words : turns;
         }
-#pragma unroll
-        for (int r = 0; r < BACK_ROWS; r++) {
-            if (!mine || first + r >= a.rows) continue;
-            float x[W], g[W], out[W] = {};
-            unpack(x, rows.residual[r]);
-            unpack(g, rows.gradient[r]);
-            if (!a.overwrite) unpack(out, rows.past[r]);
-#pragma unroll
-            for (int i = 0; i < W; i++) {
-                const float xhat = (x[i] - norms.mean[r]) * norms.rstd[r];
-                out[i] += norms.rstd[r] * (g[i] * widen(weight.at[i]) - sums[2 * r] * share -
-                                           xhat * (sums[2 * r + 1] * share));
-                delta_sum[i] += out[i];
-            }
-            store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
-                  pack<T, W>(out));
-            if constexpr (COPIES) {
-                const int strip_row = (int)(first + r) & (a.height - 1);
-                amax = larger_size8(amax, out);
-                *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
-                                                            column / 4)) = encode8(a.to.e5m2, out,
-                                                                                   scale);
-            }
-        }
+        amax = turn_write<T, W, COPIES>(sums, own, rows, norms, weight, a, first, column, mine,
+                                        share, strip, scale, amax);
         if constexpr (COPIES) {
             const int last_row = (int)(first + BACK_ROWS - 1) & (a.height - 1);
-            if (after >= a.rows || last_row == a.height - 1) {
-                const size_t strip_first = first & ~(size_t)(a.height - 1);
-                __syncthreads(); /* the next to write codes comes behind block_sums' barrier */
-                if (a.to.row != nullptr)
-                    strip_store_rows(strip, a.height, a.columns, a.to, strip_first);
-                if (a.to.transposed != nullptr)
-                    strip_store(strip, a.height, a.columns, a.to, strip_first);
-            }
+            if (after >= a.rows || last_row == a.height - 1)
+                strip_leave(strip, a, first & ~(size_t)(a.height - 1));
         }
         first = after;
     }
     if (COPIES) raise_amax(a.to.state, a.to.stored ? as_stored<T>(amax) : amax);
     if (!mine) return;
     float *partials = a.partials + (size_t)blockIdx.x * SUMS * (size_t)a.columns + (size_t)column;
-    store(partials, pack<float, W>(weight_sum));
-    store(partials + a.columns, pack<float, W>(bias_sum));
-    if (a.delta_bias) store(partials + 2 * a.columns, pack<float, W>(delta_sum));
+    store(partials, pack<float, W>(own.weight));
+    store(partials + a.columns, pack<float, W>(own.bias));
+    if (a.delta_bias) store(partials + 2 * a.columns, pack<float, W>(own.delta));
 }
 
 /* Blocks: as many as the multiprocessors hold at once, so one wave and the fewest partial sums, and

@@ -15,7 +15,7 @@ static enum status check_gemms(const struct op_limits *limits) {
 static enum status cuda_check_limits(const struct device *device, const struct op_limits *limits,
                                      bool backward) {
     TRY(check_gemms(limits));
-    TRY(cuda_norm_check(limits->heads * limits->head_width, limits->tensor_scales));
+    TRY(cuda_norm_check(device, limits->heads * limits->head_width, limits->tensor_scales));
     return cuda_attention_check(device, limits, backward);
 }
 
@@ -24,6 +24,7 @@ static size_t cuda_scratch_bytes(const struct device *device, const struct op_li
     bytes = size_max(bytes, cuda_column_scratch_bytes(limits));
     bytes = size_max(bytes, cuda_embedding_scratch_bytes(limits));
     bytes = size_max(bytes, cuda_reduce_scratch_bytes());
+    bytes = size_max(bytes, cuda_cross_entropy_scratch_bytes(limits));
     return size_max(bytes, cuda_attention_scratch_bytes(device, limits));
 }
 

@@ -52,16 +52,6 @@ static void test_loss_curve(void **state) {
     saved_free(&c);
 }
 
-static bool supported(const struct variant *v) {
-    const struct device_options options = {0};
-    struct device device;
-    gpu_open(&device, &options);
-    const enum support support = recipe_support(&device, (enum recipe_kind)v->recipe);
-    device_close(&device);
-    if (support == SUPPORT_NONE) printf("%s: this GPU does not run it\n", v->name);
-    return support != SUPPORT_NONE;
-}
-
 /* Another run of `v`, which must leave the bits of `first`. */
 static void expect_case(const char *what, const struct variant *v, const struct saved *first) {
     struct saved other = variant_train(v, 0, BITS_STEPS, NULL, NULL);
@@ -93,7 +83,7 @@ static void test_bits(void **state) {
     for (size_t r = 0; r < sizeof recipes / sizeof recipes[0]; r++) {
         struct variant v = recipes[r];
         v.device = CONFIG_DEVICE_CUDA;
-        if (!supported(&v)) continue;
+        if (variant_support(&v) == SUPPORT_NONE) continue;
         const double begun = clock_seconds();
         struct saved first = variant_train(&v, 0, BITS_STEPS, NULL, NULL);
         expect_case("a second run", &v, &first);

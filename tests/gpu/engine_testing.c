@@ -1,6 +1,20 @@
 /* Running a small model, behind tests/gpu/engine_testing.h. */
 #include "tests/gpu/engine_testing.h"
 
+#include <stdio.h>
+
+#include "tests/gpu/presence.h"
+
+enum support variant_support(const struct variant *v) {
+    const struct device_options options = {0};
+    struct device device;
+    gpu_open(&device, &options);
+    const enum support support = recipe_support(&device, (enum recipe_kind)v->recipe);
+    device_close(&device);
+    if (support == SUPPORT_NONE) printf("%s: this GPU does not run it\n", v->name);
+    return support;
+}
+
 void variant_config(struct config *config, const struct variant *v) {
     config_defaults(config);
     if (v->exchanged) {

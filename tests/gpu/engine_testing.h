@@ -25,6 +25,9 @@ struct variant {
     int zero;          /* train.zero */
 };
 
+/* How the GPU runs the recipe; where it does not, says so. */
+enum support variant_support(const struct variant *v);
+
 void variant_config(struct config *config, const struct variant *v);
 
 /* Asks for a step, both its micro-batches, without the update. */

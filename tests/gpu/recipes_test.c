@@ -104,15 +104,6 @@ static void compare_curves(struct variant v, double distance) {
     saved_free(&b);
 }
 
-static enum support support_here(const struct variant *v) {
-    const struct device_options options = {0};
-    struct device device;
-    gpu_open(&device, &options);
-    const enum support support = recipe_support(&device, (enum recipe_kind)v->recipe);
-    device_close(&device);
-    return support;
-}
-
 static void recipes_are_those_of_the_cpu(void **state) {
     static const struct variant recipes[] = {
         {.name = "bf16", .recipe = CONFIG_RECIPE_BF16},
@@ -126,7 +117,7 @@ static void recipes_are_those_of_the_cpu(void **state) {
     for (size_t r = 0; r < sizeof recipes / sizeof recipes[0]; r++) {
         struct variant v = recipes[r];
         const double begun = clock_seconds();
-        const enum support support = support_here(&v);
+        const enum support support = variant_support(&v);
         v.layers = 1;
         printf("%s, %s here\n", v.name, support_name(support));
         if (support == SUPPORT_NONE) continue;

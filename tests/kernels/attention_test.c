@@ -238,7 +238,7 @@ static void test_refusals(void **state) {
     const struct attention_cached full = {out, qkv, cache, cache, 1, 4, 1, 2, 5};
     expect_status(STATUS_INTERNAL, device.ops->attention_cached(&device, &full));
     const struct attention_forward op = {out, log_sum_exp, qkv, 1, 4, 1};
-    device.scratch_bytes = 256;
+    device_set_scratch(&device, device.scratch, 256);
     expect_status(STATUS_INTERNAL, device.ops->attention_forward(&device, &op));
     FREE_TENSORS(&qkv, &out, &cache);
     test_device_close(&device);

@@ -42,7 +42,8 @@ static void the_plan_is_what_is_opened(void **state) {
                 sum += plan.bytes[i];
             }
             assert_int_equal(plan.total_bytes, sum);
-            assert_int_equal(run.engine.device.scratch_bytes, plan.scratch_bytes);
+            assert_int_equal(run.engine.device.attention_scratch_bytes, plan.scratch_bytes);
+            assert_int_equal(run.engine.device.scratch_bytes, plan.logits_offset);
             assert_true(plan.scratch_bytes <= plan.bytes[4]);
             if (parts & ENGINE_TRAIN) assert_logits_in_scratch(&run.engine, &plan);
             const size_t elements = run.engine.gpt.table.elements;
