@@ -84,6 +84,10 @@ static enum status fill_all(const struct param_table *table, const struct origin
 /* What this rank owns of the numbers [offset, offset + count) of the flat buffers. */
 static enum status upload_owned(struct engine *engine, const float *numbers, size_t offset,
                                 size_t count) {
+    if (!engine_shares_out(engine)) {
+        return device_upload(&engine->device, engine->masters + offset, numbers,
+                             count * sizeof *numbers);
+    }
     for (size_t i = 0; i < gpt_bucket_count(&engine->gpt); i++) {
         const struct flat_range part = exchange_part(&engine->exchange, i);
         const size_t begin = size_max(offset, part.offset);
@@ -104,8 +108,8 @@ static enum status fill_owned(struct engine *engine, const struct origin *from) 
     if (from->checkpoint != NULL) TRY(checkpoint_check_weights(from->checkpoint, table));
     float *numbers = malloc(most * sizeof *numbers);
     if (numbers == NULL) {
-        return status_set(STATUS_MEMORY, "out of memory for %zu weights in host memory while they "
-                          "are shared out", most);
+        return status_set(STATUS_MEMORY, "out of memory for %zu weights in host memory on their "
+                          "way to the device", most);
     }
     enum status status = STATUS_OK;
     if (from->source != NULL) {
@@ -125,7 +129,9 @@ static enum status fill_owned(struct engine *engine, const struct origin *from) 
 static enum status fill_masters(struct engine *engine, const struct origin *from) {
     const size_t bytes = engine->gpt.table.elements * sizeof(float);
     void *masters = NULL;
-    if (engine_shares_out(engine)) return fill_owned(engine, from);
+    /* What lies on a GPU was zeroed: no need to fetch it, nor for as much host memory. */
+    if (engine_shares_out(engine) || engine->device.kind != DEVICE_CPU)
+        return fill_owned(engine, from);
     TRY(device_map(&engine->device, engine->masters, bytes, &masters));
     const enum status status = fill_all(&engine->gpt.table, from, masters);
     const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,
