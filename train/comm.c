@@ -48,6 +48,10 @@ enum status comm_gather_host(struct comm *comm, void *out, const void *in, size_
     return comm->calls->gather_host(comm, out, in, bytes);
 }
 
+enum status comm_broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
+    return comm->calls->broadcast_host(comm, data, bytes, root);
+}
+
 enum status comm_barrier(struct comm *comm) {
     return comm->calls->gather_host(comm, NULL, NULL, 0);
 }

@@ -8,7 +8,7 @@
  *   compute_after_comm() are all that orders the two streams. Both can be part of a recording
  *   (kernels/device.h) as long as each recording ends behind a compute_after_comm(). Every rank
  *   asks for the same collectives in the same order with the same counts.
- * - Calls on host memory (barrier, gather_host): the host waits. For starting, agreeing, saving.
+ * - Calls on host memory (barrier, gather_host, broadcast_host): the host waits. For starting, agreeing, saving.
  *
  * A failure of either is final: the communicator can only be aborted. After comm_abort() the
  * process ends without waiting for others, and what started the ranks ends them.
@@ -66,6 +66,9 @@ struct comm_calls {
     /* Host memory; out (world * bytes): part r is what rank r has at `in`. Waits for all ranks, and
      * thereby for their host's calls so far, not for their devices. From the main thread. */
     enum status (*gather_host)(struct comm *, void *out, const void *in, size_t bytes);
+    /* data (bytes) of rank `root` on every rank, in host memory. Waits for root. From the main
+     * thread. For all that one rank knows: gathering takes world times the bytes on each. */
+    enum status (*broadcast_host)(struct comm *, void *data, size_t bytes, int root);
     /* Ends the communicator at once, whatever is under way. `code`: exit code for a launcher that
      * wants one. May return; then close() does not wait for anybody. */
     void (*abort)(struct comm *, int code);
@@ -110,6 +113,7 @@ enum status compute_after_comm(struct comm *comm);
 enum status comm_note_waits(struct comm *comm, size_t slot);
 double comm_waited_seconds(const struct comm *comm, size_t first, size_t second);
 enum status comm_gather_host(struct comm *comm, void *out, const void *in, size_t bytes);
+enum status comm_broadcast_host(struct comm *comm, void *data, size_t bytes, int root);
 enum status comm_barrier(struct comm *comm);
 
 #endif

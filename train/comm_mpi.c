@@ -170,6 +170,12 @@ static enum status gather_host(struct comm *comm, void *out, const void *in, siz
     return gather(comm, out, in, bytes);
 }
 
+static enum status broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
+    struct quantity q = {0, MPI_BYTE};
+    TRY(quantity_of(comm, bytes, &q));
+    return check(MPI_Bcast(data, q.count, q.type, root, MPI_COMM_WORLD), "a broadcast");
+}
+
 /* MPI_Abort would end the process here and now, before its message is out; what started the ranks
  * ends the others when this one leaves without MPI_Finalize. */
 static void stop(struct comm *comm, int code) {
@@ -198,6 +204,7 @@ static const struct comm_calls mpi_calls = {
     .note_waits = note_waits,
     .noted_seconds = noted_seconds,
     .gather_host = gather_host,
+    .broadcast_host = broadcast_host,
     .abort = stop,
     .close = close_mpi,
 };

@@ -248,6 +248,11 @@ static enum status gather_host(struct comm *comm, void *out, const void *in, siz
     return star_gather(b->talk, out, in, bytes, b->options.timeout_seconds);
 }
 
+static enum status broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
+    const struct nccl_backend *b = backend_of(comm);
+    return star_broadcast(b->talk, data, bytes, root, b->options.timeout_seconds);
+}
+
 /* ---- for the watchdog ---- */
 
 void comm_nccl_progress(void *context, struct watchdog_progress *p) {
@@ -316,6 +321,7 @@ static const struct comm_calls nccl_calls = {
     .note_waits = note_waits,
     .noted_seconds = noted_seconds,
     .gather_host = gather_host,
+    .broadcast_host = broadcast_host,
     .abort = stop,
     .close = close_nccl,
 };

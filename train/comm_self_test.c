@@ -174,8 +174,22 @@ static enum status test_gather_host(struct self_test *t) {
     return check_parts(t, 0, "gather_host");
 }
 
+static enum status test_broadcast_host(struct self_test *t) {
+    const int root = t->comm->world - 1;
+    uint32_t own[COUNT];
+    fill(own, COUNT, COMM_U32, t->comm->rank);
+    TRY(comm_broadcast_host(t->comm, own, sizeof own, root));
+    for (size_t i = 0; i < COUNT; i++) {
+        if (own[i] != given(root, i)) {
+            return wrong(t->comm, "broadcast_host", i, own[i], given(root, i));
+        }
+    }
+    return STATUS_OK;
+}
+
 static enum status run(struct self_test *t) {
     TRY(test_gather_host(t));
+    TRY(test_broadcast_host(t));
     TRY(test_all_reduce(t, COMM_F32, COMM_SUM, "all_reduce (FP32 sum)"));
     TRY(test_all_reduce(t, COMM_F64, COMM_SUM, "all_reduce (FP64 sum)"));
     TRY(test_all_reduce(t, COMM_U32, COMM_MAX, "all_reduce (largest)"));

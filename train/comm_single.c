@@ -72,6 +72,7 @@ static const struct comm_calls single_calls = {
     .note_waits = note_waits,
     .noted_seconds = noted_seconds,
     .gather_host = gather_host,
+    .broadcast_host = broadcast,
     .abort = stop,
     .close = close_single,
 };

@@ -85,6 +85,11 @@ static enum status gather_host(struct comm *comm, void *out, const void *in, siz
     return leave(comm, true, comm_gather_host(&watched_of(comm)->inner, out, in, bytes));
 }
 
+static enum status broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
+    TRY(enter(comm, true, "broadcast_host", bytes));
+    return leave(comm, true, comm_broadcast_host(&watched_of(comm)->inner, data, bytes, root));
+}
+
 /* The others are told this thread's message, which says why this rank ends. */
 static void stop(struct comm *comm, int code) {
     struct comm_watched *w = watched_of(comm);
@@ -118,6 +123,7 @@ static const struct comm_calls watched_calls = {
     .note_waits = note_waits,
     .noted_seconds = noted_seconds,
     .gather_host = gather_host,
+    .broadcast_host = broadcast_host,
     .abort = stop,
     .close = close_watched,
 };

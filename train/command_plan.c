@@ -33,7 +33,7 @@ static const char usage[] =
     "\n"
     "  deepwell plan configs/gpt2_124m.conf --train.micro_batch 4 --train.sequence_length 64\n"
     "  deepwell plan configs/gpt2_1558m.conf --train.batch 256 --train.micro_batch 32 \\\n"
-    "      --ranks 8 --link-GBps 300 --step-ms 607\n";
+    "      --ranks 8 --link-GBps 300 --step-ms 598\n";
 
 static void print_model(const struct engine *engine) {
     const struct param_table *table = &engine->gpt.table;

@@ -72,18 +72,6 @@ static enum status begin_pass(struct exchange *x) {
     return fetch_block(x, 0);
 }
 
-/* The block's weights are there; the next one's are on their way while it is at work. */
-static enum status need_weights(struct gpt_exchange *self, size_t bucket, bool backward) {
-    struct exchange *x = (struct exchange *)self;
-    if (bucket == GPT_EMBEDDING_BUCKET) return begin_pass(x);
-    if (!x->fetching || bucket == gpt_norm_bucket(&x->engine->gpt)) return STATUS_OK;
-    if (backward && x->zero < 3) return STATUS_OK; /* still there */
-    const size_t layer = bucket - gpt_block_bucket(0);
-    TRY(fetch_block(x, layer));
-    TRY(compute_after_comm(x->engine->comm));
-    return fetch_block(x, backward ? layer - 1 : layer + 1); /* 0 - 1: none */
-}
-
 /* ---- gradients ---- */
 
 /* Gradients are not kept from one micro-batch to the next. */
@@ -110,6 +98,7 @@ static enum status leave(struct exchange *x, size_t bucket) {
     const struct flat_range part = exchange_part(x, bucket);
     const size_t count = x->engine->gpt.buckets[bucket].count;
     const void *from = x->gradients[bucket];
+    if (staged(x)) x->leaving = bucket;
     if (x->bf16) {
         const struct tensor to = tensor_make(x->outgoing.data, DTYPE_BF16, 1, count);
         TRY(device->ops->convert(device, to, tensor_make(x->gradients[bucket], DTYPE_F32, 1,
@@ -125,14 +114,40 @@ static enum status leave(struct exchange *x, size_t bucket) {
                                part.count, x->bf16 ? COMM_BF16 : COMM_F32);
 }
 
+/* Stage 3 waits for weights before each block of backward, and a wait is for all that was asked for:
+ * gradients asked for before it would be waited for too, and travel while nothing is at work. */
+static bool leaves_behind_wait(const struct exchange *x, size_t bucket) {
+    return x->zero == 3 && bucket != GPT_EMBEDDING_BUCKET && bucket != gpt_block_bucket(0);
+}
+
 static enum status gradients_ready(struct gpt_exchange *self, size_t bucket) {
     struct exchange *x = (struct exchange *)self;
     if (x->look != NULL) return x->look(x->look_context, bucket);
     if (!x->reduce) return STATUS_OK;
     TRY(arrive(x)); /* of the bucket before: it had this one's time to travel */
-    TRY(leave(x, bucket));
-    if (staged(x)) x->leaving = bucket;
+    if (!leaves_behind_wait(x, bucket)) return leave(x, bucket);
+    x->pending = bucket;
     return STATUS_OK;
+}
+
+/* ---- both ---- */
+
+/* The block's weights are there; while it is at work the gradients of the one before it in this
+ * pass and the weights of the next are on their way. */
+static enum status need_weights(struct gpt_exchange *self, size_t bucket, bool backward) {
+    struct exchange *x = (struct exchange *)self;
+    if (bucket == GPT_EMBEDDING_BUCKET) return begin_pass(x);
+    if (!x->fetching || bucket == gpt_norm_bucket(&x->engine->gpt)) return STATUS_OK;
+    if (backward && x->zero < 3) return STATUS_OK; /* still there */
+    const size_t layer = bucket - gpt_block_bucket(0);
+    TRY(fetch_block(x, layer));
+    TRY(compute_after_comm(x->engine->comm));
+    if (x->pending != SIZE_MAX) {
+        const size_t pending = x->pending;
+        x->pending = SIZE_MAX;
+        TRY(leave(x, pending));
+    }
+    return fetch_block(x, backward ? layer - 1 : layer + 1); /* 0 - 1: none */
 }
 
 const struct gpt_exchange exchange_calls = {need_weights, gradients_ready};
@@ -143,7 +158,7 @@ void exchange_begin(struct exchange *x, bool first, bool *accumulate) {
     x->add = always && !first;
     x->gather_all = first;
     x->training = true;
-    x->leaving = SIZE_MAX;
+    x->leaving = x->pending = SIZE_MAX;
     *accumulate = !always && !first;
 }
 

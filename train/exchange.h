@@ -13,7 +13,8 @@
  *   gradients of a pass        all        all        embeddings, norm, 3 blocks
  *   summed gradients           owned, in all of them
  *
- * A bucket's gradients leave as soon as backward has made them: on the last micro-batch of a step,
+ * A bucket's gradients leave as soon as backward has made them (train.zero 3: as soon as the next
+ * block has its weights, so that it waits for those alone): on the last micro-batch of a step,
  * or, where they are not kept (train.zero 2 and 3, comm.order = fixed), on each. With
  * comm.order = fixed the owner of a part fetches every rank's and adds them in the order of ranks,
  * micro-batch by micro-batch: the order of one rank, whatever the number of ranks.
@@ -68,6 +69,7 @@ struct exchange {
     bool fetching;             /* this pass fetches weights */
     bool stale;                /* weights are those before the last update */
     size_t leaving;            /* bucket whose staged parts are not in `summed` yet; SIZE_MAX */
+    size_t pending;            /* bucket that leaves behind the next wait for weights; SIZE_MAX */
     size_t held[EXCHANGE_SLOTS]; /* layers whose weights the slots hold in this pass; SIZE_MAX */
 };
 

@@ -18,6 +18,7 @@ enum status exchange_plan(struct exchange *x, const struct config *config,
         .bf16 = config->comm.reduction == CONFIG_REDUCTION_BF16,
         .gather_all = true,
         .leaving = SIZE_MAX,
+        .pending = SIZE_MAX,
     };
     if (!x->active) return STATUS_OK;
     if (config->train.batch % (micro * world) != 0) {

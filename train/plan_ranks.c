@@ -92,10 +92,10 @@ static double update_bytes(const struct op_trace *trace) {
     return sum;
 }
 
-/* Times of one rank alone, and on what they stand. */
-static enum status time_alone(const struct plan_ranks *options, const struct config *config,
-                              const struct engine *engine, const struct op_trace *trace,
-                              const struct flops *flops, struct scaling_work *work) {
+/* Forward and backward of one rank alone, and on what they stand. */
+static enum status time_compute(const struct plan_ranks *options, const struct config *config,
+                                const struct engine *engine, const struct op_trace *trace,
+                                const struct flops *flops, struct scaling_work *work) {
     const struct speed_limit limit = engine_speed_limit(engine, config, flops);
     const double tokens = (double)step_tokens(config);
     if (options->memory_GBps > 0.0) {
@@ -114,6 +114,15 @@ static enum status time_alone(const struct plan_ranks *options, const struct con
                           "--mfu.peak for a lower bound", config->train.batch);
     }
     work->compute_seconds = (double)flops->total * tokens / (limit.tflops * 1e12);
+    return STATUS_OK;
+}
+
+/* The head's part as large as its part of the operations. */
+static enum status time_alone(const struct plan_ranks *options, const struct config *config,
+                              const struct engine *engine, const struct op_trace *trace,
+                              const struct flops *flops, struct scaling_work *work) {
+    TRY(time_compute(options, config, engine, trace, flops, work));
+    work->head_seconds = work->compute_seconds * (double)flops->head / (double)flops->total;
     return STATUS_OK;
 }
 

@@ -7,24 +7,23 @@
 
 enum { SHOWN_BYTES = 1500, NAMES_BYTES = 160 };
 
-/* What a rank tells the others of how it fared. */
-struct outcome {
-    int status;
-    char message[SHOWN_BYTES];
-};
-
 enum status ranks_agree(struct comm *comm, enum status own) {
     if (comm->world == 1 || comm->failed) return own;
-    struct outcome mine = {.status = (int)own};
-    struct outcome *all = calloc((size_t)comm->world, sizeof *all);
+    char message[SHOWN_BYTES] = "";
+    const int mine = (int)own;
+    int *all = calloc((size_t)comm->world, sizeof *all);
     if (all == NULL) return status_set(STATUS_MEMORY, "out of memory comparing ranks");
-    if (own != STATUS_OK) snprintf(mine.message, sizeof mine.message, "%s", status_message());
+    if (own != STATUS_OK) snprintf(message, sizeof message, "%s", status_message());
     enum status status = comm_gather_host(comm, all, &mine, sizeof mine);
-    for (int rank = 0; rank < comm->world && status == STATUS_OK; rank++) {
-        if (all[rank].status == STATUS_OK) continue;
-        all[rank].message[SHOWN_BYTES - 1] = '\0';
-        status = status_set((enum status)all[rank].status, "rank %d: %s", rank, all[rank].message);
-        comm->failed = true;
+    int failed = 0; /* the lowest rank that did; world: none */
+    while (status == STATUS_OK && failed < comm->world && all[failed] == STATUS_OK) failed++;
+    if (status == STATUS_OK && failed < comm->world) {
+        status = comm_broadcast_host(comm, message, sizeof message, failed);
+        message[SHOWN_BYTES - 1] = '\0';
+        if (status == STATUS_OK) {
+            status = status_set((enum status)all[failed], "rank %d: %s", failed, message);
+            comm->failed = true;
+        }
     }
     free(all);
     return status;

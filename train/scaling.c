@@ -1,10 +1,7 @@
 /* The formulas of train/scaling.h, in the order of docs/many_ranks.md. */
 #include "train/scaling.h"
 
-#include <math.h>
-
 static double larger(double a, double b) { return a > b ? a : b; }
-static double smaller(double a, double b) { return a < b ? a : b; }
 
 /* ---- collectives ---- */
 
@@ -12,15 +9,11 @@ double scaling_collective_bytes(size_t ranks, double bytes) {
     return (double)(ranks - 1) / (double)ranks * bytes;
 }
 
-/* A ring on few ranks, a tree (there and back) on many. */
-static double hops(size_t ranks) {
-    return smaller((double)(ranks - 1), 2.0 * ceil(log2((double)ranks)));
-}
-
+/* A ring: the trees of NCCL are for all-reduce, not for these two. */
 double scaling_collective_seconds(const struct scaling_link *link, size_t ranks, double bytes) {
     if (ranks == 1 || bytes <= 0.0) return 0.0;
     return scaling_collective_bytes(ranks, bytes) / link->bytes_per_second +
-           hops(ranks) * link->latency_seconds;
+           (double)(ranks - 1) * link->latency_seconds;
 }
 
 /* ---- what is hidden ---- */
@@ -31,9 +24,9 @@ struct times {
     double sent_bytes;
 };
 
-/* Of one micro-batch. */
+/* Of the blocks, one micro-batch. */
 static double forward_seconds(const struct scaling_work *w) {
-    return w->compute_seconds / (double)w->micro_batches / 3.0;
+    return (w->compute_seconds - w->head_seconds) / (double)w->micro_batches / 3.0;
 }
 
 static double backward_seconds(const struct scaling_work *w) { return 2.0 * forward_seconds(w); }
@@ -58,15 +51,15 @@ static struct bucket_times bucket_times(const struct scaling_work *w,
     };
 }
 
-/* Gradients of one backward pass: each block's go while the blocks before it are still at work; the
- * ends' come behind them all. */
+/* Gradients of one backward pass: each block's go while the next is at work. The last block's have
+ * nothing to hide behind, whatever the link; the ends' come behind them all. */
 static void add_reduction(struct times *t, const struct scaling_work *w,
                           const struct scaling_link *link, size_t ranks) {
     const double layers = (double)w->layers, each = (double)w->reduce_bytes_each;
     const struct bucket_times b = bucket_times(w, link, ranks, (double)w->reduce_bytes_each);
-    const double window = backward_seconds(w) * (layers - 1.0) / layers;
+    const double backward = backward_seconds(w) / layers;
     t->reduce += layers * b.block + b.ends;
-    t->exposed_reduce += larger(layers * b.block - window, 0.0) + b.ends;
+    t->exposed_reduce += larger(b.block, layers * b.block - (layers - 1.0) * backward) + b.ends;
     t->sent_bytes += scaling_collective_bytes(ranks, each * elements(w));
 }
 

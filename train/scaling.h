@@ -18,6 +18,8 @@ enum {
 /* One rank's share of a step, by itself. */
 struct scaling_work {
     double compute_seconds;   /* forward and backward of all its micro-batches */
+    double head_seconds;      /* of compute_seconds: the head and its loss, which stand between the
+                               * blocks' forward and backward and hide nothing of theirs */
     double update_seconds;    /* norm, clip and AdamW over all parameters */
     size_t micro_batches;
     size_t micro_batch_tokens; /* of one of them */

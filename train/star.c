@@ -1,4 +1,4 @@
-/* Gathering over the connections of a rendezvous: behind train/star.h. */
+/* Gathering and broadcasting over the connections of a rendezvous: behind train/star.h. */
 #include "train/star.h"
 
 #include <errno.h>
@@ -45,6 +45,25 @@ enum status star_gather(const struct rendezvous *talk, void *out, const void *in
         if (!wire_send(talk->connections[r], bytes > 0 ? out : &byte, all, until)) {
             return lost(talk, r);
         }
+    }
+    return STATUS_OK;
+}
+
+enum status star_broadcast(const struct rendezvous *talk, void *data, size_t bytes, int root,
+                           double timeout_seconds) {
+    const double until = clock_seconds() + timeout_seconds;
+    if (talk->rank > 0) {
+        const bool there = talk->rank == root
+                               ? wire_send(talk->connections[0], data, bytes, until)
+                               : wire_receive(talk->connections[0], data, bytes, until);
+        return there ? STATUS_OK : lost(talk, 0);
+    }
+    if (root > 0 && !wire_receive(talk->connections[root], data, bytes, until)) {
+        return lost(talk, root);
+    }
+    for (int r = 1; r < talk->world; r++) {
+        if (r == root) continue;
+        if (!wire_send(talk->connections[r], data, bytes, until)) return lost(talk, r);
     }
     return STATUS_OK;
 }

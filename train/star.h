@@ -13,7 +13,11 @@
 enum status star_gather(const struct rendezvous *talk, void *out, const void *in, size_t bytes,
                         double timeout_seconds);
 
-/* Lets a rank that waits in star_gather() go, with STATUS_RANKS. From any thread. */
+/* data (bytes) of rank `root` on all ranks. Waits for root alone. STATUS_RANKS as above. */
+enum status star_broadcast(const struct rendezvous *talk, void *data, size_t bytes, int root,
+                           double timeout_seconds);
+
+/* Lets a rank that waits in one of these go, with STATUS_RANKS. From any thread. */
 void star_break_off(const struct rendezvous *talk);
 
 #endif

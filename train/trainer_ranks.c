@@ -205,21 +205,20 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
     const bool first = t->ranks.rank == 0;
     bool open = false; /* begun here, and neither ended nor given up */
     struct checkpoint_writing writing = {0};
-    struct begun own = {0};
-    struct begun *begun = calloc(world, sizeof *begun);
+    struct begun begun = {0};
     struct file_digest *digests = calloc(world, sizeof *digests);
-    enum status status = begun == NULL || digests == NULL
+    enum status status = digests == NULL
                              ? status_set(STATUS_MEMORY, "out of memory for a checkpoint")
                              : STATUS_OK;
     if (first && status == STATUS_OK) {
         status = checkpoint_begin(&writing, t->config->train.out, content, retention, world);
         open = status == STATUS_OK;
-        own.whole = writing.whole;
-        memcpy(own.folder, writing.folder, sizeof own.folder);
+        begun.whole = writing.whole;
+        memcpy(begun.folder, writing.folder, sizeof begun.folder);
     }
     TRY_GOTO(ranks_agree(&t->comm, status), cleanup);
-    TRY_GOTO(comm_gather_host(&t->comm, begun, &own, sizeof own), cleanup);
-    if (!begun[0].whole) status = write_all(t, &writing, content, begun[0].folder, digests);
+    TRY_GOTO(comm_broadcast_host(&t->comm, &begun, sizeof begun, 0), cleanup);
+    if (!begun.whole) status = write_all(t, &writing, content, begun.folder, digests);
     if (first) {
         open = false;
         status = status == STATUS_OK ? checkpoint_end(&writing, digests, world)
@@ -228,7 +227,6 @@ enum status trainer_save_shards(struct trainer *t, struct checkpoint_content *co
     status = ranks_agree(&t->comm, status);
 cleanup:
     if (open) status = checkpoint_fail(&writing, status); /* another rank could not begin */
-    free(begun);
     free(digests);
     return status;
 }

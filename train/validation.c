@@ -11,7 +11,8 @@
 struct buffers {
     int32_t *inputs, *targets;
     float *losses;
-    float *all_losses; /* of a round: a batch of every rank */
+    double *sums;     /* of each row's losses */
+    double *all_sums; /* of a round: a batch of every rank */
 };
 
 /* Fills rows [0, rows) with sequences from `first`; rows beyond are ignored by the loss. */
@@ -57,20 +58,24 @@ static enum status run_batch(struct engine *engine, const struct buffers *buffer
     return device_download(device, buffers->losses, evaluation->losses, tokens * sizeof(float));
 }
 
-/* A round: each rank takes the batch that is its turn, and adds the losses of all in the order of
- * the sequences: the same sum whatever the number of ranks. */
+/* A round: each rank takes the batch that is its turn, sums each sequence's losses, and adds those
+ * sums of all in the order of the sequences: the same bits whatever the number of ranks. */
 static enum status run_round(struct engine *engine, const struct dataset *dataset,
                              const struct buffers *buffers, size_t first, size_t wanted,
                              double *sum) {
     const size_t batch = engine->evaluation.shape.batch, length = dataset->sequence_length;
     const size_t begin = size_min(wanted, first + (size_t)engine->ranks.rank * batch);
     const size_t end = size_min(wanted, first + (size_t)engine->ranks.world * batch);
-    const size_t tokens = batch * length;
     fill(dataset, buffers, begin, size_min(batch, wanted - begin), batch);
     TRY(run_batch(engine, buffers));
-    TRY(comm_gather_host(engine->comm, buffers->all_losses, buffers->losses,
-                         tokens * sizeof(float)));
-    for (size_t i = 0; i < (end - first) * length; i++) *sum += (double)buffers->all_losses[i];
+    for (size_t row = 0; row < batch; row++) {
+        double *row_sum = &buffers->sums[row];
+        *row_sum = 0.0;
+        for (size_t t = 0; t < length; t++) *row_sum += (double)buffers->losses[row * length + t];
+    }
+    TRY(comm_gather_host(engine->comm, buffers->all_sums, buffers->sums,
+                         batch * sizeof *buffers->sums));
+    for (size_t i = 0; i < end - first; i++) *sum += buffers->all_sums[i];
     return STATUS_OK;
 }
 
@@ -86,10 +91,11 @@ enum status validation_run(struct engine *engine, const struct dataset *dataset,
         .inputs = calloc(batch * length, sizeof(int32_t)),
         .targets = calloc(batch * length, sizeof(int32_t)),
         .losses = calloc(batch * length, sizeof(float)),
-        .all_losses = calloc((size_t)engine->ranks.world * batch * length, sizeof(float)),
+        .sums = calloc(batch, sizeof(double)),
+        .all_sums = calloc((size_t)engine->ranks.world * batch, sizeof(double)),
     };
     if (buffers.inputs == NULL || buffers.targets == NULL || buffers.losses == NULL ||
-        buffers.all_losses == NULL) {
+        buffers.sums == NULL || buffers.all_sums == NULL) {
         status = status_set(STATUS_MEMORY, "out of memory for a validation batch of %zu sequences",
                             batch);
         goto cleanup;
@@ -114,6 +120,7 @@ cleanup:
     free(buffers.inputs);
     free(buffers.targets);
     free(buffers.losses);
-    free(buffers.all_losses);
+    free(buffers.sums);
+    free(buffers.all_sums);
     return status;
 }

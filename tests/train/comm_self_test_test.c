@@ -21,7 +21,8 @@
 enum { WORLD_MOST = 70 };
 
 enum kind { ALL_REDUCE_F32, ALL_REDUCE_F64, ALL_REDUCE_MAX, REDUCE_SCATTER,
-            REDUCE_SCATTER_BF16, ALL_GATHER, EXCHANGE, BROADCAST, GATHER_HOST, KINDS };
+            REDUCE_SCATTER_BF16, ALL_GATHER, EXCHANGE, BROADCAST, GATHER_HOST, BROADCAST_HOST,
+            KINDS };
 
 /* What the threads share. */
 static struct {
@@ -111,11 +112,20 @@ static enum status exchange(struct comm *comm, void *out, const void *in, size_t
     return gather(comm, out, in, bytes, (size_t)comm->rank * bytes, EXCHANGE);
 }
 
-static enum status broadcast(struct comm *comm, void *data, size_t bytes, int root) {
+static enum status copy_from(struct comm *comm, void *data, size_t bytes, int root,
+                             enum kind kind) {
     void *copy = malloc(bytes);
     give(comm, data);
     memcpy(copy, world.given[root], bytes);
-    return done(comm, data, copy, bytes, BROADCAST);
+    return done(comm, data, copy, bytes, kind);
+}
+
+static enum status broadcast(struct comm *comm, void *data, size_t bytes, int root) {
+    return copy_from(comm, data, bytes, root, BROADCAST);
+}
+
+static enum status broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
+    return copy_from(comm, data, bytes, root, BROADCAST_HOST);
 }
 
 static enum status nothing(struct comm *comm) {
@@ -126,7 +136,7 @@ static enum status nothing(struct comm *comm) {
 static const struct comm_calls calls = {
     .all_reduce = all_reduce, .reduce_scatter = reduce_scatter, .all_gather = all_gather,
     .exchange = exchange, .broadcast = broadcast, .after_compute = nothing,
-    .compute_after = nothing, .gather_host = gather_host,
+    .compute_after = nothing, .gather_host = gather_host, .broadcast_host = broadcast_host,
 };
 
 struct rank_thread {
@@ -180,7 +190,7 @@ static void a_wrong_number_is_named(void **state) {
         [ALL_REDUCE_MAX] = "all_reduce (largest)", [REDUCE_SCATTER] = "reduce_scatter (FP32)",
         [REDUCE_SCATTER_BF16] = "reduce_scatter (BF16)",
         [ALL_GATHER] = "all_gather", [EXCHANGE] = "exchange", [BROADCAST] = "broadcast",
-        [GATHER_HOST] = "gather_host",
+        [GATHER_HOST] = "gather_host", [BROADCAST_HOST] = "broadcast_host",
     };
     static const size_t bytes[] = {0, 1, 1001, 2051, 4106};
     for (int kind = 0; kind < KINDS; kind++) {

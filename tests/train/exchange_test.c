@@ -3,7 +3,8 @@
  * train/comm.h for recordings: within each micro-batch and update collectives come behind
  * comm_after_compute(), every wait for collectives has one before it in the same recording, and
  * none is left that nothing waits for; counts of collectives by hand; what moves, by the numbers
- * that a rank of two owns. Results of many ranks: tests/ranks.
+ * that a rank of two owns; what is under way while a block is at work, by the list in
+ * docs/many_ranks.md that scaling on paper counts on. Results of many ranks: tests/ranks.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,9 @@ struct looking {
     bool outstanding; /* collectives that the device does not wait for yet */
     size_t gathers, reductions, exchanges, sums;
     size_t gathered_bytes, reduced; /* bytes of this rank's part; numbers of this rank's part */
+    /* asked for behind the last wait: under way beside what the device does next */
+    const void *reducing, *gathering; /* the last of each; NULL: none */
+    size_t under_way;
 };
 
 static struct looking *looking_of(struct comm *comm) { return comm->backend; }
@@ -26,6 +30,7 @@ static struct looking *looking_of(struct comm *comm) { return comm->backend; }
 static void collective(struct comm *comm) {
     assert_true(looking_of(comm)->forked);
     looking_of(comm)->outstanding = true;
+    looking_of(comm)->under_way++;
 }
 
 static enum status all_reduce(struct comm *comm, void *data, size_t count, enum comm_type type,
@@ -41,6 +46,7 @@ static enum status reduce_scatter(struct comm *comm, void *out, const void *in, 
                                   enum comm_type type) {
     collective(comm);
     looking_of(comm)->reductions++;
+    looking_of(comm)->reducing = in;
     looking_of(comm)->reduced += count;
     memcpy(out, in, count * comm_type_bytes(type)); /* the mean, to keep sizes */
     return STATUS_OK;
@@ -49,6 +55,7 @@ static enum status reduce_scatter(struct comm *comm, void *out, const void *in, 
 static enum status all_gather(struct comm *comm, void *out, const void *in, size_t bytes) {
     collective(comm);
     looking_of(comm)->gathers++;
+    looking_of(comm)->gathering = out;
     looking_of(comm)->gathered_bytes += bytes;
     for (size_t part = 0; part < 2; part++) memmove((char *)out + part * bytes, in, bytes);
     return STATUS_OK;
@@ -69,6 +76,8 @@ static enum status after_compute(struct comm *comm) {
 static enum status compute_after(struct comm *comm) {
     assert_true(looking_of(comm)->forked); /* else it would wait for what is not in the recording */
     looking_of(comm)->outstanding = false;
+    looking_of(comm)->under_way = 0;
+    looking_of(comm)->reducing = looking_of(comm)->gathering = NULL;
     return STATUS_OK;
 }
 
@@ -174,6 +183,38 @@ static void collectives_follow_the_rules_of_recordings(void **state) {
     }
 }
 
+static size_t blocks_seen; /* of backward */
+
+/* In place of the model's call: what is under way when the block of backward begins its work. By
+ * hand: the gradients of the bucket before it in this pass, and nothing that it waits for; the
+ * weights of the block behind it, unless they are the last three of forward, which are still
+ * there. */
+static enum status watched_weights(struct gpt_exchange *self, size_t bucket, bool backward) {
+    const struct exchange *x = (const struct exchange *)self;
+    TRY(exchange_calls.need_weights(self, bucket, backward));
+    if (!backward) return STATUS_OK;
+    const struct looking *seen = looking_of(x->engine->comm);
+    const size_t layer = bucket - gpt_block_bucket(0);
+    const bool gathers = layer > 0 && layer - 1 < LAYERS - EXCHANGE_SLOTS;
+    blocks_seen++;
+    assert_ptr_equal(seen->reducing, x->gradients[bucket + 1]);
+    assert_ptr_equal(seen->gathering, gathers ? x->weights[bucket - 1] : NULL);
+    assert_int_equal(seen->under_way, gathers ? 2 : 1);
+    return STATUS_OK;
+}
+
+static void gradients_travel_while_the_next_block_is_at_work(void **state) {
+    (void)state;
+    enum { MICRO_BATCHES = 2 };
+    static struct scene s;
+    scene_open(&s, 3, false, false, MICRO_BATCHES);
+    s.run.engine.exchange.calls.need_weights = watched_weights;
+    blocks_seen = 0;
+    run_step(&s, MICRO_BATCHES);
+    assert_int_equal(blocks_seen, MICRO_BATCHES * LAYERS);
+    engine_close(&s.run.engine);
+}
+
 /* Every number of the model belongs to exactly one rank; parts are equal and in order. */
 static void every_number_has_one_owner(void **state) {
     (void)state;
@@ -220,6 +261,7 @@ static void what_does_not_go_together_is_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(collectives_follow_the_rules_of_recordings),
+        cmocka_unit_test(gradients_travel_while_the_next_block_is_at_work),
         cmocka_unit_test(every_number_has_one_owner),
         cmocka_unit_test(what_does_not_go_together_is_refused),
     };

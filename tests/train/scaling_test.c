@@ -1,7 +1,7 @@
 /*
  * Scaling on paper. Oracles: closed forms of the limits (one rank, an infinitely fast link, a link
- * so slow that it is all that counts, very many ranks), and one case computed by hand with numbers
- * chosen to be round.
+ * so slow that it is all that counts, very many ranks), a queue stepped through block by block, and
+ * one case computed by hand with numbers chosen to be round.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,8 +40,7 @@ static void collectives(void **state) {
     close_to(scaling_collective_seconds(&link, 1, 1e9), 0.0);
     close_to(scaling_collective_seconds(&link, 2, 1e9), 0.25 + 1e-3);
     close_to(scaling_collective_seconds(&link, 4, 1e9), 0.375 + 3e-3); /* a ring: 3 hops */
-    close_to(scaling_collective_seconds(&link, 4096, 1e9),
-             0.5 * 4095.0 / 4096.0 + 24e-3); /* a tree: 2 * 12 */
+    close_to(scaling_collective_seconds(&link, 4096, 1e9), 0.5 * 4095.0 / 4096.0 + 4095e-3);
     close_to(scaling_collective_seconds(&link, 4096, 0.0), 0.0);
     /* reduce-scatter and all-gather are an all-reduce: 2 (N - 1) / N */
     close_to(2.0 * scaling_collective_bytes(8, 100.0), 2.0 * 7.0 / 8.0 * 100.0);
@@ -65,12 +64,12 @@ static void two_ranks_by_hand(void **state) {
     const struct {
         double reduce, gather, sent, update, communication;
     } expected[SCALING_STAGES] = {
-        /* 10 blocks of 16 fit into the 180 that backward has left behind the first block's; the
-         * ends' 40 do not. Then 200 for the sums. */
-        {40 + 200, 0, 400e6, 10, 160 + 40 + 200},
+        /* 9 blocks' 16 each behind the next block's 20; the last one's 16 and the ends' 40 behind
+         * nothing. Then 200 for the sums. */
+        {16 + 40 + 200, 0, 400e6, 10, 160 + 40 + 200},
         /* the ends' weights 20 and the first block's 8; the others' 8 hide behind 10 of forward */
-        {40, 28, 300e6, 5, 200 + 100},
-        {40, 28, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
+        {16 + 40, 28, 300e6, 5, 200 + 100},
+        {16 + 40, 28, 300e6, 5, 200 + 100}, /* one micro-batch: as stage 1 */
         /* ends 20 and the first block 8; 8 < 10 of a forward block. Backward: 7 blocks again, 8 +
          * 16 against 20: 4 over; the last gradients 16 and 40. Sent: half of (10 + 7) * 16e6 + 40e6
          * + 400e6. */
@@ -97,17 +96,17 @@ static void micro_batches(void **state) {
     for (int stage = 0; stage < 2; stage++) {
         close_to(scaling_predict(&w, &round_link, 2, stage).sent_bytes, stage == 0 ? 400e6 : 300e6);
         close_to(scaling_predict(&w, &round_link, 2, stage).exposed_reduce_seconds,
-                 stage == 0 ? 0.24 : 0.04);
+                 stage == 0 ? 0.256 : 0.056);
     }
     const struct scaling_point second = scaling_predict(&w, &round_link, 2, 2),
                                third = scaling_predict(&w, &round_link, 2, 3);
     close_to(second.sent_bytes, 4 * 200e6 + 100e6);
-    close_to(second.exposed_reduce_seconds, 4 * 0.04);
+    close_to(second.exposed_reduce_seconds, 4 * 0.056);
     close_to(third.exposed_reduce_seconds, 4 * 0.084);
     close_to(third.exposed_gather_seconds, 0.02 + 4 * 0.008); /* the ends' weights once */
 }
 
-/* comm.order = fixed. By hand: a micro-batch's 40 ms of exposed gradients each time in all stages
+/* comm.order = fixed. By hand: a micro-batch's 56 ms of exposed gradients each time in all stages
  * but 3, which sends them anyway; 2 ranks' losses of 1e6 tokens, 8e6 bytes, 4 ms each; squares 8
  * bytes for 1024 of 100 million numbers, 781,250 bytes, 0.390625 ms. */
 static void sums_in_fixed_order(void **state) {
@@ -124,13 +123,55 @@ static void sums_in_fixed_order(void **state) {
     for (int s = 0; s < SCALING_STAGES; s++) {
         const double again = s < 2 ? 3.0 : 0.0; /* micro-batches that fast sums do not send */
         close_to(fixed[s].exposed_reduce_seconds,
-                 fast[s].exposed_reduce_seconds + again * 0.04 + more);
+                 fast[s].exposed_reduce_seconds + again * 0.056 + more);
         close_to(fixed[s].sent_bytes, fast[s].sent_bytes + again * 200e6 + more_bytes);
         close_to(fixed[s].communication_seconds,
                  fast[s].communication_seconds + again * 0.2 + more);
         close_to(fixed[s].exposed_gather_seconds, fast[s].exposed_gather_seconds);
     }
     close_to(scaling_predict(&w, &round_link, 1, 1).communication_seconds, 0.0);
+}
+
+/* Seconds behind the end of backward at which the last block's gradients are there, one after the
+ * other through a link that takes y for each, the k-th of them ready at k b. */
+static double by_queue(double layers, double y, double b) {
+    double there = 0.0;
+    for (double k = 1.0; k <= layers; k += 1.0) there = (there > k * b ? there : k * b) + y;
+    return there - layers * b;
+}
+
+/* The formula against the queue itself, link by link: a block's gradients take 160 ms down to 1.6,
+ * b is 20; also with one block. At 16 ms the last block's 16 stay, though 10 times 16 are less than
+ * the 180 that backward goes on for. */
+static void exposed_gradients_are_those_of_a_queue(void **state) {
+    (void)state;
+    close_to(by_queue(10, 16, 20), 16);
+    static const double rates[] = {0.1e9, 0.5e9, 0.79e9, 0.8e9, 0.81e9, 1e9, 10e9};
+    for (size_t i = 0; i < sizeof rates / sizeof rates[0]; i++) {
+        const struct scaling_link link = {.bytes_per_second = rates[i]};
+        struct scaling_work w = round_work();
+        const double y = 16e6 / rates[i], ends = 40e6 / rates[i];
+        close_to(scaling_predict(&w, &link, 2, 1).exposed_reduce_seconds,
+                 by_queue(10, y, 0.02) + ends);
+        w.layers = 1;
+        close_to(scaling_predict(&w, &link, 2, 1).exposed_reduce_seconds, y + ends);
+    }
+}
+
+/* 90 ms more, of the head: a longer step, and nothing more is hidden in any stage. */
+static void the_head_hides_nothing(void **state) {
+    (void)state;
+    const struct scaling_link link = {.bytes_per_second = 0.5e9};
+    for (int stage = 0; stage < SCALING_STAGES; stage++) {
+        struct scaling_work w = round_work();
+        const struct scaling_point without = scaling_predict(&w, &link, 2, stage);
+        w.compute_seconds += 0.09;
+        w.head_seconds = 0.09;
+        const struct scaling_point with = scaling_predict(&w, &link, 2, stage);
+        close_to(with.exposed_reduce_seconds, without.exposed_reduce_seconds);
+        close_to(with.exposed_gather_seconds, without.exposed_gather_seconds);
+        close_to(with.step_seconds, without.step_seconds + 0.09);
+    }
 }
 
 /* Half the rate: 10 blocks of 32 ms against the 180 that backward leaves, and 80 for the ends; the
@@ -178,6 +219,8 @@ int main(void) {
         cmocka_unit_test(two_ranks_by_hand),
         cmocka_unit_test(micro_batches),
         cmocka_unit_test(sums_in_fixed_order),
+        cmocka_unit_test(exposed_gradients_are_those_of_a_queue),
+        cmocka_unit_test(the_head_hides_nothing),
         cmocka_unit_test(a_link_that_is_too_slow),
         cmocka_unit_test(weights_that_come_at_once),
         cmocka_unit_test(limits),

@@ -59,7 +59,9 @@ static double direct_mean(struct small_run *run, const struct dataset *dataset, 
         shard_read(&dataset->shards[0], s * LENGTH, LENGTH, evaluation->inputs);
         shard_read(&dataset->shards[0], s * LENGTH + 1, LENGTH, evaluation->targets);
         EXPECT_OK(gpt_evaluate(evaluation));
-        for (size_t t = 0; t < LENGTH; t++) sum += (double)evaluation->losses[t];
+        double row = 0.0; /* as the ranks of a run sum what they tell each other */
+        for (size_t t = 0; t < LENGTH; t++) row += (double)evaluation->losses[t];
+        sum += row;
     }
     return sum / (double)(sequences * LENGTH);
 }
