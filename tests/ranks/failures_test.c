@@ -47,6 +47,20 @@ static void a_rank_that_dies_is_named(void **state) {
     e2e_assert_words("killed", outcome->err, "rank 1");
 }
 
+/* The program with a byte behind its end, which does the same, is another program. */
+static void a_rank_of_another_build_is_refused(void **state) {
+    (void)state;
+    e2e_write("config", config, strlen(config));
+    const struct process process = mpirun_start_behind(
+        "cat \"$1\" >other && echo >>other && chmod +x other && shift && set -- ./other \"$@\"", 3,
+        "train config --comm.start_timeout 20");
+    const struct outcome *outcome = e2e_wait(&process);
+    if (outcome->code != STATUS_CONFIG) fail_msg("%d: %s", outcome->code, outcome->err);
+    e2e_assert_words("build", outcome->err, "deepwell: |rank 1 on |runs another build|than rank 0");
+    assert_true(outcome->seconds < 15.0);
+    assert_int_not_equal(access("run", F_OK), 0);
+}
+
 static void wrong_environments_are_refused(void **state) {
     (void)state;
     static const struct {
@@ -75,6 +89,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(a_rank_that_stands_still_is_named),
         E2E_TEST(a_rank_that_dies_is_named),
+        E2E_TEST(a_rank_of_another_build_is_refused),
         E2E_TEST(wrong_environments_are_refused),
     };
     if (!e2e_open(argc, argv)) return 1;
