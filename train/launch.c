@@ -34,7 +34,7 @@ struct stream_relay {
 struct rank_process {
     pid_t pid;   /* 0: ended and reaped */
     int how;     /* as waitpid() says */
-    int ended_by_us;  /* the last signal that it was sent because another failed; 0: none */
+    int ended_by_us; /* the last signal that it was sent because another failed; 0: none */
     struct stream_relay *streams; /* (STREAMS) */
 };
 

@@ -32,9 +32,13 @@ static struct rendezvous_options meeting_options(const struct config *config,
                                                  const struct rank_environment *found,
                                                  uint64_t program, const char *place) {
     return (struct rendezvous_options){
-        .rank = found->rank, .world = found->world, .place = place, .run = found->run,
+        .rank = found->rank,
+        .world = found->world,
+        .place = place,
+        .run = found->run,
         .program = program,
-        .timeout_seconds = (double)config->comm.start_timeout, .device = "",
+        .timeout_seconds = (double)config->comm.start_timeout,
+        .device = "",
     };
 }
 
@@ -170,8 +174,7 @@ static enum status meet_through_mpi(struct comm *comm, const struct rank_environ
 }
 
 static enum status open_cpus(struct comm_watched *w, const struct config *config,
-                             const struct rank_environment *found, uint64_t program,
-                             int *threads) {
+                             const struct rank_environment *found, uint64_t program, int *threads) {
     struct place_note place = {.text = ""};
     char nothing = 0;
     int listener = -1;

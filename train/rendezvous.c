@@ -44,14 +44,20 @@ void rendezvous_own_host(char host[RENDEZVOUS_NAME_BYTES]) {
 }
 
 enum status rendezvous_other_build(int rank, const char *host, const char *first_host) {
-    return status_set(STATUS_CONFIG, "rank %d on %s runs another build of the program than rank 0 "
-                      "on %s: start all ranks with the same one", rank, host, first_host);
+    return status_set(STATUS_CONFIG,
+                      "rank %d on %s runs another build of the program than rank 0 "
+                      "on %s: start all ranks with the same one",
+                      rank, host, first_host);
 }
 
 struct greeting rendezvous_greeting(const struct rendezvous_options *o, uint64_t run) {
     struct greeting g = {
-        .magic = greeting_magic, .run = run, .protocol = RENDEZVOUS_PROTOCOL, .rank = o->rank,
-        .world = o->world, .program = o->program,
+        .magic = greeting_magic,
+        .run = run,
+        .protocol = RENDEZVOUS_PROTOCOL,
+        .rank = o->rank,
+        .world = o->world,
+        .program = o->program,
     };
     rendezvous_own_host(g.host);
     snprintf(g.device, sizeof g.device, "%s", o->device == NULL ? "" : o->device);

@@ -46,9 +46,9 @@ struct rendezvous {
 
 /* Rank 0 hands `blob` (blob_bytes) to all others, where it is written. Returns when all ranks are
  * in, or with the same failure on every rank that came: STATUS_CONFIG (a rank twice, another size
- * of the world, another build of the program), STATUS_DEVICE (a device twice), STATUS_RANKS (ranks that did not come
- * within timeout_seconds, by number; no way to rank 0). Rank 0 counts the time from its own start,
- * so another may wait up to twice as long. */
+ * of the world, another build of the program), STATUS_DEVICE (a device twice), STATUS_RANKS (ranks
+ * that did not come within timeout_seconds, by number; no way to rank 0). Rank 0 counts the time
+ * from its own start, so another may wait up to twice as long. */
 enum status rendezvous_open(struct rendezvous *r, const struct rendezvous_options *options,
                             void *blob, size_t blob_bytes);
 void rendezvous_close(struct rendezvous *r);

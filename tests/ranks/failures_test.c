@@ -50,8 +50,8 @@ static void a_rank_that_dies_is_named(void **state) {
     static const char *const codes[] = {"code-0", "code-2"};
     e2e_write("config", config, strlen(config));
     e2e_write("noting", script, strlen(script));
-    const struct process process = e2e_start(
-        &mpirun, MPI "--enable-recovery -n 3 sh noting @ train config");
+    const struct process process = e2e_start(&mpirun,
+                                             MPI "--enable-recovery -n 3 sh noting @ train config");
     const struct outcome *outcome = signal_rank_1(&process, SIGKILL);
     e2e_assert_words("killed", outcome->err, "deepwell: rank 1 on | was lost: its process or its");
     assert_null(strstr(outcome->err, "leaving after this step"));

@@ -306,8 +306,12 @@ static void other_protocols_are_refused_as_such(void **state) {
     struct wire_address address;
     struct frozen_verdict verdict;
     char reason[WIRE_REASON_BYTES];
-    struct frozen_greeting greeting = {
-        .magic = 0x6c6c657770656564, .run = 42, .protocol = 2, .rank = 1, .world = 2, .host = "n7"};
+    struct frozen_greeting greeting = {.magic = 0x6c6c657770656564,
+                                       .run = 42,
+                                       .protocol = 2,
+                                       .rank = 1,
+                                       .world = 2,
+                                       .host = "n7"};
     for (size_t bytes = 96; bytes <= sizeof greeting; bytes += 64) { /* cut off, ours, longer */
         free_place();
         assert_int_equal(wire_address_parse(place, &address), STATUS_OK);
@@ -328,8 +332,10 @@ static void other_protocols_are_refused_as_such(void **state) {
 static void another_builds_refusal_is_understood(void **state) {
     (void)state;
     int port = 0, connection = -1;
-    const struct frozen_verdict verdict = {.magic = 0x74636964726576, .status = STATUS_CONFIG,
-                                           .host = "n3", .message = "in words of its own"};
+    const struct frozen_verdict verdict = {.magic = 0x74636964726576,
+                                           .status = STATUS_CONFIG,
+                                           .host = "n3",
+                                           .message = "in words of its own"};
     const int listener = wire_listen("127.0.0.1", &port);
     snprintf(place, sizeof place, "127.0.0.1:%d", port);
     start(1, usual(1, 2), 0.0);
