@@ -30,6 +30,7 @@ struct bench {
     int32_t *random;       /* (N + 1) */
     uint64_t drawn;        /* random tokens so far */
     int64_t step;
+    struct step_state states[DEVICE_READS]; /* several ranks: after step s in [s % DEVICE_READS] */
     struct gpu_power power;
 };
 
@@ -41,7 +42,8 @@ enum status bench_open(struct bench *bench, const struct config *config);
 enum status bench_open_ranks(struct bench *bench, const struct config *config);
 void bench_close(struct bench *bench);
 
-/* A whole optimizer step, asked for. STATUS_INTERRUPTED after a signal. */
+/* A whole optimizer step, asked for. STATUS_INTERRUPTED after a signal; with several ranks on all
+ * of them at the same step, to whichever it came. */
 enum status bench_run_step(struct bench *bench);
 
 /* The state after what was run so far, which is waited for; STATUS_NUMERICS if a step was not

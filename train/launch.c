@@ -34,7 +34,7 @@ struct stream_relay {
 struct rank_process {
     pid_t pid;   /* 0: ended and reaped */
     int how;     /* as waitpid() says */
-    bool ended_by_us; /* it was asked to end after another failed */
+    int ended_by_us; /* the last signal that it was sent because another failed; 0: none */
     struct stream_relay *streams; /* (STREAMS) */
 };
 
@@ -224,13 +224,28 @@ static const char *cause(char text[NOTE_BYTES], const struct launcher *l, int ra
     return text;
 }
 
+/* Whether a signal that it was sent because another failed ended it, and not one of its own. */
+static bool ended_by_ours(const struct rank_process *process) {
+    if (process->ended_by_us == 0 || !WIFSIGNALED(process->how)) return false;
+    const int number = WTERMSIG(process->how);
+    return number == SIGTERM || number == process->ended_by_us;
+}
+
 /* How much a rank's end says of what went wrong. One that left because it was asked to (or because
  * all leave) ends nobody; one that failed because another did makes room for that other. */
 static int weight(const struct rank_process *process) {
     const int code = code_of(process);
-    if (code == 0 || (process->ended_by_us && WIFSIGNALED(process->how))) return 0;
-    if (code == STATUS_INTERRUPTED) return process->ended_by_us ? 0 : 1;
+    if (code == 0 || ended_by_ours(process)) return 0;
+    if (code == STATUS_INTERRUPTED) return process->ended_by_us != 0 ? 0 : 1;
     return code == STATUS_RANKS ? 2 : 3;
+}
+
+/* Those that still run are to end, because of another. */
+static void end_all(struct launcher *l, int number) {
+    for (int r = 0; r < l->launch->ranks; r++) {
+        if (l->ranks[r].pid > 0) l->ranks[r].ended_by_us = number;
+    }
+    signal_all(l, number);
 }
 
 /* The first failure ends all. */
@@ -245,8 +260,7 @@ static void judge(struct launcher *l, int rank) {
         snprintf(line, sizeof line, "deepwell: %s: ending the others\n", cause(text, l, rank));
         write_out(l, l->launch->err, line, strlen(line));
     }
-    for (int r = 0; r < l->launch->ranks; r++) l->ranks[r].ended_by_us = l->ranks[r].pid > 0;
-    signal_all(l, SIGTERM);
+    end_all(l, SIGTERM);
 }
 
 static void reap(struct launcher *l) {
@@ -298,7 +312,7 @@ static int wait_ms(struct launcher *l) {
     const double left = l->ending_since + l->launch->grace_seconds - clock_seconds();
     if (left > 0.0) return urged >= 0 ? urged : (int)(left * 1e3) + 1;
     l->killed = true;
-    signal_all(l, SIGKILL);
+    end_all(l, SIGKILL);
     return urged;
 }
 
@@ -366,8 +380,7 @@ static enum status run(struct launcher *l, const sigset_t *mask, const sigset_t 
     const enum status started = start_all(l, mask);
     if (started != STATUS_OK) {
         l->ending = l->killed = true;
-        for (int r = 0; r < l->launch->ranks; r++) l->ranks[r].ended_by_us = true;
-        signal_all(l, SIGKILL);
+        end_all(l, SIGKILL);
     }
     watch(l);
     if (started != STATUS_OK) return started;

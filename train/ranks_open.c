@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "checkpoints/digest.h"
 #include "kernels/cuda/inventory.h"
 #include "train/comm_nccl.h"
 #include "train/ranks_cores.h"
@@ -17,12 +18,27 @@
 /* A rank on a GPU can end what it waits for and leave; one inside MPI cannot. */
 static const double beat_seconds = 1.0, gpu_grace_seconds = 15.0, cpu_grace_seconds = 2.0;
 
+/* All ranks must be the same build: what they send each other need not fit otherwise. */
+static enum status hash_program(uint64_t *program) {
+    struct file_digest digest;
+    char digits[17] = "";
+    TRY(digest_file("/proc/self/exe", &digest));
+    memcpy(digits, digest.xxh3_128, sizeof digits - 1);
+    *program = strtoull(digits, NULL, 16);
+    return STATUS_OK;
+}
+
 static struct rendezvous_options meeting_options(const struct config *config,
                                                  const struct rank_environment *found,
-                                                 const char *place) {
+                                                 uint64_t program, const char *place) {
     return (struct rendezvous_options){
-        .rank = found->rank, .world = found->world, .place = place, .run = found->run,
-        .timeout_seconds = (double)config->comm.start_timeout, .device = "",
+        .rank = found->rank,
+        .world = found->world,
+        .place = place,
+        .run = found->run,
+        .program = program,
+        .timeout_seconds = (double)config->comm.start_timeout,
+        .device = "",
     };
 }
 
@@ -50,7 +66,7 @@ static void progress(void *context, struct watchdog_progress *p) {
 
 /* Two meetings at one place: connections to talk, and others that only the watchdog uses. */
 static enum status open_gpus(struct comm_watched *w, const struct config *config,
-                             const struct rank_environment *found) {
+                             const struct rank_environment *found, uint64_t program) {
     char place[PATH_BYTES], bus_id[CUDA_BUS_ID_BYTES];
     struct comm_nccl_options nccl = {
         .max_ctas = (int)config->comm.max_ctas,
@@ -61,7 +77,7 @@ static enum status open_gpus(struct comm_watched *w, const struct config *config
     char nothing = 0;
     TRY(rendezvous_place(place, config->comm.rendezvous, found));
     if (found->rank == 0) TRY(comm_nccl_id(nccl.id));
-    struct rendezvous_options options = meeting_options(config, found, place);
+    struct rendezvous_options options = meeting_options(config, found, program, place);
     cuda_device_bus_id(found->local_rank, bus_id);
     options.device = bus_id;
     TRY(rendezvous_open(&w->talk, &options, nccl.id, sizeof nccl.id));
@@ -75,39 +91,52 @@ static enum status open_gpus(struct comm_watched *w, const struct config *config
 
 /* ---- CPUs ---- */
 
+/* The first words through MPI, of the same size in every build. */
+struct build_note {
+    uint64_t program;
+    char host[RENDEZVOUS_NAME_BYTES];
+};
+
+static enum status check_builds(struct comm *comm, uint64_t program) {
+    struct build_note own = {.program = program};
+    struct build_note *all = calloc((size_t)comm->world, sizeof *all);
+    if (all == NULL) return status_set(STATUS_MEMORY, "out of memory comparing ranks");
+    rendezvous_own_host(own.host);
+    enum status status = comm_gather_host(comm, all, &own, sizeof own);
+    for (int rank = 1; rank < comm->world && status == STATUS_OK; rank++) {
+        if (all[rank].program == all[0].program) continue;
+        status = rendezvous_other_build(rank, all[rank].host, all[0].host);
+    }
+    free(all);
+    return status;
+}
+
 struct place_note {
     char text[HOST_BYTES + 16];
 };
 
-/* MPI is there first, and carries where rank 0 waits for the watchdog's connections. */
-static enum status meet_through_mpi(struct comm_watched *w, const struct config *config,
-                                    const struct rank_environment *found, bool one_host) {
-    struct place_note own = {.text = ""};
+/* MPI carries where rank 0 waits for the watchdog's connections: *place, and its *listener. */
+static enum status share_place(struct comm *comm, const struct rank_environment *found,
+                               struct place_note *place, int *listener) {
+    const bool one_host = strcmp(found->host, "127.0.0.1") == 0;
     struct place_note *notes = calloc((size_t)found->world, sizeof *notes);
-    char host[HOST_BYTES] = "127.0.0.1", nothing = 0;
-    int port = 0, listener = -1;
+    char host[HOST_BYTES] = "127.0.0.1";
+    int port = 0;
     enum status status = STATUS_OK;
     if (notes == NULL) return status_set(STATUS_MEMORY, "out of memory for the ranks' addresses");
     if (!one_host && found->host[0] != '\0') snprintf(host, sizeof host, "%s", found->host);
     else if (!one_host && gethostname(host, sizeof host - 1) != 0) snprintf(host, 8, "?");
     if (found->rank == 0) {
-        listener = wire_listen(host, &port);
-        if (listener < 0) {
+        *listener = wire_listen(host, &port);
+        if (*listener < 0) {
             status = status_set(STATUS_CONFIG, "rank 0 cannot listen for the others: %s",
                                 strerror(errno));
         }
-        snprintf(own.text, sizeof own.text, "%s:%d", host, port);
+        snprintf(place->text, sizeof place->text, "%s:%d", host, port);
     }
-    status = ranks_agree(&w->inner, status);
-    if (status == STATUS_OK) status = comm_gather_host(&w->inner, notes, &own, sizeof own);
-    alarm(0);
-    if (status == STATUS_OK) {
-        struct rendezvous_options options = meeting_options(config, found, notes[0].text);
-        options.listener = listener;
-        status = rendezvous_open(&w->watched, &options, &nothing, sizeof nothing);
-    } else if (listener >= 0) {
-        close(listener);
-    }
+    status = ranks_agree(comm, status);
+    if (status == STATUS_OK) status = comm_gather_host(comm, notes, place, sizeof *place);
+    *place = notes[0];
     free(notes);
     return status;
 }
@@ -134,16 +163,30 @@ static enum status start_alarm(const struct config *config, const struct rank_en
     return STATUS_OK;
 }
 
+/* All that waits inside MPI before the watchdog is there. */
+static enum status meet_through_mpi(struct comm *comm, const struct rank_environment *found,
+                                    uint64_t program, int *threads, struct place_note *place,
+                                    int *listener) {
+    TRY(comm_open_mpi(comm, NULL, found->rank, found->world));
+    TRY(check_builds(comm, program));
+    TRY(ranks_share_cores(comm, threads));
+    return share_place(comm, found, place, listener);
+}
+
 static enum status open_cpus(struct comm_watched *w, const struct config *config,
-                             const struct rank_environment *found, int *threads) {
+                             const struct rank_environment *found, uint64_t program, int *threads) {
+    struct place_note place = {.text = ""};
+    char nothing = 0;
+    int listener = -1;
     w->waits = true;
     TRY(start_alarm(config, found));
-    const enum status opened = comm_open_mpi(&w->inner, NULL, found->rank, found->world);
-    if (opened != STATUS_OK) alarm(0);
-    TRY(opened);
-    const bool one_host = strcmp(found->host, "127.0.0.1") == 0;
-    TRY(meet_through_mpi(w, config, found, one_host));
-    TRY(ranks_share_cores(&w->inner, threads));
+    const enum status met = meet_through_mpi(&w->inner, found, program, threads, &place, &listener);
+    alarm(0);
+    if (met != STATUS_OK && listener >= 0) close(listener);
+    TRY(met);
+    struct rendezvous_options options = meeting_options(config, found, program, place.text);
+    options.listener = listener;
+    TRY(rendezvous_open(&w->watched, &options, &nothing, sizeof nothing));
     return start_watchdog(w, config, &(struct watchdog_options){
         .grace_seconds = cpu_grace_seconds,
     });
@@ -170,10 +213,13 @@ enum status ranks_open(struct ranks *ranks, struct comm *comm, const struct conf
         comm_open_single(comm, NULL);
         return STATUS_OK;
     }
+    uint64_t program = 0;
+    TRY(hash_program(&program));
     struct comm_watched *w = calloc(1, sizeof *w);
     if (w == NULL) return status_set(STATUS_MEMORY, "out of memory for communication");
-    const enum status status = on_gpus(config) ? open_gpus(w, config, &found)
-                                               : open_cpus(w, config, &found, &ranks->threads);
+    const enum status status = on_gpus(config)
+                                   ? open_gpus(w, config, &found, program)
+                                   : open_cpus(w, config, &found, program, &ranks->threads);
     comm_watch(comm, w);
     if (status == STATUS_OK) return STATUS_OK;
     comm_abort(comm, (int)status);

@@ -10,9 +10,10 @@
 #include "train/config.h"
 #include "train/ranks.h"
 
-/* All ranks are there on return; comm_close() ends it. With one rank comm_open_single(). The device
- * is not open yet: set comm.device when it is, and call comm_self_test() then. On failure *comm is
- * all zero, nothing is left open, and the message is the same on all ranks that came. */
+/* All ranks are there on return, all of this very build of the program (else STATUS_CONFIG);
+ * comm_close() ends it. With one rank comm_open_single(). The device is not open yet: set
+ * comm.device when it is, and call comm_self_test() then. On failure *comm is all zero, nothing is
+ * left open, and the message is the same on all ranks that came. */
 enum status ranks_open(struct ranks *ranks, struct comm *comm, const struct config *config);
 
 #endif

@@ -12,8 +12,8 @@
  * are not silenced. */
 enum status ranks_start(struct ranks *ranks, struct comm *comm, const struct config *config);
 
-/* STATUS_CONFIG on all ranks where they run another program or another configuration; a difference
- * is named by its key. */
+/* STATUS_CONFIG on all ranks where they run another configuration; a difference is named by its
+ * key. */
 enum status ranks_check_alike(struct comm *comm, const struct config *config);
 
 /* Before a command that ends with `status` closes what it has open: of a failure that all ranks

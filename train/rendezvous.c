@@ -38,17 +38,28 @@ void rendezvous_printable(char *text, size_t room) {
     }
 }
 
-static void own_host(char host[RENDEZVOUS_NAME_BYTES]) {
+void rendezvous_own_host(char host[RENDEZVOUS_NAME_BYTES]) {
     memset(host, 0, RENDEZVOUS_NAME_BYTES);
     if (gethostname(host, RENDEZVOUS_NAME_BYTES - 1) != 0) snprintf(host, 8, "?");
 }
 
+enum status rendezvous_other_build(int rank, const char *host, const char *first_host) {
+    return status_set(STATUS_CONFIG,
+                      "rank %d on %s runs another build of the program than rank 0 "
+                      "on %s: start all ranks with the same one",
+                      rank, host, first_host);
+}
+
 struct greeting rendezvous_greeting(const struct rendezvous_options *o, uint64_t run) {
     struct greeting g = {
-        .magic = greeting_magic, .run = run, .protocol = RENDEZVOUS_PROTOCOL, .rank = o->rank,
+        .magic = greeting_magic,
+        .run = run,
+        .protocol = RENDEZVOUS_PROTOCOL,
+        .rank = o->rank,
         .world = o->world,
+        .program = o->program,
     };
-    own_host(g.host);
+    rendezvous_own_host(g.host);
     snprintf(g.device, sizeof g.device, "%s", o->device == NULL ? "" : o->device);
     return g;
 }
@@ -64,6 +75,13 @@ const char *rendezvous_file_of(const char *place) {
 
 /* ---- the others ---- */
 
+/* Rank 0's answer: of a refusal only what every build says alike. */
+static bool hear_verdict(int connection, struct verdict *v, double until) {
+    if (!wire_receive(connection, v, VERDICT_FROZEN_BYTES, until)) return false;
+    if (v->magic != verdict_magic || v->blob_bytes > sizeof v->blob) return false;
+    return v->status != STATUS_OK || wire_receive(connection, v->blob, sizeof v->blob, until);
+}
+
 /* One try at one address: true with the verdict, or a reason. */
 static bool ask(const struct rendezvous_options *o, const struct wire_address *address,
                 uint64_t run, double until, struct verdict *v, int *connection,
@@ -72,8 +90,7 @@ static bool ask(const struct rendezvous_options *o, const struct wire_address *a
     const double patience = clock_seconds() + o->timeout_seconds + verdict_seconds;
     const int s = wire_connect(address, until, reason);
     if (s < 0) return false;
-    if (wire_send(s, &g, sizeof g, patience) && wire_receive(s, v, sizeof *v, patience) &&
-        v->magic == verdict_magic && v->blob_bytes <= sizeof v->blob) {
+    if (wire_send(s, &g, sizeof g, patience) && hear_verdict(s, v, patience)) {
         *connection = s;
         return true;
     }

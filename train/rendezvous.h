@@ -31,6 +31,7 @@ struct rendezvous_options {
     int rank, world;
     const char *place;  /* "HOST:PORT" or "file:PATH" */
     uint64_t run;       /* rank_environment.run */
+    uint64_t program;   /* a hash of what runs here: all ranks must be the same build */
     double timeout_seconds;
     int listener;       /* rank 0: a socket that listens at `place` already (wire_listen), which
                          * becomes this call's; 0: none yet */
@@ -45,12 +46,18 @@ struct rendezvous {
 
 /* Rank 0 hands `blob` (blob_bytes) to all others, where it is written. Returns when all ranks are
  * in, or with the same failure on every rank that came: STATUS_CONFIG (a rank twice, another size
- * of the world), STATUS_DEVICE (a device twice), STATUS_RANKS (ranks that did not come
- * within timeout_seconds, by number; no way to rank 0). Rank 0 counts the time from its own start,
- * so another may wait up to twice as long. */
+ * of the world, another build of the program), STATUS_DEVICE (a device twice), STATUS_RANKS (ranks
+ * that did not come within timeout_seconds, by number; no way to rank 0). Rank 0 counts the time
+ * from its own start, so another may wait up to twice as long. */
 enum status rendezvous_open(struct rendezvous *r, const struct rendezvous_options *options,
                             void *blob, size_t blob_bytes);
 void rendezvous_close(struct rendezvous *r);
+
+/* The name of this host, for messages. */
+void rendezvous_own_host(char host[RENDEZVOUS_NAME_BYTES]);
+
+/* STATUS_CONFIG: the rank on that host runs another build than rank 0. */
+enum status rendezvous_other_build(int rank, const char *host, const char *first_host);
 
 /* options.place: the configured one where there is one, else the environment's. STATUS_CONFIG if
  * neither says where rank 0 is. */

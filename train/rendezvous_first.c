@@ -45,16 +45,26 @@ static void close_stranger(struct meeting *m, struct stranger *s) {
     m->turned_away++;
 }
 
-/* A greeting in full: a rank of this run, or nobody. Refuses what no waiting can mend. */
-static enum status admit(struct meeting *m, struct stranger *s) {
-    const struct rendezvous_options *o = m->options;
+/* What every protocol begins with: a rank of this run, or nobody. */
+static enum status check_frozen(struct meeting *m, struct stranger *s) {
     struct greeting *g = &s->greeting;
-    if (g->magic != greeting_magic || g->protocol != RENDEZVOUS_PROTOCOL || g->run != m->run) {
+    if (g->magic != greeting_magic || g->run != m->run) {
         close_stranger(m, s);
         return STATUS_OK;
     }
     rendezvous_printable(g->host, sizeof g->host);
+    if (g->protocol == RENDEZVOUS_PROTOCOL) return STATUS_OK;
+    return rendezvous_other_build(g->rank, g->host, m->greetings[0].host);
+}
+
+/* A greeting in full, of this run. Refuses what no waiting can mend. */
+static enum status admit(struct meeting *m, struct stranger *s) {
+    const struct rendezvous_options *o = m->options;
+    struct greeting *g = &s->greeting;
     rendezvous_printable(g->device, sizeof g->device);
+    if (g->program != o->program) {
+        return rendezvous_other_build(g->rank, g->host, m->greetings[0].host);
+    }
     if (g->world != o->world) {
         return status_set(STATUS_CONFIG, "rank %d on %s says that the world has %d ranks, rank 0 "
                           "says %d: start all with the same number", g->rank, g->host, g->world,
@@ -90,7 +100,8 @@ static enum status hear(struct meeting *m, struct stranger *s) {
         close_stranger(m, s);
         return STATUS_OK;
     }
-    return s->got == sizeof s->greeting ? admit(m, s) : STATUS_OK;
+    if (s->got >= GREETING_FROZEN_BYTES) TRY(check_frozen(m, s));
+    return s->connection >= 0 && s->got == sizeof s->greeting ? admit(m, s) : STATUS_OK;
 }
 
 /* A place for a new connection: a free one, or that of who has been silent for longest. */
@@ -205,6 +216,17 @@ static enum status gather(struct meeting *m, double until) {
     return check_devices(m);
 }
 
+/* One that was refused on the threshold, in the words of every build. What it said is read first:
+ * unread it would make of close() a reset, which may overtake the verdict. */
+static void send_away(const struct stranger *s, const struct verdict *v, double until) {
+    char rest[1024];
+    if (v->status != STATUS_OK && s->got >= GREETING_FROZEN_BYTES) {
+        const ssize_t unread = read(s->connection, rest, sizeof rest);
+        if (unread != 0) wire_send(s->connection, v, sizeof *v, until);
+    }
+    close(s->connection);
+}
+
 static void tell_all(struct meeting *m, enum status status, const void *blob, size_t blob_bytes) {
     struct verdict v = {.magic = verdict_magic, .status = (uint32_t)status,
                         .blob_bytes = (uint32_t)blob_bytes};
@@ -215,11 +237,8 @@ static void tell_all(struct meeting *m, enum status status, const void *blob, si
     for (int r = 1; r < m->options->world; r++) {
         if (m->r->connections[r] >= 0) wire_send(m->r->connections[r], &v, sizeof v, until);
     }
-    for (size_t i = 0; i < STRANGERS_MAX; i++) { /* also who was refused on the threshold */
-        struct stranger *s = &m->strangers[i];
-        if (s->connection < 0) continue;
-        if (s->got == sizeof s->greeting) wire_send(s->connection, &v, sizeof v, until);
-        close(s->connection);
+    for (size_t i = 0; i < STRANGERS_MAX; i++) {
+        if (m->strangers[i].connection >= 0) send_away(&m->strangers[i], &v, until);
     }
 }
 

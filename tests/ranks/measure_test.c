@@ -106,6 +106,28 @@ static void bench_times_a_step_of_many_ranks(void **state) {
     assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
 }
 
+/* A signal to any one rank of a bench: all leave at the same step, none is left waiting. */
+static void a_signal_to_one_rank_ends_a_bench(void **state) {
+    (void)state;
+    char line[128];
+    static const char *const lines[] = {"", "--comm.order fixed --train.zero 3"};
+    for (size_t i = 0; i < 2; i++) {
+        unlink("pid");
+        e2e_write("config", config, strlen(config));
+        snprintf(line, sizeof line, "bench step config --warmup 1000000 --data.train= %s",
+                 lines[i]);
+        const struct process process = mpirun_start_told(3, line);
+        for (int wait = 0; wait < 4000 && access("pid", F_OK) != 0; wait++) e2e_sleep(0.005);
+        e2e_sleep(2.0); /* in the midst of its steps, or before them: it makes no difference */
+        mpirun_signal_rank_1(SIGTERM);
+        const struct outcome *outcome = e2e_wait(&process);
+        if (outcome->code != STATUS_INTERRUPTED) fail_msg("%d: %s", outcome->code, outcome->err);
+        e2e_assert_words("signal", outcome->err, "deepwell: stopped by a signal");
+        assert_null(strstr(outcome->err, "lost"));
+        assert_true(outcome->seconds < 30.0);
+    }
+}
+
 /* The threads that the device line names. */
 static long threads_of(const char *out) {
     const char *end = strstr(out, " thread");
@@ -194,6 +216,7 @@ int main(int argc, char **argv) {
         E2E_TEST(exposed_communication_is_measured),
         E2E_TEST(waiting_for_a_slow_rank_is_exposed),
         E2E_TEST(bench_times_a_step_of_many_ranks),
+        E2E_TEST(a_signal_to_one_rank_ends_a_bench),
         E2E_TEST(ranks_of_a_host_divide_its_processors),
         E2E_TEST(bench_times_collectives),
         E2E_TEST(what_bench_comm_cannot_do_is_refused),

@@ -139,6 +139,16 @@ static void a_witness_is_no_culprit(void **state) {
     assert_int_equal(r->code, 7);
     has(r->message, "rank 1 of 2 ended with exit code 7");
     assert_int_equal(run("exit 10", 2)->code, 10);
+    /* nor where a signal of its own ends the culprit after it was asked to end */
+    r = run("if [ $RANK = 0 ]; then sleep 0.3; exit 10; fi; trap 'kill -SEGV $$' TERM; "
+            "while :; do sleep 0.05; done",
+            2);
+    assert_int_equal(r->code, 128 + SIGSEGV);
+    has(r->message, "rank 1 of 2 was ended by signal 11");
+    r = run("if [ $RANK = 0 ]; then sleep 0.3; exit 10; fi; trap 'kill -KILL $$' TERM; "
+            "while :; do sleep 0.05; done",
+            2);
+    assert_int_equal(r->code, 128 + SIGKILL);
 }
 
 static void what_does_not_start(void **state) {

@@ -275,6 +275,78 @@ static void worlds_that_differ(void **state) {
     }
 }
 
+static void builds_that_differ(void **state) {
+    (void)state;
+    free_place();
+    for (int r = 0; r < 3; r++) {
+        struct rendezvous_options options = usual(r, 3);
+        options.program = r == 2 ? 8 : 7;
+        start(r, options, r == 2 ? 0.3 : 0.0);
+    }
+    wait_for(3);
+    for (int i = 0; i < 3; i++) {
+        ended(i, STATUS_CONFIG, 2.0, "rank 2 on|runs another build|than rank 0 on");
+    }
+}
+
+/* What no build may change: how a greeting begins, and how rank 0 refuses. Written out here. */
+struct frozen_greeting {
+    uint64_t magic, run, protocol;
+    int32_t rank, world;
+    char host[64], rest[160]; /* longer than ours */
+};
+struct frozen_verdict {
+    uint64_t magic;
+    uint32_t status, blob_bytes;
+    char host[64], message[768];
+};
+
+static void other_protocols_are_refused_as_such(void **state) {
+    (void)state;
+    struct wire_address address;
+    struct frozen_verdict verdict;
+    char reason[WIRE_REASON_BYTES];
+    struct frozen_greeting greeting = {.magic = 0x6c6c657770656564,
+                                       .run = 42,
+                                       .protocol = 2,
+                                       .rank = 1,
+                                       .world = 2,
+                                       .host = "n7"};
+    for (size_t bytes = 96; bytes <= sizeof greeting; bytes += 64) { /* cut off, ours, longer */
+        free_place();
+        assert_int_equal(wire_address_parse(place, &address), STATUS_OK);
+        start(0, usual(0, 2), 0.0);
+        usleep(200000);
+        const int connection = wire_connect(&address, clock_seconds() + 1.0, reason);
+        assert_true(wire_send(connection, &greeting, bytes, clock_seconds() + 1.0));
+        assert_true(wire_receive(connection, &verdict, sizeof verdict, clock_seconds() + 2.0));
+        assert_int_equal(verdict.status, STATUS_CONFIG);
+        assert_non_null(strstr(verdict.message, "rank 1 on n7 runs another build"));
+        close(connection);
+        wait_for(1);
+        ended(0, STATUS_CONFIG, 1.5, "rank 1 on n7 runs another build");
+    }
+}
+
+/* A rank 0 of another build says no more than what all builds say alike. */
+static void another_builds_refusal_is_understood(void **state) {
+    (void)state;
+    int port = 0, connection = -1;
+    const struct frozen_verdict verdict = {.magic = 0x74636964726576,
+                                           .status = STATUS_CONFIG,
+                                           .host = "n3",
+                                           .message = "in words of its own"};
+    const int listener = wire_listen("127.0.0.1", &port);
+    snprintf(place, sizeof place, "127.0.0.1:%d", port);
+    start(1, usual(1, 2), 0.0);
+    while ((connection = wire_accept(listener)) < 0) usleep(10000);
+    assert_true(wire_send(connection, &verdict, sizeof verdict, clock_seconds() + 1.0));
+    wait_for(1);
+    ended(1, STATUS_CONFIG, 1.5, "in words of its own");
+    close(connection);
+    close(listener);
+}
+
 static void a_device_twice(void **state) {
     (void)state;
     for (int same = 0; same < 2; same++) {
@@ -352,6 +424,9 @@ int main(void) {
         cmocka_unit_test(strangers_do_not_disturb),
         cmocka_unit_test(a_rank_twice),
         cmocka_unit_test(worlds_that_differ),
+        cmocka_unit_test(builds_that_differ),
+        cmocka_unit_test(other_protocols_are_refused_as_such),
+        cmocka_unit_test(another_builds_refusal_is_understood),
         cmocka_unit_test(a_device_twice),
         cmocka_unit_test(a_rank_that_dies_waiting),
         cmocka_unit_test(places),
