@@ -8,7 +8,8 @@
  *   compute_after_comm() are all that orders the two streams. Both can be part of a recording
  *   (kernels/device.h) as long as each recording ends behind a compute_after_comm(). Every rank
  *   asks for the same collectives in the same order with the same counts.
- * - Calls on host memory (barrier, gather_host, broadcast_host): the host waits. For starting, agreeing, saving.
+ * - Calls on host memory (barrier, gather_host, broadcast_host): the host waits. For starting,
+ *   agreeing, saving.
  *
  * A failure of either is final: the communicator can only be aborted. After comm_abort() the
  * process ends without waiting for others, and what started the ranks ends them.

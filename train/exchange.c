@@ -114,8 +114,9 @@ static enum status leave(struct exchange *x, size_t bucket) {
                                part.count, x->bf16 ? COMM_BF16 : COMM_F32);
 }
 
-/* Stage 3 waits for weights before each block of backward, and a wait is for all that was asked for:
- * gradients asked for before it would be waited for too, and travel while nothing is at work. */
+/* Stage 3 waits for weights before each block of backward, and a wait is for all that was asked
+ * for: gradients asked for before it would be waited for too, and travel while nothing is at work.
+ */
 static bool leaves_behind_wait(const struct exchange *x, size_t bucket) {
     return x->zero == 3 && bucket != GPT_EMBEDDING_BUCKET && bucket != gpt_block_bucket(0);
 }
