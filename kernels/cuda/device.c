@@ -291,8 +291,8 @@ static const struct device_calls cuda_calls = {
 
 /* Which device, or why there is none, in the words of the inventory. A process that sees one GPU
  * takes it whatever its local rank: launchers that show each rank its own (CUDA_VISIBLE_DEVICES a
- * rank, Slurm's --gpus-per-task) number that one 0. Where the ranks of a host all see the same one,
- * NCCL finds one GPU twice and refuses to join them. */
+ * rank, Slurm's --gpus-per-task) number that one 0. Ranks of a host that all see the same one are
+ * refused when they meet. */
 static enum status choose_device(const struct device_options *options, int *index) {
     int count = 0;
     *index = options->index;

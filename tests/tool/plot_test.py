@@ -1,4 +1,4 @@
-"""The tool of `plot`. Called by plot_test.c with the tool's path.
+"""The tool of `plot`. Called by tool_test.c with the tool's path.
 
 Oracles: means, gaps and groups by hand; the eight bytes that begin a PNG, and that a picture of other
 numbers is another; equal bytes of two runs; a table of wrong inputs with exit code and words of the

@@ -1,4 +1,4 @@
-"""The tool of `data prepare` with a tokenizer. Called by prepare_tool_test.c with the tool's path.
+"""The tool of `data prepare` with a tokenizer. Called by tool_test.c with the tool's path.
 
 Oracles: the text that went in; plain `tokenizers` on whole documents; byte equality of outputs for any
 number of workers and after SIGKILL; a table of wrong inputs with exit code and words of the message.
