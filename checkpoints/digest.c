@@ -69,6 +69,14 @@ enum status digest_file(const char *path, struct file_digest *digest) {
     return status;
 }
 
+enum status digest_file_64(const char *path, uint64_t *hash) {
+    struct file_digest digest;
+    TRY(digest_file(path, &digest));
+    digest.xxh3_128[16] = '\0';
+    *hash = strtoull(digest.xxh3_128, NULL, 16);
+    return STATUS_OK;
+}
+
 static void writer_free(struct digest_writer *writer) {
     free(writer->buffer);
     XXH3_freeState(writer->hash);

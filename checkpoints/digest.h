@@ -1,13 +1,14 @@
 /*
  * Files and their checksums: a file that is hashed while it is written, and the same of a file that
  * is read. XXH3-128 finds damage by disks, networks and people; it is no defence against forgery.
- * Used by everything in this room that writes a file of a checkpoint, and by manifest.c to verify
- * one.
+ * Used by everything in this room that writes a file of a checkpoint, by manifest.c to verify one,
+ * and by train/ to compare files over ranks.
  */
 #ifndef DEEPWELL_CHECKPOINTS_DIGEST_H_
 #define DEEPWELL_CHECKPOINTS_DIGEST_H_
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/status.h"
 
@@ -20,6 +21,9 @@ struct file_digest {
 
 /* Reads the whole file through a bounded buffer. STATUS_IO with the path and the reason. */
 enum status digest_file(const char *path, struct file_digest *digest);
+
+/* The first half of it as a number, by which ranks compare what each of them read. */
+enum status digest_file_64(const char *path, uint64_t *hash);
 
 /* A new file, written from the start to the end through a bounded buffer. An existing file is
  * refused (STATUS_IO). */

@@ -18,16 +18,6 @@
 /* A rank on a GPU can end what it waits for and leave; one inside MPI cannot. */
 static const double beat_seconds = 1.0, gpu_grace_seconds = 15.0, cpu_grace_seconds = 2.0;
 
-/* All ranks must be the same build: what they send each other need not fit otherwise. */
-static enum status hash_program(uint64_t *program) {
-    struct file_digest digest;
-    char digits[17] = "";
-    TRY(digest_file("/proc/self/exe", &digest));
-    memcpy(digits, digest.xxh3_128, sizeof digits - 1);
-    *program = strtoull(digits, NULL, 16);
-    return STATUS_OK;
-}
-
 static struct rendezvous_options meeting_options(const struct config *config,
                                                  const struct rank_environment *found,
                                                  uint64_t program, const char *place) {
@@ -119,11 +109,9 @@ struct place_note {
 static enum status share_place(struct comm *comm, const struct rank_environment *found,
                                struct place_note *place, int *listener) {
     const bool one_host = strcmp(found->host, "127.0.0.1") == 0;
-    struct place_note *notes = calloc((size_t)found->world, sizeof *notes);
     char host[HOST_BYTES] = "127.0.0.1";
     int port = 0;
     enum status status = STATUS_OK;
-    if (notes == NULL) return status_set(STATUS_MEMORY, "out of memory for the ranks' addresses");
     if (!one_host && found->host[0] != '\0') snprintf(host, sizeof host, "%s", found->host);
     else if (!one_host && gethostname(host, sizeof host - 1) != 0) snprintf(host, 8, "?");
     if (found->rank == 0) {
@@ -134,11 +122,8 @@ static enum status share_place(struct comm *comm, const struct rank_environment 
         }
         snprintf(place->text, sizeof place->text, "%s:%d", host, port);
     }
-    status = ranks_agree(comm, status);
-    if (status == STATUS_OK) status = comm_gather_host(comm, notes, place, sizeof *place);
-    *place = notes[0];
-    free(notes);
-    return status;
+    TRY(ranks_agree(comm, status));
+    return comm_broadcast_host(comm, place, sizeof *place, 0);
 }
 
 /* What a rank says that waits inside MPI for others that do not come. */
@@ -146,7 +131,9 @@ static char nobody_came[256];
 
 static void give_up(int signal) {
     (void)signal;
-    if (write(STDERR_FILENO, nobody_came, strlen(nobody_came)) < 0) _exit(STATUS_RANKS);
+    if (write(STDERR_FILENO, nobody_came, strlen(nobody_came)) < 0) {
+        /* nobody reads it: that changes nothing */
+    }
     _exit(STATUS_RANKS);
 }
 
@@ -214,7 +201,8 @@ enum status ranks_open(struct ranks *ranks, struct comm *comm, const struct conf
         return STATUS_OK;
     }
     uint64_t program = 0;
-    TRY(hash_program(&program));
+    /* all ranks must be the same build: what they send each other need not fit otherwise */
+    TRY(digest_file_64("/proc/self/exe", &program));
     struct comm_watched *w = calloc(1, sizeof *w);
     if (w == NULL) return status_set(STATUS_MEMORY, "out of memory for communication");
     const enum status status = on_gpus(config)

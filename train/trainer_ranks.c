@@ -1,8 +1,8 @@
 /*
  * A run of several ranks: what they read by themselves, compared at the start, and how they write
- * one checkpoint. Each rank
- * writes the moments that it owns; the first rank writes all else, while the masters are gathered
- * bucket by bucket where the gradients lie between two steps. Called by the other trainer files.
+ * one checkpoint. Each rank writes the moments that it owns; the first rank writes all else, while
+ * the masters are gathered bucket by bucket where the gradients lie between two steps. Called by
+ * the other trainer files.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -19,13 +19,6 @@
 
 /* ---- start ---- */
 
-static enum status hash_file(const char *path, uint64_t *hash) {
-    struct file_digest digest;
-    TRY(digest_file(path, &digest));
-    *hash = XXH3_64bits(digest.xxh3_128, strlen(digest.xxh3_128));
-    return STATUS_OK;
-}
-
 static uint64_t hash_tokenizer(const struct tokenizer_files *tokenizer) {
     uint64_t hash = 0;
     for (size_t i = 0; i < tokenizer->count; i++) {
@@ -40,7 +33,7 @@ enum status trainer_check_data(struct trainer *t) {
     if (t->ranks.world == 1) return STATUS_OK;
     TRY(ranks_agree(&t->comm, t->config->eval.file[0] == '\0'
                                   ? STATUS_OK
-                                  : hash_file(t->config->eval.file, &questions)));
+                                  : digest_file_64(t->config->eval.file, &questions)));
     const struct ranks_check checks[] = {
         {"the training data (data.train)", XXH3_64bits(train, strlen(train))},
         {"the validation data (data.validation)", XXH3_64bits(validation, strlen(validation))},
@@ -64,16 +57,16 @@ static enum status hash_weights(const char *path, uint64_t *hash) {
     enum status status = STATUS_OK;
     *hash = 0;
     if (path[0] == '\0') return STATUS_OK;
-    if (!path_is_folder(path)) return hash_file(path, hash);
+    if (!path_is_folder(path)) return digest_file_64(path, hash);
     TRY(path_join(file, path, "manifest.json"));
-    if (access(file, F_OK) == 0) return hash_file(file, hash);
+    if (access(file, F_OK) == 0) return digest_file_64(file, hash);
     const int count = scandir(path, &entries, NULL, alphasort);
     if (count < 0) return status_set(STATUS_IO, "cannot read %s: %s", path, strerror(errno));
     for (int i = 0; i < count; i++) {
         uint64_t one = 0;
         if (status == STATUS_OK && is_weights(entries[i]->d_name)) {
             status = path_join(file, path, entries[i]->d_name);
-            if (status == STATUS_OK) status = hash_file(file, &one);
+            if (status == STATUS_OK) status = digest_file_64(file, &one);
             *hash = *hash * 31 + one;
         }
         free(entries[i]);
