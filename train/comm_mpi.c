@@ -36,10 +36,10 @@ static enum status check(int code, const char *what) {
     return status_set(STATUS_DEVICE, "%s between the ranks failed: %s", what, text);
 }
 
-/* The same at the end of a collective that began then: nothing was computed beside it. */
-static enum status done(const struct comm *comm, double begun, int code, const char *what) {
+/* The end of a collective that began then: nothing was computed beside it. */
+static enum status done(const struct comm *comm, double begun, enum status status) {
     backend_of(comm)->waited_seconds += clock_seconds() - begun;
-    return check(code, what);
+    return status;
 }
 
 /* So many bytes as a count and a type that MPI can say. */
@@ -105,7 +105,7 @@ static enum status all_reduce(struct comm *comm, void *data, size_t count, enum 
     int code = MPI_Reduce(root ? MPI_IN_PLACE : data, data, n, t, operation(comm, type, sum), 0,
                           MPI_COMM_WORLD);
     if (code == MPI_SUCCESS) code = MPI_Bcast(data, n, t, 0, MPI_COMM_WORLD);
-    return done(comm, begun, code, "a sum");
+    return done(comm, begun, check(code, "a sum"));
 }
 
 static enum status reduce_scatter(struct comm *comm, void *out, const void *in, size_t count,
@@ -113,10 +113,9 @@ static enum status reduce_scatter(struct comm *comm, void *out, const void *in, 
     int n = 0;
     TRY(count_of(count, &n));
     const double begun = clock_seconds();
-    return done(comm, begun,
-                MPI_Reduce_scatter_block(in, out, n, number_type(type),
-                                         operation(comm, type, COMM_SUM), MPI_COMM_WORLD),
-                "reduce-scatter");
+    const int code = MPI_Reduce_scatter_block(in, out, n, number_type(type),
+                                              operation(comm, type, COMM_SUM), MPI_COMM_WORLD);
+    return done(comm, begun, check(code, "reduce-scatter"));
 }
 
 static enum status gather(struct comm *comm, void *out, const void *in, size_t bytes) {
@@ -129,26 +128,26 @@ static enum status gather(struct comm *comm, void *out, const void *in, size_t b
 
 static enum status all_gather(struct comm *comm, void *out, const void *in, size_t bytes) {
     const double begun = clock_seconds();
-    const enum status status = gather(comm, out, in, bytes);
-    backend_of(comm)->waited_seconds += clock_seconds() - begun;
-    return status;
+    return done(comm, begun, gather(comm, out, in, bytes));
 }
 
 static enum status exchange(struct comm *comm, void *out, const void *in, size_t bytes) {
     struct quantity q = {0, MPI_BYTE};
     TRY(quantity_of(comm, bytes, &q));
     const double begun = clock_seconds();
-    return done(comm, begun,
-                MPI_Alltoall(in, q.count, q.type, out, q.count, q.type, MPI_COMM_WORLD),
-                "an exchange");
+    const int code = MPI_Alltoall(in, q.count, q.type, out, q.count, q.type, MPI_COMM_WORLD);
+    return done(comm, begun, check(code, "an exchange"));
+}
+
+static enum status broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
+    struct quantity q = {0, MPI_BYTE};
+    TRY(quantity_of(comm, bytes, &q));
+    return check(MPI_Bcast(data, q.count, q.type, root, MPI_COMM_WORLD), "a broadcast");
 }
 
 static enum status broadcast(struct comm *comm, void *data, size_t bytes, int root) {
-    struct quantity q = {0, MPI_BYTE};
-    TRY(quantity_of(comm, bytes, &q));
     const double begun = clock_seconds();
-    return done(comm, begun, MPI_Bcast(data, q.count, q.type, root, MPI_COMM_WORLD),
-                "a broadcast");
+    return done(comm, begun, broadcast_host(comm, data, bytes, root));
 }
 
 static enum status nothing(struct comm *comm) {
@@ -168,12 +167,6 @@ static double noted_seconds(const struct comm *comm, size_t slot) {
 static enum status gather_host(struct comm *comm, void *out, const void *in, size_t bytes) {
     if (bytes == 0) return check(MPI_Barrier(MPI_COMM_WORLD), "a barrier");
     return gather(comm, out, in, bytes);
-}
-
-static enum status broadcast_host(struct comm *comm, void *data, size_t bytes, int root) {
-    struct quantity q = {0, MPI_BYTE};
-    TRY(quantity_of(comm, bytes, &q));
-    return check(MPI_Bcast(data, q.count, q.type, root, MPI_COMM_WORLD), "a broadcast");
 }
 
 /* MPI_Abort would end the process here and now, before its message is out; what started the ranks
