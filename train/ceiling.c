@@ -76,7 +76,7 @@ enum status ceiling_gemm(struct device *device, const struct recipe *recipe, dou
 static double peak_of(const struct device *device, const struct config *config,
                       enum peak_type type) {
     const struct precision precision = engine_precision(config);
-    const struct peak *peak = device->kind == DEVICE_CPU ? NULL : peak_find(device->name, 0);
+    const struct peak *peak = engine_peak(device);
     if (config->mfu.peak > 0.0 && !precision_narrow(&precision)) return config->mfu.peak;
     return peak == NULL ? 0.0 : peak->tflops[type];
 }

@@ -22,8 +22,8 @@ enum status ceiling_copy(struct device *device, double seconds, struct gpu_power
 struct op_call ceiling_plain_gemm(struct gemm gemm);
 struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t n, size_t k);
 
-/* TFLOPS of square GEMMs of random normal numbers in the formats of this recipe, *side to a side;
- * on a GPU after `seconds` of warm-up. *call: what was asked for. */
+/* TFLOPS of square GEMMs of random normal numbers in the formats of this recipe; on a GPU after
+ * `seconds` of warm-up. *call: what was multiplied. */
 enum status ceiling_gemm(struct device *device, const struct recipe *recipe, double seconds,
                          struct gpu_power *power, double *tflops, struct op_call *call);
 

@@ -128,11 +128,8 @@ enum peak_type engine_peak_type(enum dtype dtype) {
     return PEAK_FP32;
 }
 
-double engine_peak_tflops(const struct device *device, enum dtype dtype,
-                          const struct config *config) {
-    if (config->mfu.peak > 0.0) return config->mfu.peak;
-    const struct peak *peak = peak_find(device->name, 0);
-    return peak == NULL || device->kind == DEVICE_CPU ? 0.0 : peak->tflops[engine_peak_type(dtype)];
+const struct peak *engine_peak(const struct device *device) {
+    return device->kind == DEVICE_CPU ? NULL : peak_find(device->name, 0);
 }
 
 static struct gpt_training_shape training_shape(const struct config *config) {
@@ -217,37 +214,39 @@ static enum status lay_out_parameters(struct engine *engine, const struct config
     return lay_out_narrow(engine, config, &arenas[PARAMETERS]);
 }
 
+/* Training or evaluation, from where both arenas stand; *most and *most_scratch grow to its end. */
+static enum status lay_out_pass(struct engine *engine, struct gpt_training *pass,
+                                const struct gpt_training_shape *shape, struct arena activations,
+                                struct arena scratch, size_t *most, size_t *most_scratch) {
+    TRY(gpt_training_open(pass, &engine->gpt, &engine->device, shape, &activations, &scratch));
+    if (engine->exchange.active) pass->exchange = &engine->exchange.calls;
+    *most = size_max(*most, activations.used_bytes);
+    *most_scratch = size_max(*most_scratch, scratch.used_bytes);
+    return STATUS_OK;
+}
+
 /* Training, evaluation and generation each start at the same place of the activations arena. The
  * logits of the first two lie behind what operations other than attention use of scratch memory. */
 static enum status lay_out_activations(struct engine *engine, const struct config *config,
                                        struct arena *activations, struct arena *scratch) {
-    const struct arena empty = *activations, operations = *scratch;
-    size_t most = 0, most_scratch = operations.used_bytes;
+    size_t most = 0, most_scratch = scratch->used_bytes;
     if (engine->parts & ENGINE_TRAIN) {
         struct gpt_training_shape shape = training_shape(config);
         shape.scales = engine->scales;
-        *activations = empty, *scratch = operations;
-        TRY(gpt_training_open(&engine->training, &engine->gpt, &engine->device, &shape,
-                              activations, scratch));
-        if (engine->exchange.active) engine->training.exchange = &engine->exchange.calls;
-        most = size_max(most, activations->used_bytes);
-        most_scratch = size_max(most_scratch, scratch->used_bytes);
+        TRY(lay_out_pass(engine, &engine->training, &shape, *activations, *scratch, &most,
+                         &most_scratch));
     }
     if (engine->parts & ENGINE_EVALUATE) {
         struct gpt_training_shape shape = evaluation_shape(config);
         shape.scales = engine->evaluation_scales;
-        *activations = empty, *scratch = operations;
-        TRY(gpt_training_open(&engine->evaluation, &engine->gpt, &engine->device, &shape,
-                              activations, scratch));
-        if (engine->exchange.active) engine->evaluation.exchange = &engine->exchange.calls;
-        most = size_max(most, activations->used_bytes);
-        most_scratch = size_max(most_scratch, scratch->used_bytes);
+        TRY(lay_out_pass(engine, &engine->evaluation, &shape, *activations, *scratch, &most,
+                         &most_scratch));
     }
     if (engine->parts & ENGINE_GENERATE) {
-        *activations = empty;
+        struct arena own = *activations;
         TRY(gpt_generation_open(&engine->generation, &engine->gpt, &engine->device, engine->dtype,
-                                1, GENERATION_CHUNK, activations));
-        most = size_max(most, activations->used_bytes);
+                                1, GENERATION_CHUNK, &own));
+        most = size_max(most, own.used_bytes);
     }
     activations->used_bytes = most;
     scratch->used_bytes = most_scratch;

@@ -143,10 +143,8 @@ enum status engine_open_device(struct device *device, const struct config *confi
 enum status engine_open_rank_device(struct device *device, const struct config *config,
                                     const struct ranks *ranks);
 
-/* Of numbers of this type: mfu.peak where it is set, else the device's row in the table of
- * peaks; 0: unknown. */
-double engine_peak_tflops(const struct device *device, enum dtype dtype,
-                          const struct config *config);
+/* The device's row in the table of peaks; NULL: none, as of CPUs. And the column of a type. */
+const struct peak *engine_peak(const struct device *device);
 enum peak_type engine_peak_type(enum dtype dtype);
 
 /* What this run's TFLOPS are held against: the peak of the compute type, or with narrow linears the

@@ -46,11 +46,12 @@ struct speed_limit engine_speed_limit(const struct engine *engine, const struct 
     const size_t layers = engine->gpt.config.layers;
     const double total = (double)flops->total;
     const struct recipe head = precision_of_head(p);
+    const struct peak *peak = engine_peak(&engine->device);
     struct speed_limit limit = {
-        .tflops = engine_peak_tflops(&engine->device, engine->dtype, config), .types = 1u << wide,
+        .tflops = peak == NULL ? 0.0 : peak->tflops[wide],
+        .types = 1u << wide,
     };
     if (precision_narrow(p)) {
-        const bool cpu = engine->device.kind == DEVICE_CPU;
         double share[PEAK_TYPE_COUNT] = {0};
         share[wide] = (double)flops->attention / total;
         share[head.narrow ? recipe_peak_type(&head) : wide] += (double)flops->head / total;
@@ -59,9 +60,9 @@ struct speed_limit engine_speed_limit(const struct engine *engine, const struct 
             share[recipe.narrow ? recipe_peak_type(&recipe) : wide] +=
                 (double)flops->linear / (double)layers / total;
         }
-        limit = speed_limit_mixed(cpu ? NULL : peak_find(engine->device.name, 0), share);
-        if (config->mfu.peak > 0.0) limit.tflops = config->mfu.peak;
+        limit = speed_limit_mixed(peak, share);
     }
+    if (config->mfu.peak > 0.0) limit.tflops = config->mfu.peak;
     limit.emulated = engine_support(engine) == SUPPORT_EMULATED;
     return limit;
 }

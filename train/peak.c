@@ -100,11 +100,6 @@ struct mfu mfu_against(double tflops, const struct speed_limit *limit) {
     return mfu;
 }
 
-struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type) {
-    const struct speed_limit limit = {.tflops = peak_tflops, .types = 1u << type};
-    return mfu_against(tflops, &limit);
-}
-
 /* "FP8 + BF16" */
 static const char *types_text(char text[32], unsigned types) {
     size_t used = 0;

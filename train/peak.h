@@ -60,7 +60,6 @@ struct mfu {
     struct speed_limit limit;
 };
 
-struct mfu mfu_compute(double tflops, double peak_tflops, enum peak_type type);
 struct mfu mfu_against(double tflops, const struct speed_limit *limit);
 
 /* "mfu 51.2% of 989.5 (BF16 dense)", "speed of light 43.1% (FP8 + BF16 dense)", "mfu n/a",

@@ -178,7 +178,8 @@ static void what_is_not_finite_is_null_and_said(void **state) {
     assert_null(cJSON_GetObjectItemCaseSensitive(object, "mfu_text"));
     cJSON_Delete(object);
 
-    step.mfu = mfu_compute(1200.0, 989.5, PEAK_BF16);
+    const struct speed_limit bf16_peak = {.tflops = 989.5, .types = 1u << PEAK_BF16};
+    step.mfu = mfu_against(1200.0, &bf16_peak);
     assert_int_equal(metrics_step(metrics, &step), STATUS_OK);
     object = take_line(place);
     assert_null_member(object, "mfu");

@@ -79,16 +79,19 @@ static void rows_follow_the_rules(void **state) {
     assert_null(peak_row(rows + 1));
 }
 
+static const struct speed_limit bf16_peak = {.tflops = 989.5, .types = 1u << PEAK_BF16};
+
 static void shares_by_hand(void **state) {
     (void)state;
     char text[MFU_TEXT_BYTES];
-    struct mfu mfu = mfu_compute(494.75, 989.5, PEAK_BF16);
+    const struct speed_limit unknown = {.types = 1u << PEAK_FP32};
+    struct mfu mfu = mfu_against(494.75, &bf16_peak);
     assert_int_equal(mfu.state, MFU_KNOWN);
     assert_true(mfu.share == 0.5);
     assert_string_equal(mfu_text(text, &mfu), "mfu 50.0% of 989.5 (BF16 dense)");
-    mfu = mfu_compute(989.5, 989.5, PEAK_BF16);
+    mfu = mfu_against(989.5, &bf16_peak);
     assert_int_equal(mfu.state, MFU_KNOWN);
-    mfu = mfu_compute(0.4, 0.0, PEAK_FP32);
+    mfu = mfu_against(0.4, &unknown);
     assert_int_equal(mfu.state, MFU_UNKNOWN);
     assert_string_equal(mfu_text(text, &mfu), "mfu n/a");
 }
@@ -96,13 +99,13 @@ static void shares_by_hand(void **state) {
 static void above_the_peak_is_an_error(void **state) {
     (void)state;
     char text[MFU_TEXT_BYTES];
-    struct mfu mfu = mfu_compute(1200.0, 989.5, PEAK_BF16);
+    struct mfu mfu = mfu_against(1200.0, &bf16_peak);
     assert_int_equal(mfu.state, MFU_MEASUREMENT_ERROR);
     assert_non_null(strstr(mfu_text(text, &mfu), "measurement error, 1200.0"));
     assert_null(strchr(text, '%')); /* no share that could be quoted */
     const double none[] = {(double)NAN, (double)INFINITY, -1.0};
     for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
-        mfu = mfu_compute(none[i], 989.5, PEAK_BF16);
+        mfu = mfu_against(none[i], &bf16_peak);
         assert_int_equal(mfu.state, MFU_MEASUREMENT_ERROR);
     }
 }

@@ -20,11 +20,20 @@
 
 #include "train/progress.h"
 
+static const struct speed_limit bf16_peak = {.tflops = 989.5, .types = 1u << PEAK_BF16};
+
 static struct step_record make_step(int64_t step, double ms) {
     return (struct step_record){
-        .step = step, .loss = 2.34564, .learning_rate = 1e-3, .gradient_norm = 0.7123,
-        .loss_scale = 65536, .tokens = 2048, .step_ms = ms, .tokens_per_s = 45678.4,
-        .tflops = 506.62, .mfu = mfu_compute(506.62, 989.5, PEAK_BF16),
+        .step = step,
+        .loss = 2.34564,
+        .learning_rate = 1e-3,
+        .gradient_norm = 0.7123,
+        .loss_scale = 65536,
+        .tokens = 2048,
+        .step_ms = ms,
+        .tokens_per_s = 45678.4,
+        .tflops = 506.62,
+        .mfu = mfu_against(506.62, &bf16_peak),
     };
 }
 
@@ -43,7 +52,7 @@ static void the_line_by_hand(void **state) {
                         "exposed 1.2 ms  506.6 TFLOPS  mfu 51.2% of 989.5 (BF16 dense)");
     step.ranks = 1;
     step.tflops = 0.01234;
-    step.mfu = mfu_compute(step.tflops, 0.0, PEAK_FP32);
+    step.mfu = mfu_against(step.tflops, &(struct speed_limit){.types = 1u << PEAK_FP32});
     step.skip = SKIP_NONFINITE;
     step.loss = (double)NAN;
     step.tokens_per_s = (double)INFINITY;
