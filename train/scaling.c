@@ -1,6 +1,8 @@
 /* The formulas of train/scaling.h, in the order of docs/many_ranks.md. */
 #include "train/scaling.h"
 
+#include "kernels/ops.h"
+
 static double larger(double a, double b) { return a > b ? a : b; }
 
 /* ---- collectives ---- */
@@ -88,7 +90,7 @@ static void add_sums(struct times *t, const struct scaling_work *w, const struct
  * squares of gradients, a double for each block of them, bucket by bucket. Both are waited for. */
 static void add_fixed(struct times *t, const struct scaling_work *w,
                       const struct scaling_link *link, size_t ranks) {
-    static const double square_bytes_each = sizeof(double) / 1024.0; /* SUMSQ_BLOCK */
+    static const double square_bytes_each = (double)sizeof(double) / SUMSQ_BLOCK;
     const struct bucket_times b = bucket_times(w, link, ranks, square_bytes_each);
     const double batches = (double)w->micro_batches;
     const double losses = (double)ranks * (double)w->micro_batch_tokens * sizeof(float);

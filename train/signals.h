@@ -4,13 +4,16 @@
  * In a rank that `--gpus N` started a second one counts only if both came from the launcher, which
  * passes on each that it gets: what signals all processes of a job (a batch system, a container)
  * reaches the rank twice, and asked once.
- * The one global of the program: a signal handler can reach nothing else. Used by trainer.c and the
+ * What has come is kept in globals: a handler can reach nothing else. Used by trainer.c and the
  * commands that run long.
  */
 #ifndef DEEPWELL_TRAIN_SIGNALS_H_
 #define DEEPWELL_TRAIN_SIGNALS_H_
 
 #include "base/status.h"
+
+/* What the user is told at the first one, by the process itself or the launcher of its ranks. */
+#define SIGNALS_NOTE "\ndeepwell: leaving after this step; again: at once, unsaved\n"
 
 enum status signals_install(void);
 
