@@ -76,15 +76,6 @@ static void print_memory(const struct bench *b) {
            known ? text_bytes(used_text, used) : "n/a", planned_text);
 }
 
-/* With several ranks: what of the mean step communication took that nothing hid. */
-static void print_exposed(const struct bench *b, double sum_seconds, size_t count) {
-    const double exposed = comm_waited_seconds(&b->comm, 0, 1);
-    if (b->ranks.world == 1) return;
-    printf("exposed     %.2f ms of communication in a mean step of %.2f: %.2f %%, on rank 0\n",
-           exposed / (double)count * 1e3, sum_seconds / (double)count * 1e3,
-           100.0 * exposed / sum_seconds);
-}
-
 static enum status print_times(const struct bench *b, double *seconds, size_t count,
                                double warmup_seconds, const struct step_state *state,
                                struct result *result) {
@@ -105,7 +96,7 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     printf("step        median %.1f ms, p10 %.1f, p90 %.1f, mean %.1f over %zu steps\n",
            median * 1e3, quantile(seconds, count, 0.1) * 1e3,
            quantile(seconds, count, 0.9) * 1e3, sum / (double)count * 1e3, count);
-    print_exposed(b, sum, count);
+    ranks_print_exposed(&b->ranks, comm_waited_seconds(&b->comm, 0, 1), sum, (int64_t)count);
     printf("speed       %.0f tokens/s, %.4f TFLOPS%s, %s\n", tokens / median, result->tflops,
            b->ranks.world > 1 ? " a rank" : "", mfu_text(text, &result->mfu));
     print_memory(b);
@@ -154,16 +145,6 @@ static enum status time_steps(struct bench *b, double *seconds, size_t steps) {
     return STATUS_OK;
 }
 
-/* All ranks take the same number of steps. */
-static enum status as_first_rank(struct comm *comm, bool *go_on) {
-    bool *all = calloc((size_t)comm->world, sizeof *all);
-    if (all == NULL) return status_set(STATUS_MEMORY, "out of memory for the ranks' answers");
-    const enum status status = comm_gather_host(comm, all, go_on, sizeof *all);
-    *go_on = all[0];
-    free(all);
-    return status;
-}
-
 /* The steps that choose algorithms and record, and then more under load, the device never waiting
  * for the host: a card under its power limit is slower than a cool one, and the floor that the step
  * is held against is warm. */
@@ -178,8 +159,8 @@ static enum status warm_up(struct bench *b, const struct request *request) {
     const double begun = clock_seconds();
     for (size_t i = 0;; i++) {
         const size_t before = (i + 1) % 2;
-        bool go_on = clock_seconds() - begun < wanted;
-        TRY(as_first_rank(&b->comm, &go_on));
+        bool go_on = clock_seconds() - begun < wanted; /* the first rank decides for all */
+        TRY(comm_broadcast_host(&b->comm, &go_on, sizeof go_on, 0));
         if (!go_on) return STATUS_OK;
         TRY(bench_run_step(b));
         TRY(device_mark(device, i % 2));

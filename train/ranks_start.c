@@ -60,3 +60,12 @@ const char *ranks_described(char text[RANKS_DESCRIBED_BYTES], const struct engin
              x->bf16 ? "bf16" : "fp32", x->fixed ? "in the order of one rank" : "in any order");
     return text;
 }
+
+void ranks_print_exposed(const struct ranks *ranks, double exposed_seconds, double seconds,
+                         int64_t steps) {
+    if (ranks->world == 1 || steps <= 0 || seconds <= 0.0) return;
+    printf("exposed     %.2f ms of communication in a step of %.2f: %.2f %%, the mean over %lld "
+           "steps on rank 0\n",
+           exposed_seconds / (double)steps * 1e3, seconds / (double)steps * 1e3,
+           100.0 * exposed_seconds / seconds, (long long)steps);
+}

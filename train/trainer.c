@@ -6,6 +6,7 @@
 
 #include "train/comm_watched.h"
 #include "train/nonfinite.h"
+#include "train/ranks_start.h"
 #include "train/signals.h"
 #include "train/step.h"
 #include "train/trainer_parts.h"
@@ -238,7 +239,8 @@ enum status trainer_run(struct trainer *t) {
     enum status status = trainer_save_end(t, run_steps(t));
     progress_close(&t->progress);
     if (status != STATUS_OK && status != STATUS_INTERRUPTED) return status;
-    trainer_report_exposed(t);
+    ranks_print_exposed(&t->ranks, t->exposed_seconds, t->stepped_seconds,
+                        t->state.step - t->powered_step);
     const enum status reported = trainer_report_energy(t);
     return status != STATUS_OK ? status : reported;
 }

@@ -32,9 +32,6 @@ void trainer_look_at_power(struct trainer *trainer);
  * line. */
 enum status trainer_report_energy(struct trainer *trainer);
 
-/* With several ranks: the mean of communication that nothing hid, on a line. */
-void trainer_report_exposed(const struct trainer *trainer);
-
 /* After every step: the line and the record of a save that has ended since; its failure, if it
  * failed. */
 enum status trainer_save_poll(struct trainer *trainer);

@@ -182,15 +182,6 @@ void trainer_look_at_power(struct trainer *t) {
     if (!gpu_power_now(&t->power, &t->gpu_watts, &t->gpu_mhz)) t->gpu_watts = t->gpu_mhz = 0;
 }
 
-void trainer_report_exposed(const struct trainer *t) {
-    const int64_t steps = t->state.step - t->powered_step;
-    if (t->ranks.world == 1 || steps <= 0 || t->stepped_seconds <= 0.0) return;
-    printf("exposed     %.2f ms of communication in a step of %.2f: %.2f %%, the mean over %lld "
-           "steps on rank 0\n",
-           t->exposed_seconds / (double)steps * 1e3, t->stepped_seconds / (double)steps * 1e3,
-           100.0 * t->exposed_seconds / t->stepped_seconds, (long long)steps);
-}
-
 enum status trainer_report_energy(struct trainer *t) {
     const int64_t steps = t->state.step - t->powered_step;
     gpu_power_stop(&t->power);

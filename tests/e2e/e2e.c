@@ -258,6 +258,29 @@ void e2e_sleep(double seconds) {
     nanosleep(&delay, NULL);
 }
 
+static bool holds(const char *path, const char *text) {
+    size_t bytes = 0;
+    if (access(path, F_OK) != 0 || text[0] == '\0') return access(path, F_OK) == 0;
+    char *found = e2e_read(path, &bytes);
+    const bool there = strstr(found, text) != NULL;
+    free(found);
+    return there;
+}
+
+void e2e_await(const char *path, const char *text) {
+    const double begun = clock_seconds();
+    while (!holds(path, text)) {
+        if (clock_seconds() - begun > DEADLINE_SECONDS) fail_msg("no %s in %s", text, path);
+        e2e_sleep(0.005);
+    }
+}
+
+size_t e2e_count(const char *text, const char *word) {
+    size_t count = 0;
+    for (const char *at = text; (at = strstr(at, word)) != NULL; at++) count++;
+    return count;
+}
+
 void e2e_assert_words(const char *what, const char *text, const char *words) {
     char part[E2E_LINE_BYTES];
     for (const char *at = words; *at != '\0'; at += strspn(at, "|")) {

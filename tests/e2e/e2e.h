@@ -90,6 +90,13 @@ const struct outcome *e2e_release(const struct stalled *stalled);
 
 void e2e_sleep(double seconds);
 
+/* Until the path is there, and its file holds the text ("": anything). Fails the test if that does
+ * not come in time. */
+void e2e_await(const char *path, const char *text);
+
+/* How often the word stands in the text. */
+size_t e2e_count(const char *text, const char *word);
+
 /* Each part of `words`, which '|' separates, is in the text. `what` names it in the failure. */
 void e2e_assert_words(const char *what, const char *text, const char *words);
 

@@ -23,7 +23,7 @@ static const struct unusual env = {.program = "env"};
 
 /* Rank 1 of the ranks in the midst of their steps is sent the signal. */
 static const struct outcome *signal_rank_1(const struct process *process, int number) {
-    for (int i = 0; i < 4000 && access("run/step_00000004", F_OK) != 0; i++) e2e_sleep(0.005);
+    e2e_await("run/step_00000004", "");
     mpirun_signal_rank_1(number);
     const struct outcome *outcome = e2e_wait(process);
     assert_true(outcome->seconds < 30.0);

@@ -30,6 +30,13 @@ struct process mpirun_start_told(int ranks, const char *arguments) {
     return mpirun_start_behind("echo $$ >pid.new && mv pid.new pid", ranks, arguments);
 }
 
+struct process mpirun_start_endless(int ranks) {
+    const struct process process = mpirun_start_told(
+        ranks, "train config --train.steps 1000000 --checkpoint.every 0 --validation.every 0");
+    e2e_await("run/metrics.jsonl", "\"record\":\"step\",\"step\":1,");
+    return process;
+}
+
 void mpirun_signal_rank_1(int number) {
     size_t bytes = 0;
     char *pid = e2e_read("pid", &bytes);

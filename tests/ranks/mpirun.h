@@ -16,6 +16,8 @@ struct process mpirun_start_behind(const char *command, int ranks, const char *a
 
 /* The same with rank 1's process told, so that mpirun_signal_rank_1() may send it a signal. */
 struct process mpirun_start_told(int ranks, const char *arguments);
+/* So started, and in the midst of the steps of `train config`, which do not end, in run. */
+struct process mpirun_start_endless(int ranks);
 void mpirun_signal_rank_1(int number);
 
 #endif

@@ -208,17 +208,11 @@ static void a_trained_model_starts_many_ranks(void **state) {
                          "many/step_00000004/model.safetensors");
 }
 
-static size_t count_of(const char *text, const char *word) {
-    size_t count = 0;
-    for (const char *at = text; (at = strstr(at, word)) != NULL; at++) count++;
-    return count;
-}
-
 static void only_the_first_rank_speaks(void **state) {
     (void)state;
     const struct outcome *outcome = train(0, 3, "");
-    assert_int_equal(count_of(outcome->out, "device "), 1);
-    assert_int_equal(count_of(outcome->out, "ranks       3 through Open MPI"), 1);
+    assert_int_equal(e2e_count(outcome->out, "device "), 1);
+    assert_int_equal(e2e_count(outcome->out, "ranks       3 through Open MPI"), 1);
     e2e_assert_steps("run", STEPS);
 }
 
@@ -231,7 +225,7 @@ static void a_rank_with_another_configuration_is_refused(void **state) {
     assert_int_equal(outcome->code, 2);
     e2e_assert_words("mismatch", outcome->err,
                      "deepwell: optimizer.beta2 of rank 2 is not that of rank 0");
-    assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
+    assert_int_equal(e2e_count(outcome->err, "deepwell: "), 1);
     assert_int_not_equal(access("run", F_OK), 0);
 }
 
@@ -259,7 +253,7 @@ static void a_full_disk_of_one_rank_fails_the_save_of_all(void **state) {
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, 5);
     e2e_assert_words("full disk", outcome->err, "deepwell: rank 1: cannot write|File too large");
-    assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
+    assert_int_equal(e2e_count(outcome->err, "deepwell: "), 1);
     e2e_assert_same_tree("run/step_00000004", before);
     assert_int_not_equal(access("run/step_00000008", F_OK), 0);
     glob_t left; /* nothing unfinished stays */
@@ -273,10 +267,7 @@ static void a_full_disk_of_one_rank_fails_the_save_of_all(void **state) {
 static void a_signal_to_one_rank_stops_all(void **state) {
     (void)state;
     e2e_write("config", config, strlen(config));
-    const struct process process = mpirun_start_told(
-        3, "train config --train.steps 1000000 --checkpoint.every 0");
-    for (int i = 0; i < 4000 && access("run/metrics.jsonl", F_OK) != 0; i++) e2e_sleep(0.005);
-    e2e_sleep(0.2);
+    const struct process process = mpirun_start_endless(3);
     mpirun_signal_rank_1(SIGTERM);
     const struct outcome *outcome = e2e_wait(&process);
     assert_int_equal(outcome->code, STATUS_INTERRUPTED);
@@ -346,7 +337,7 @@ static void a_step_that_is_not_finite_stops_all(void **state) {
                  zero, zero);
         const struct outcome *outcome = train(6, 2, line);
         e2e_assert_words("not finite", outcome->err, "is not finite|found first in| on rank ");
-        assert_int_equal(count_of(outcome->err, "deepwell: "), 1);
+        assert_int_equal(e2e_count(outcome->err, "deepwell: "), 1);
     }
 }
 
