@@ -130,8 +130,9 @@ static enum status fill_masters(struct engine *engine, const struct origin *from
     const size_t bytes = engine->gpt.table.elements * sizeof(float);
     void *masters = NULL;
     /* What lies on a GPU was zeroed: no need to fetch it, nor for as much host memory. */
-    if (engine_shares_out(engine) || engine->device.kind != DEVICE_CPU)
+    if (engine_shares_out(engine) || engine->device.kind != DEVICE_CPU) {
         return fill_owned(engine, from);
+    }
     TRY(device_map(&engine->device, engine->masters, bytes, &masters));
     const enum status status = fill_all(&engine->gpt.table, from, masters);
     const enum status unmapped = device_unmap(&engine->device, engine->masters, masters, bytes,

@@ -12,8 +12,8 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "kernels/host.h"
-#include "train/scale_json.h"
 #include "train/comm_watched.h"
+#include "train/scale_json.h"
 #include "train/trainer_parts.h"
 
 static const double long_wait_seconds = 1.0; /* for the last save: worth a line */
@@ -29,16 +29,22 @@ static bool fits(const struct trainer *t) {
            wanted <= t->engine.device.memory_bytes - taken;
 }
 
+/* Together, between two steps, and not in the background; one rank with an exchange does so too. */
+static bool saves_with_others(const struct trainer *t) {
+    return t->ranks.world > 1 || engine_shares_out(&t->engine);
+}
+
 enum status trainer_save_check(const struct trainer *t) {
-    const bool together = t->ranks.world > 1 || engine_shares_out(&t->engine);
-    if (!together || t->config->checkpoint.background != CONFIG_BACKGROUND_ON) return STATUS_OK;
+    if (t->config->checkpoint.background != CONFIG_BACKGROUND_ON || !saves_with_others(t)) {
+        return STATUS_OK;
+    }
     return status_set(STATUS_CONFIG, "checkpoint.background = on: ranks write a checkpoint "
                       "together, between two steps; set it to auto");
 }
 
 enum status trainer_save_open(struct trainer *t) {
     const int background = t->config->checkpoint.background;
-    if (t->ranks.world > 1 || engine_shares_out(&t->engine)) return STATUS_OK;
+    if (saves_with_others(t)) return STATUS_OK;
     if (background == CONFIG_BACKGROUND_OFF) return STATUS_OK;
     if (background == CONFIG_BACKGROUND_AUTO && !fits(t)) {
         printf("checkpoints between steps: host memory has no room for a copy of the state\n");
@@ -215,7 +221,7 @@ static enum status save_with_others(struct trainer *t) {
 
 enum status trainer_save(struct trainer *t) {
     if (t->saved_step == t->state.step) return STATUS_OK;
-    if (t->ranks.world > 1 || engine_shares_out(&t->engine)) {
+    if (saves_with_others(t)) {
         TRY(save_with_others(t));
     } else {
         TRY(t->saver != NULL ? save_in_background(t) : save_between_steps(t));
