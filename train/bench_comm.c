@@ -201,7 +201,7 @@ static enum status open_device(struct comm_bench *b, bool lists_ctas) {
     TRY(engine_open_rank_device(&b->device, &b->config, &b->ranks));
     if (lists_ctas && b->device.kind == DEVICE_CPU) {
         return status_set(STATUS_CONFIG, "--max-ctas is of NCCL, between GPUs; these ranks are on "
-                                         "CPUs");
+                                         "CPUs: leave it out");
     }
     TRY(device_allocate(&b->device, b->memory_bytes, &b->in));
     return device_allocate(&b->device, b->memory_bytes, &b->out);
@@ -296,7 +296,8 @@ enum status bench_comm(int argc, char **argv) {
     TRY(cli_one_config(&cli, argc, argv, &b.config, &help));
     if (help) return STATUS_OK;
     if (b.from_bytes > b.to_bytes) {
-        return status_set(STATUS_CONFIG, "--from %lld is more than --to %lld",
+        return status_set(STATUS_CONFIG, "--from %lld is more than --to %lld: give the smallest "
+                          "size as --from",
                           (long long)b.from_bytes, (long long)b.to_bytes);
     }
     if (launch_gpus_wanted(b.gpus)) return launch_gpus(&b.config, b.gpus, "bench", argc, argv);
