@@ -129,25 +129,13 @@ __device__ inline float fast_reciprocal(float x) {
     return y;
 }
 
-__device__ inline float warp_sum(float x) {
+template <typename T> __device__ inline T warp_sum(T x) {
 #pragma unroll
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
     return x;
 }
 
-__device__ inline double warp_sum(double x) {
-#pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
-
-__device__ inline float warp_max(float x) {
-#pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-    return x;
-}
-
-__device__ inline double warp_max(double x) {
+template <typename T> __device__ inline T warp_max(T x) {
 #pragma unroll
     for (int step = WARP / 2; step > 0; step /= 2) x = fmax(x, __shfl_xor_sync(~0u, x, step));
     return x;
