@@ -8,6 +8,7 @@
 #include "train/ceiling.h"
 #include "train/cli.h"
 #include "train/floor.h"
+#include "train/op_trace.h"
 
 static const char usage[] =
     "usage: deepwell bench gemm [M N K | CONFIG] [options] [--section.key VALUE ...]\n"
@@ -224,7 +225,7 @@ static enum status make_plain(const size_t sizes[3], const struct config *config
         .transpose_a = request->transpose_a, .transpose_b = request->transpose_b,
         .accumulate = request->accumulate,
     };
-    *call = ceiling_plain_gemm(gemm);
+    *call = op_call_of_gemm(&gemm);
     return STATUS_OK;
 }
 

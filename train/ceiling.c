@@ -1,9 +1,9 @@
 /* Ceilings, behind train/ceiling.h; measured ones are a floor of one operation. */
 #include "train/ceiling.h"
 
-#include "kernels/traffic.h"
 #include "train/engine.h"
 #include "train/floor.h"
+#include "train/op_trace.h"
 
 static enum status measure_call(struct device *device, const struct op_call *call, enum dtype dtype,
                                 size_t scratch_bytes, double warmup_seconds, double seconds,
@@ -32,15 +32,6 @@ enum status ceiling_copy(struct device *device, double seconds, struct gpu_power
     return STATUS_OK;
 }
 
-struct op_call ceiling_plain_gemm(struct gemm gemm) {
-    const double k = (double)gemm_k(&gemm);
-    return (struct op_call){
-        .kind = OP_GEMM, .name = "gemm",
-        .flops = 2.0 * (double)gemm.c.rows * (double)gemm.c.columns * k,
-        .bytes = gemm_bytes(&gemm), .written_bytes = gemm_written_bytes(&gemm), .args.gemm = gemm,
-    };
-}
-
 struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t n, size_t k) {
     const struct recipe_form *a = &recipe->input, *b = &recipe->weight;
     const struct quantised_gemm gemm = {
@@ -49,11 +40,7 @@ struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t
         .b = {.format = b->format, .mode = b->mode, .rows = n, .columns = k},
         .fast = recipe->fast_fprop,
     };
-    return (struct op_call){
-        .kind = OP_QUANTISED_GEMM, .name = "quantised_gemm",
-        .flops = 2.0 * (double)m * (double)n * (double)k, .bytes = quantised_gemm_bytes(&gemm),
-        .written_bytes = quantised_gemm_written_bytes(&gemm), .args.quantised_gemm = gemm,
-    };
+    return op_call_of_quantised_gemm(&gemm);
 }
 
 enum status ceiling_gemm(struct device *device, const struct recipe *recipe, double seconds,
@@ -65,7 +52,7 @@ enum status ceiling_gemm(struct device *device, const struct recipe *recipe, dou
     const struct tensor square = tensor_make(NULL, recipe->dtype, n, n);
     const struct gemm plain = {.c = square, .a = square, .b = square, .transpose_b = true};
     struct sustained times;
-    *call = recipe->narrow ? ceiling_recipe_gemm(recipe, n, n, n) : ceiling_plain_gemm(plain);
+    *call = recipe->narrow ? ceiling_recipe_gemm(recipe, n, n, n) : op_call_of_gemm(&plain);
     TRY(measure_call(device, call, recipe->dtype, device->ops->scratch_bytes(device, &limits),
                      cpu ? 0.0 : seconds, seconds, power, &times));
     *tflops = call->flops / times.run_seconds * 1e-12;

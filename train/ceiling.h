@@ -17,9 +17,8 @@
 enum status ceiling_copy(struct device *device, double seconds, struct gpu_power *power,
                          double *bytes_per_s);
 
-/* This GEMM as a call; and the product (M, N) of an input (M, K) and a weight (N, K) in the formats
- * of a narrow recipe. Their operands have no memory: floor_open gives it. */
-struct op_call ceiling_plain_gemm(struct gemm gemm);
+/* The product (M, N) of an input (M, K) and a weight (N, K) in the formats of a narrow recipe. The
+ * operands have no memory: floor_open gives it. */
 struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t n, size_t k);
 
 /* TFLOPS of square GEMMs of random normal numbers in the formats of this recipe; on a GPU after

@@ -116,17 +116,39 @@ static enum status end_gemm(struct op_trace *trace, struct device *device,
     return end_call(trace, device, call, &shape->total);
 }
 
+struct op_call op_call_of_gemm(const struct gemm *a) {
+    return (struct op_call){
+        .kind = OP_GEMM,
+        .name = "gemm",
+        .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)gemm_k(a),
+        .bytes = gemm_bytes(a),
+        .written_bytes = gemm_written_bytes(a),
+        .args.gemm = *a,
+    };
+}
+
+struct op_call op_call_of_quantised_gemm(const struct quantised_gemm *a) {
+    return (struct op_call){
+        .kind = OP_QUANTISED_GEMM,
+        .name = "quantised_gemm",
+        .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)a->a.columns,
+        .bytes = quantised_gemm_bytes(a),
+        .written_bytes = quantised_gemm_written_bytes(a),
+        .args.quantised_gemm = *a,
+    };
+}
+
 static enum status traced_gemm(struct device *device, const struct gemm *a) {
     struct op_trace *trace = device->interposed;
-    const size_t k = gemm_k(a);
-    const struct op_call call = {
-        .kind = OP_GEMM, .name = "gemm",
-        .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)k,
-        .bytes = gemm_bytes(a), .written_bytes = gemm_written_bytes(a), .args.gemm = *a,
-    };
+    const struct op_call call = op_call_of_gemm(a);
     const struct gemm_total wanted = {
-        .m = a->c.rows, .n = a->c.columns, .k = k, .transpose_a = a->transpose_a,
-        .transpose_b = a->transpose_b, .a = dtype_name(a->a.dtype), .b = dtype_name(a->b.dtype),
+        .m = a->c.rows,
+        .n = a->c.columns,
+        .k = gemm_k(a),
+        .transpose_a = a->transpose_a,
+        .transpose_b = a->transpose_b,
+        .a = dtype_name(a->a.dtype),
+        .b = dtype_name(a->b.dtype),
         .c = a->c.dtype,
     };
     if (trace->inner != NULL) TRY(trace->inner->gemm(device, a));
@@ -144,12 +166,7 @@ static enum status refuse_list(const struct op_trace *trace) {
 
 static enum status traced_quantised_gemm(struct device *device, const struct quantised_gemm *a) {
     struct op_trace *trace = device->interposed;
-    const struct op_call call = {
-        .kind = OP_QUANTISED_GEMM, .name = "quantised_gemm",
-        .flops = 2.0 * (double)a->c.rows * (double)a->c.columns * (double)a->a.columns,
-        .bytes = quantised_gemm_bytes(a), .written_bytes = quantised_gemm_written_bytes(a),
-        .args.quantised_gemm = *a,
-    };
+    const struct op_call call = op_call_of_quantised_gemm(a);
     const struct gemm_total wanted = {
         .m = a->c.rows, .n = a->c.columns, .k = a->a.columns, .transpose_b = true,
         .a = format_name(a->a.format), .b = format_name(a->b.format), .c = a->c.dtype,

@@ -46,6 +46,10 @@ struct op_trace {
     size_t last_mark;
 };
 
+/* A GEMM as a call, with its FLOPs and bytes. */
+struct op_call op_call_of_gemm(const struct gemm *gemm);
+struct op_call op_call_of_quantised_gemm(const struct quantised_gemm *gemm);
+
 /* Times are those of the device: it marks the end of every operation, nothing waits, and what lies
  * between two marks belongs to the operation that ends it, so that the times add up to the step.
  * Puts the trace in front of the device's operations (`record_only`: in their place). The trace
