@@ -69,16 +69,12 @@ static enum status upload_tokens(struct bench *b) {
  * which is read when the next step but one is asked for, so that the host waits for neither. */
 static enum status check_signals(struct bench *b) {
     const size_t slot = (size_t)(b->step % DEVICE_READS);
+    const bool several = b->ranks.world > 1;
     const char *signal = signals_received();
-    if (b->ranks.world > 1) {
-        if (b->step < DEVICE_READS) return STATUS_OK;
-        TRY(device_read_end(&b->engine.device, slot));
-        TRY(comm_at_step(&b->comm, b->step)); /* broken off, its numbers mean nothing */
-        if (!(b->states[slot].leaving > 0.0)) return STATUS_OK;
-        b->comm.failed = true;
-    } else if (signal == NULL) {
-        return STATUS_OK;
-    }
+    if (several && b->step >= DEVICE_READS) TRY(device_read_end(&b->engine.device, slot));
+    TRY(comm_at_step(&b->comm, b->step)); /* broken off, its numbers mean nothing */
+    if (several ? !(b->states[slot].leaving > 0.0) : signal == NULL) return STATUS_OK;
+    b->comm.failed = true; /* all ranks know */
     return status_set(STATUS_INTERRUPTED, "stopped by %s", signal != NULL ? signal : "a signal");
 }
 
@@ -88,7 +84,6 @@ enum status bench_run_step(struct bench *b) {
     TRY(check_signals(b));
     policy.leave = signals_received() != NULL;
     b->step++;
-    TRY(comm_at_step(&b->comm, b->step));
     TRY(step_begin(&b->engine, &policy));
     for (size_t micro = 0; micro < micro_batches; micro++) {
         TRY(upload_tokens(b));

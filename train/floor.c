@@ -369,7 +369,12 @@ static enum status open_all(struct floor *floor, const struct op_list *step, siz
 
 enum status floor_open(struct floor *floor, struct device *device, const struct op_list *step,
                        size_t scratch_bytes, enum dtype dtype) {
-    *floor = (struct floor){.device = device};
+    *floor = (struct floor){
+        .device = device,
+        .scratch = device->scratch,
+        .scratch_bytes = device->scratch_bytes,
+        .attention_scratch_bytes = device->attention_scratch_bytes,
+    };
     const enum status status = open_all(floor, step, scratch_bytes, dtype);
     if (status != STATUS_OK) floor_close(floor);
     return status;
@@ -377,7 +382,8 @@ enum status floor_open(struct floor *floor, struct device *device, const struct 
 
 void floor_close(struct floor *floor) {
     if (floor->arena.base != NULL) {
-        device_set_scratch(floor->device, NULL, 0);
+        device_set_scratch(floor->device, floor->scratch, floor->attention_scratch_bytes);
+        device_share_scratch(floor->device, floor->scratch_bytes);
         arena_close(&floor->arena);
     }
     free(floor->calls);

@@ -43,6 +43,8 @@ enum { FLOOR_FORMATS = FORMAT_E2M1 + 1, FLOOR_MODES = SCALE_NV + 1 };
 
 struct floor {
     struct device *device;
+    void *scratch; /* the device's own, and its sizes, which it has back after floor_close */
+    size_t scratch_bytes, attention_scratch_bytes;
     struct arena arena;
     struct floor_call *calls;
     size_t count;

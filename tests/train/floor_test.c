@@ -248,9 +248,12 @@ static void check_floor(const struct config *config) {
     struct step_work work;
     struct device device;
     struct floor floor;
+    char own[128];
     size_t calls[FLOOR_PARTS] = {0}, units = 0;
     EXPECT_OK(step_work_open(&work, config));
     EXPECT_OK(device_open_cpu(&device, 2));
+    device_set_scratch(&device, own, sizeof own);
+    device_share_scratch(&device, 64);
     EXPECT_OK(floor_open(&floor, &device, &work.calls, work.scratch_bytes, engine_dtype(config)));
     for (size_t i = 0; i < work.calls.count; i++) {
         const struct op_call *call = &work.calls.calls[i];
@@ -272,6 +275,8 @@ static void check_floor(const struct config *config) {
                 (double)work.flops.total * tokens);
     for (size_t i = 0; i < floor.count; i++) check_call(&floor, &floor.calls[i]);
     floor_close(&floor);
+    assert_true(device.scratch == own && device.scratch_bytes == 64); /* as before */
+    assert_int_equal(device.attention_scratch_bytes, sizeof own);
     device_close(&device);
     step_work_close(&work);
 }
