@@ -3,9 +3,10 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { SHOWN_BYTES = 1500, NAMES_BYTES = 160 };
+#include "train/rendezvous.h"
+
+enum { SHOWN_BYTES = 1500 };
 
 enum status ranks_agree(struct comm *comm, enum status own) {
     if (comm->world == 1 || comm->failed) return own;
@@ -29,42 +30,38 @@ enum status ranks_agree(struct comm *comm, enum status own) {
     return status;
 }
 
-/* "rank 3", "ranks 1, 2": those whose value of this check is not rank 0's. Empty: none. */
-static void name_others(char names[NAMES_BYTES], const uint64_t *values, size_t stride,
-                        int world) {
-    size_t used = 0;
-    int count = 0;
-    names[0] = '\0';
-    for (int rank = 1; rank < world; rank++) {
-        if (values[(size_t)rank * stride] == values[0]) continue;
-        const int written = snprintf(names + used, NAMES_BYTES - used, "%s%d",
-                                     count++ > 0 ? ", " : "", rank);
-        if (written > 0) used += (size_t)written;
-        if (used >= NAMES_BYTES) break; /* cut off: enough are named */
+/* Which ranks' value of this check is not rank 0's; whether any is. */
+static bool find_others(bool *others, const uint64_t *values, size_t stride, int world) {
+    bool any = false;
+    for (int rank = 0; rank < world; rank++) {
+        others[rank] = values[(size_t)rank * stride] != values[0];
+        any = any || others[rank];
     }
+    return any;
 }
 
 enum status ranks_check(struct comm *comm, const struct ranks_check *checks, size_t count) {
     if (comm->world == 1) return STATUS_OK;
     uint64_t *mine = calloc(count, sizeof *mine);
     uint64_t *all = calloc((size_t)comm->world * count, sizeof *all);
+    bool *others = calloc((size_t)comm->world, sizeof *others);
     enum status status = STATUS_OK;
-    char names[NAMES_BYTES];
-    if (mine == NULL || all == NULL) {
+    char names[RANKS_TEXT_BYTES];
+    if (mine == NULL || all == NULL || others == NULL) {
         status = status_set(STATUS_MEMORY, "out of memory comparing ranks");
         goto cleanup;
     }
     for (size_t i = 0; i < count; i++) mine[i] = checks[i].value;
     TRY_GOTO(comm_gather_host(comm, all, mine, count * sizeof *mine), cleanup);
     for (size_t i = 0; i < count && status == STATUS_OK; i++) {
-        name_others(names, all + i, count, comm->world);
-        if (names[0] == '\0') continue;
-        status = status_set(STATUS_CONFIG, "%s of rank %s is not that of rank 0: start all ranks "
-                            "alike", checks[i].what, names);
+        if (!find_others(others, all + i, count, comm->world)) continue;
+        status = status_set(STATUS_CONFIG, "%s of %s is not that of rank 0: start all ranks alike",
+                            checks[i].what, ranks_text(names, others, comm->world));
         comm->failed = true;
     }
 cleanup:
     free(mine);
     free(all);
+    free(others);
     return status;
 }

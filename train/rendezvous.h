@@ -64,7 +64,8 @@ enum status rendezvous_other_build(int rank, const char *host, const char *first
 enum status rendezvous_place(char place[PATH_BYTES], const char *configured,
                              const struct rank_environment *environment);
 
-/* "rank 3 did", "ranks 1, 2 and 7 did", of missing[0..world) those that are true. */
+/* "rank 3", "ranks 1, 2 and 7": those of named[0..world) that are true. Writes into `text` and
+ * returns it. */
 enum { RANKS_TEXT_BYTES = 160 };
 const char *ranks_text(char text[RANKS_TEXT_BYTES], const bool *named, int world);
 

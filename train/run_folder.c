@@ -4,6 +4,8 @@
 #include <stdio.h>
 
 #include "base/file.h"
+#include "checkpoints/layout.h"
+#include "checkpoints/manifest.h"
 #include "train/engine.h"
 #include "train/run_state.h"
 
@@ -12,7 +14,7 @@ static void print_warning(const char *message) { fprintf(stderr, "warning: %s\n"
 enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]) {
     char manifest[PATH_BYTES];
     bool found = false;
-    TRY(path_join(manifest, path, "manifest.json"));
+    TRY(path_join(manifest, path, MANIFEST_NAME));
     if (path_is_file(path)) {
         return status_set(STATUS_CHECKPOINT,
                           "expected a checkpoint or a run folder, found a file: %s", path);
@@ -33,9 +35,9 @@ enum status run_folder_locate(const char *path, char found_path[PATH_BYTES]) {
 /* A folder with a model of another program, or a model file: no checkpoint, no run. */
 static enum status is_foreign(const char *path, bool *foreign) {
     char config[PATH_BYTES], manifest[PATH_BYTES], state[PATH_BYTES];
-    TRY(path_join(config, path, "config.json"));
-    TRY(path_join(manifest, path, "manifest.json"));
-    TRY(path_join(state, path, "state.json")); /* a checkpoint that lost its manifest */
+    TRY(path_join(config, path, LAYOUT_CONFIG));
+    TRY(path_join(manifest, path, MANIFEST_NAME));
+    TRY(path_join(state, path, LAYOUT_STATE)); /* a checkpoint that lost its manifest */
     *foreign = path_is_file(path) ||
                (path_is_file(config) && !path_is_file(manifest) && !path_is_file(state));
     return STATUS_OK;

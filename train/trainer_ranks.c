@@ -9,12 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "base/checked.h"
+#include "checkpoints/manifest.h"
 #include "train/trainer_parts.h"
 
 /* ---- start ---- */
@@ -58,8 +58,8 @@ static enum status hash_weights(const char *path, uint64_t *hash) {
     *hash = 0;
     if (path[0] == '\0') return STATUS_OK;
     if (!path_is_folder(path)) return digest_file_64(path, hash);
-    TRY(path_join(file, path, "manifest.json"));
-    if (access(file, F_OK) == 0) return digest_file_64(file, hash);
+    TRY(path_join(file, path, MANIFEST_NAME));
+    if (path_is_file(file)) return digest_file_64(file, hash);
     const int count = scandir(path, &entries, NULL, alphasort);
     if (count < 0) return status_set(STATUS_IO, "cannot read %s: %s", path, strerror(errno));
     for (int i = 0; i < count; i++) {
