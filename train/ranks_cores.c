@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/host.h"
 
@@ -28,7 +27,7 @@ static struct rank_cores own_cores(void) {
                              .told = wanted != NULL && strtol(wanted, NULL, 10) > 0};
     FILE *boot = fopen("/proc/sys/kernel/random/boot_id", "re");
     if (boot == NULL || fgets(own.host, sizeof own.host, boot) == NULL) {
-        if (gethostname(own.host, sizeof own.host - 1) != 0) own.host[0] = '\0';
+        rendezvous_own_host(own.host);
     }
     if (boot != NULL) fclose(boot);
     /* more processors than a mask holds: as if all ranks were on all */

@@ -9,13 +9,14 @@
 #include <stdbool.h>
 
 #include "train/comm.h"
+#include "train/rendezvous.h"
 
 /* What a rank knows by itself. */
 struct rank_cores {
-    char host[64];        /* of the running kernel, which containers share: its boot's number */
-    cpu_set_t processors; /* the affinity mask */
-    int threads;          /* host_threads() */
-    bool told;            /* OMP_NUM_THREADS says how many: for this process, by who started it */
+    char host[RENDEZVOUS_NAME_BYTES]; /* the running kernel's, which containers share: its boot */
+    cpu_set_t processors;             /* the affinity mask */
+    int threads;                      /* host_threads() */
+    bool told; /* OMP_NUM_THREADS says how many: for this process, by who started it */
 };
 
 /* The threads of one of the ranks: its own, by the number of ranks on its host whose processors

@@ -289,15 +289,11 @@ static const struct device_calls cuda_calls = {
     .recording_close = cuda_recording_close,
 };
 
-/* Which device, or why there is none, in the words of the inventory. A process that sees one GPU
- * takes it whatever its local rank: launchers that show each rank its own (CUDA_VISIBLE_DEVICES a
- * rank, Slurm's --gpus-per-task) number that one 0. Ranks of a host that all see the same one are
- * refused when they meet. */
+/* Which device, or why there is none, in the words of the inventory. */
 static enum status choose_device(const struct device_options *options, int *index) {
     int count = 0;
-    *index = options->index;
     if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) {
-        if (count == 1) *index = 0;
+        *index = cuda_device_of(options->index, count);
         if (*index >= 0 && *index < count) return STATUS_OK;
         return status_set(STATUS_DEVICE, "GPU %d is wanted, and this process sees %d (nvidia-smi, "
                           "CUDA_VISIBLE_DEVICES): start no more ranks on a host than it has GPUs",

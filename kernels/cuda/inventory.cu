@@ -77,11 +77,11 @@ extern "C" void cuda_inventory_count(struct cuda_inventory *inventory) {
         inventory->count = CUDA_INVENTORY_DEVICES_MAX;
 }
 
-extern "C" void cuda_device_bus_id(int index, char bus_id[CUDA_BUS_ID_BYTES]) {
+extern "C" void cuda_device_bus_id(int local_rank, char bus_id[CUDA_BUS_ID_BYTES]) {
     int count = 0;
     bus_id[0] = '\0';
     if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-    const int device = count == 1 ? 0 : index;
+    const int device = cuda_device_of(local_rank, count);
     if (device < count && cudaDeviceGetPCIBusId(bus_id, CUDA_BUS_ID_BYTES, device) != cudaSuccess) {
         bus_id[0] = '\0';
     }

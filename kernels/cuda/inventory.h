@@ -47,10 +47,15 @@ struct cuda_inventory {
  */
 void cuda_inventory_read(struct cuda_inventory *inventory);
 
-/* The PCI address of a device by its number among those that this process sees, or of the only one;
- * "" where there is none. Opens no context. */
+/* The device of a local rank in a process that sees so many. The only one is taken whatever the
+ * rank: launchers that show each rank its own (CUDA_VISIBLE_DEVICES a rank, Slurm's
+ * --gpus-per-task) number that one 0. Ranks of a host that all see the same one are refused when
+ * they meet. */
+static inline int cuda_device_of(int local_rank, int count) { return count == 1 ? 0 : local_rank; }
+
+/* The PCI address of a local rank's device; "" where there is none. Opens no context. */
 enum { CUDA_BUS_ID_BYTES = 32 };
-void cuda_device_bus_id(int index, char bus_id[CUDA_BUS_ID_BYTES]);
+void cuda_device_bus_id(int local_rank, char bus_id[CUDA_BUS_ID_BYTES]);
 
 /* All of it but the devices' own entries: opens no context. For `train --gpus N`. */
 void cuda_inventory_count(struct cuda_inventory *inventory);

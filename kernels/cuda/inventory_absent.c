@@ -14,7 +14,7 @@ void cuda_inventory_count(struct cuda_inventory *inventory) {
 
 void cuda_inventory_read(struct cuda_inventory *inventory) { cuda_inventory_count(inventory); }
 
-void cuda_device_bus_id(int index, char bus_id[CUDA_BUS_ID_BYTES]) {
-    (void)index;
+void cuda_device_bus_id(int local_rank, char bus_id[CUDA_BUS_ID_BYTES]) {
+    (void)local_rank;
     bus_id[0] = '\0';
 }
