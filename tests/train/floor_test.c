@@ -195,13 +195,8 @@ static void check_gemm(const struct floor *floor, const struct op_call *call) {
     assert_inside(&floor->operands, g->a.data, tensor_bytes(g->a));
     assert_inside(&floor->operands, g->b.data, tensor_bytes(g->b));
     assert_true((char *)g->a.data + tensor_bytes(g->a) <= (char *)g->b.data);
-    if (g->bias != NULL) {
-        const struct tensor bias = call->pointees[0];
-        assert_inside(&floor->operands, bias.data, tensor_bytes(bias));
-        assert_true((char *)g->b.data + tensor_bytes(g->b) <= (char *)bias.data);
-    }
-    if (g->accumulate) assert_ptr_equal(g->c.data, floor->sums);
-    else assert_inside(&floor->results, g->c.data, tensor_bytes(g->c));
+    const void *bias = op_call_bias(call).data;
+    if (bias != NULL) assert_true((char *)g->b.data + tensor_bytes(g->b) <= (const char *)bias);
 }
 
 static void check_operand(const struct floor *floor, const struct operand *o) {
@@ -222,11 +217,13 @@ static void check_quantised_gemm(const struct floor *floor, const struct op_call
     if (g->a.mode == g->b.mode && g->a.mode != SCALE_TENSOR) {
         assert_true((char *)g->a.scales + operand_scale_bytes(&g->a) <= (char *)g->b.scales);
     }
-    if (g->bias != NULL) {
-        assert_inside(&floor->operands, call->pointees[0].data, tensor_bytes(call->pointees[0]));
-    }
-    if (g->accumulate) assert_ptr_equal(g->c.data, floor->sums);
-    else assert_inside(&floor->results, g->c.data, tensor_bytes(g->c));
+}
+
+static void check_bias_and_result(const struct floor *floor, const struct op_call *call) {
+    const struct tensor bias = op_call_bias(call), c = op_call_result(call);
+    if (bias.data != NULL) assert_inside(&floor->operands, bias.data, tensor_bytes(bias));
+    if (op_call_adds(call)) assert_ptr_equal(c.data, floor->sums);
+    else assert_inside(&floor->results, c.data, tensor_bytes(c));
 }
 
 static void check_call(const struct floor *floor, const struct floor_call *call) {
@@ -235,6 +232,7 @@ static void check_call(const struct floor *floor, const struct floor_call *call)
     case FLOOR_GEMM:
         if (call->call.kind == OP_GEMM) check_gemm(floor, &call->call);
         else check_quantised_gemm(floor, &call->call);
+        check_bias_and_result(floor, &call->call);
         break;
     case FLOOR_ATTENTION: break;
     default:
