@@ -20,7 +20,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "train/signals.h"
 
 enum { LINE_BYTES = 1 << 16, STREAMS = 2, DRAIN_READS = 64, NOTE_BYTES = 160 };
 
@@ -280,9 +279,8 @@ static void reap(struct launcher *l) {
 }
 
 static void pass_on(struct launcher *l, int number) {
-    if (l->asked == 0 && !l->ending) {
-        write_out(l, l->launch->err, SIGNALS_NOTE, sizeof SIGNALS_NOTE - 1);
-    }
+    static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
+    if (l->asked == 0 && !l->ending) write_out(l, l->launch->err, note, sizeof note - 1);
     l->asked++;
     l->asked_by = number;
     l->urged_seconds = clock_seconds();

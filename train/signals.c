@@ -30,6 +30,7 @@ static bool is_second(const siginfo_t *info) {
 }
 
 static void on_signal(int number, siginfo_t *info, void *context) {
+    static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
     (void)context;
     if (number == SIGPIPE) {
         if (received == 0) received = number;
@@ -39,7 +40,7 @@ static void on_signal(int number, siginfo_t *info, void *context) {
     if (is_second(info)) _exit(128 + number);
     if (received != 0) return;
     received = number;
-    if (!silent && write(STDERR_FILENO, SIGNALS_NOTE, sizeof SIGNALS_NOTE - 1) < 0) {
+    if (!silent && write(STDERR_FILENO, note, sizeof note - 1) < 0) {
         return; /* nobody reads it: that changes nothing */
     }
 }

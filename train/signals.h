@@ -12,9 +12,6 @@
 
 #include "base/status.h"
 
-/* What the user is told at the first one, by the process itself or the launcher of its ranks. */
-#define SIGNALS_NOTE "\ndeepwell: leaving after this step; again: at once, unsaved\n"
-
 enum status signals_install(void);
 
 /* From now on the first signal is taken without a word. For a rank of several: a launcher that ends
