@@ -56,6 +56,12 @@ bool path_is_folder(const char *path) {
 /* Creates one level; an existing folder is fine. */
 static enum status folder_create_one(const char *path) {
     if (mkdir(path, 0777) == 0 || (errno == EEXIST && path_is_folder(path))) return STATUS_OK;
+    if (errno == EEXIST) {
+        return status_set(STATUS_IO,
+                          "expected a folder or nothing at %s, found something else: "
+                          "remove it or name another folder",
+                          path);
+    }
     return status_set(STATUS_IO, "cannot create the folder %s: %s", path, strerror(errno));
 }
 

@@ -353,8 +353,12 @@ enum status bench_numerics(int argc, char **argv) {
         {.name = "--out", .text = &out},
     };
     const struct cli cli = {
-        .command = "bench numerics", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "bench numerics",
+        .usage = usage,
+        .names = "CONFIG, a configuration file",
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     struct cli_names names;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));

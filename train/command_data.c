@@ -151,13 +151,19 @@ static enum status each_pattern(const struct cli *cli, int argc, char **argv, co
     return STATUS_OK;
 }
 
+static const char names_patterns[] = "PATTERN, shards such as 'data/train*.bin'";
+
 static enum status info(int argc, char **argv) {
-    static const struct cli cli = {.command = "data info", .usage = help_info};
+    static const struct cli cli = {.command = "data info",
+                                   .usage = help_info,
+                                   .names = names_patterns};
     return each_pattern(&cli, argc, argv, "\n", inspect_shards);
 }
 
 static enum status check(int argc, char **argv) {
-    static const struct cli cli = {.command = "data check", .usage = help_check};
+    static const struct cli cli = {.command = "data check",
+                                   .usage = help_check,
+                                   .names = names_patterns};
     return each_pattern(&cli, argc, argv, "", inspect_check);
 }
 
@@ -171,7 +177,10 @@ static enum status show(int argc, char **argv) {
         {.name = "--numbers", .flag = &range.numbers},
     };
     const struct cli cli = {
-        .command = "data show", .usage = help_show, .options = list,
+        .command = "data show",
+        .usage = help_show,
+        .names = "SHARD, a file of tokens",
+        .options = list,
         .option_count = sizeof list / sizeof list[0],
     };
     struct cli_names shard;

@@ -143,8 +143,12 @@ enum status command_eval(int argc, char **argv) {
         {.name = "--choices", .text = &choices_path},
     };
     const struct cli cli = {
-        .command = "eval", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "eval",
+        .usage = usage,
+        .names = "MODEL, a run's folder or another model",
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     struct cli_names names;
     struct config config;

@@ -171,8 +171,12 @@ enum status command_sample(int argc, char **argv) {
         {.name = "--count", .whole = &order.count, .least = 1, .most = 1000000},
     };
     const struct cli cli = {
-        .command = "sample", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "sample",
+        .usage = usage,
+        .names = "MODEL, a run's folder or another model",
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     struct cli_names names;
     struct config config;

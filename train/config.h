@@ -160,6 +160,9 @@ struct config {
 
 void config_defaults(struct config *config);
 
+/* What a run saves in its folder: the configuration that it was last started with. */
+#define CONFIG_SAVED_NAME "configuration.conf"
+
 /* Sets the keys that the file names; the others stay. A key twice in one file is an error. */
 enum status config_load(struct config *config, const char *path);
 

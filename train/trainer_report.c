@@ -98,11 +98,11 @@ enum status trainer_sample(struct trainer *t) {
     return status;
 }
 
-/* RUN/configuration.conf: what this run was last started with, as a file that starts it again. */
+/* RUN/configuration.conf, as a file that starts the run again. */
 static enum status save_configuration(const struct trainer *t) {
     char path[PATH_BYTES], *text = NULL;
     size_t bytes = 0;
-    TRY(path_join(path, t->config->train.out, "configuration.conf"));
+    TRY(path_join(path, t->config->train.out, CONFIG_SAVED_NAME));
     FILE *memory = open_memstream(&text, &bytes);
     if (memory == NULL) return status_set(STATUS_MEMORY, "out of memory for %s", path);
     config_print(t->config, memory);
