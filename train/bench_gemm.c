@@ -145,7 +145,7 @@ static enum status measure(const struct config *config, struct device *device,
     enum status status = STATUS_OK;
     TRY(floor_open(&floor, device, &groups->list, scratch_bytes, dtype));
     gpu_power_open(&power, device->bus_id);
-    if (power.library == NULL) printf("power       n/a: %s\n", power.absent);
+    if (power.library == NULL) bench_print_power(device, &power, 0.0);
     print_heading();
     for (size_t i = 0; i < groups->count && status == STATUS_OK; i++) {
         status = measure_group(&floor, config, &groups->groups[i], request, i == 0, &power,

@@ -183,7 +183,7 @@ enum status command_sample(int argc, char **argv) {
     struct run_model model;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
-    TRY(signals_install());
+    TRY(signals_install(false));
     TRY(run_model_open(&model, names.names[0], &config));
     enum status status = vocabulary_prefer_checkpoint(&config, model.path);
     if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);

@@ -35,7 +35,7 @@ static enum status end(struct trainer *trainer, enum status status) {
 
 static enum status train(const struct config *config) {
     struct trainer trainer;
-    TRY(signals_install());
+    TRY(signals_install(true));
     enum status status = trainer_open(&trainer, config);
     if (status != STATUS_OK) return end(&trainer, status);
     if (trainer.state.step >= config->train.steps) {

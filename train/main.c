@@ -69,10 +69,9 @@ static enum status flush_output(void) {
 }
 
 int main(int argc, char **argv) {
-    /* also in a pipe, so that warnings and the error stand where they belong among the lines */
-    setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
     enum status status = run(argc, argv);
     if (status == STATUS_OK) status = flush_output();
+    else fflush(stdout); /* the error stands behind what led to it, also in one pipe with it */
     /* No message: another rank speaks for this one. */
     if (status != STATUS_OK && status_message()[0] != '\0')
         fprintf(stderr, "deepwell: %s\n", status_message());

@@ -67,7 +67,7 @@ static enum status measure_all(struct device *device, double seconds, struct gpu
     char watts[GPU_POWER_TEXT_BYTES];
     double bytes_per_s = 0.0;
     bool error = false;
-    print_limits(power);
+    if (device->kind == DEVICE_CUDA) print_limits(power);
     for (int kind = 0; kind < RECIPE_COUNT; kind++) {
         TRY(measure_recipe(device, (enum recipe_kind)kind, seconds, power, &error));
     }
@@ -84,7 +84,7 @@ static enum status measure_all(struct device *device, double seconds, struct gpu
 enum status probe_measure(const struct config *config, double seconds) {
     struct device device;
     struct gpu_power power;
-    TRY(signals_install());
+    TRY(signals_install(false));
     TRY(engine_open_device(&device, config));
     gpu_power_open(&power, device.bus_id);
     printf("measuring   %s\n", device.name);

@@ -194,7 +194,7 @@ void trainer_report_exposed(const struct trainer *t) {
 enum status trainer_report_energy(struct trainer *t) {
     const int64_t steps = t->state.step - t->powered_step;
     gpu_power_stop(&t->power);
-    if (steps <= 0) return STATUS_OK;
+    if (steps <= 0 || t->engine.device.kind == DEVICE_CPU) return STATUS_OK;
     if (t->power.joules < 0.0 || t->power.seconds <= 0.0) {
         printf("energy      n/a: %s\n",
                t->power.library == NULL ? t->power.absent : "this GPU counts none");
