@@ -90,6 +90,7 @@ static void print_report(const struct prepare_report *report, const char *folder
     printf(" (passed over: %zu binary, %zu empty, %zu hidden, %zu links and special files)\n",
            report->skipped_binary, report->skipped_empty, report->skipped_hidden,
            report->skipped_special);
+    if (report->skipped_binary > 0) printf("binary      %s\n", report->binary_names);
     printf("train       %s tokens\n", text_count(train, report->train_tokens));
     printf("validation  %s tokens\n", text_count(validation, report->validation_tokens));
     if (report->left_behind > 0) {
