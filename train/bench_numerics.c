@@ -331,6 +331,7 @@ static enum status measure(struct numerics *n, const char *path) {
     }
     TRY(measure_against(n));
     TRY(measure_recipe(n));
+    fflush(stdout); /* curves take long */
     TRY(measure_curves(n));
     return write_report(n, path);
 }
