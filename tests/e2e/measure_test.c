@@ -48,6 +48,24 @@ static void many_ranks_are_planned(void **state) {
     e2e_assert_words("plan", plan->out, "comm.order = fixed: all micro-batches' gradients travel");
 }
 
+/* What plan says would fit does by plan itself; a batch whose activations no machine holds. */
+static void what_does_not_fit_is_told_what_would(void **state) {
+    static const char line[] = "plan ../tiny.conf --train.batch 1048576 --train.micro_batch 0 "
+                               "--model.context 1024 --train.sequence_length 1024";
+    static const char start[] = "would fit", named[] = "train.micro_batch = ";
+    char row[256];
+    (void)state;
+    const struct outcome *plan = e2e_expect(0, "", "%s", line);
+    e2e_assert_words("plan", plan->out, "DOES NOT FIT|would fit|train.recompute = none");
+    snprintf(row, sizeof row, "%s", e2e_value(plan->out, start));
+    const long micro = strtol(strstr(row, named) + strlen(named), NULL, 10);
+    assert_true(micro >= 1 && micro < 1048576);
+    plan = e2e_expect(0, "", "%s --train.micro_batch %ld", line, micro / 2 > 0 ? micro / 2 : 1);
+    assert_null(strstr(plan->out, start));
+    plan = e2e_expect(0, "", "plan ../tiny.conf --model.width 16384 --model.layers 200");
+    e2e_assert_words("plan", plan->out, "would fit|nothing by train.micro_batch");
+}
+
 static void the_floor_has_the_plans_calls(void **state) {
     char expected[128];
     (void)state;
@@ -202,10 +220,15 @@ static void every_subcommand_has_help(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(many_ranks_are_planned),
-        E2E_TEST(the_floor_has_the_plans_calls),    E2E_TEST(a_step_stands_beside_its_floor),
-        E2E_TEST(gemms_are_those_of_the_step),      E2E_TEST(every_operation_is_timed_alone),
-        E2E_TEST(probe_measures),                   E2E_TEST(energy_is_not_guessed),
-        E2E_TEST(more_than_the_peak_is_no_success), E2E_TEST(wrong_inputs_are_refused),
+        E2E_TEST(what_does_not_fit_is_told_what_would),
+        E2E_TEST(the_floor_has_the_plans_calls),
+        E2E_TEST(a_step_stands_beside_its_floor),
+        E2E_TEST(gemms_are_those_of_the_step),
+        E2E_TEST(every_operation_is_timed_alone),
+        E2E_TEST(probe_measures),
+        E2E_TEST(energy_is_not_guessed),
+        E2E_TEST(more_than_the_peak_is_no_success),
+        E2E_TEST(wrong_inputs_are_refused),
         E2E_TEST(every_subcommand_has_help),
     };
     return E2E_MAIN(argc, argv, tests);
