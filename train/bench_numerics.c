@@ -348,17 +348,18 @@ static enum status check_recipes(const struct numerics *n) {
     const struct precision a = engine_precision(&n->configs[0]);
     const struct precision b = engine_precision(&n->configs[1]);
     const bool plain = a.first_layers + a.last_layers == 0 && a.lm_head == b.lm_head;
-    const char *names[RECIPE_COUNT];
+    const char *others[RECIPE_COUNT];
+    size_t count = 0;
     char list[128];
     if (a.recipe != b.recipe || (precision_narrow(&a) && !plain)) return STATUS_OK;
     for (int kind = 0; kind < RECIPE_COUNT; kind++) {
-        names[kind] = recipe_row((enum recipe_kind)kind)->name;
+        if (kind != (int)a.recipe) others[count++] = recipe_row((enum recipe_kind)kind)->name;
     }
     return status_set(STATUS_CONFIG,
-                      "bench numerics compares two recipes: precision.recipe and "
-                      "--against are both %s; give --recipe NAME, one of %s",
+                      "bench numerics compares two recipes: precision.recipe and --against are both "
+                      "%s; give --recipe %s",
                       recipe_row(a.recipe)->name,
-                      text_list(list, sizeof list, names, RECIPE_COUNT, " and "));
+                      text_list(list, sizeof list, others, count, " or "));
 }
 
 enum status bench_numerics(int argc, char **argv) {
