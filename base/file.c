@@ -56,6 +56,12 @@ bool path_is_folder(const char *path) {
 /* Creates one level; an existing folder is fine. */
 static enum status folder_create_one(const char *path) {
     if (mkdir(path, 0777) == 0 || (errno == EEXIST && path_is_folder(path))) return STATUS_OK;
+    if (errno == EEXIST) {
+        return status_set(STATUS_IO,
+                          "expected a folder or nothing at %s, found something else: "
+                          "remove it or name another folder",
+                          path);
+    }
     return status_set(STATUS_IO, "cannot create the folder %s: %s", path, strerror(errno));
 }
 
@@ -251,12 +257,12 @@ static void folder_of(char folder[PATH_BYTES], const char *path) {
     }
 }
 
-enum status file_check_output(const char *path, bool replace) {
+enum status file_check_output(const char *path) {
     char folder[PATH_BYTES];
     struct stat info;
     if (path[0] == '\0') return status_set(STATUS_CONFIG, "expected a file's name, found none");
     if (strlen(path) >= PATH_BYTES) return path_too_long(path);
-    if (lstat(path, &info) == 0 && !(replace && S_ISREG(info.st_mode))) {
+    if (lstat(path, &info) == 0) {
         return status_set(STATUS_CONFIG, "%s exists: name a new file, nothing is overwritten",
                           path);
     }

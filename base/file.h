@@ -47,10 +47,9 @@ struct file_map {
 enum status file_map_open(const char *path, struct file_map *map);
 void file_map_close(struct file_map *map);
 
-/* Before long work whose result goes there: a file can be made at `path`. STATUS_IO if its folder
- * is not there or not writable, STATUS_CONFIG for what is there already, unless it is a file that
- * `replace` lets go. Nothing is made. */
-enum status file_check_output(const char *path, bool replace);
+/* Before long work whose result goes there: a new file can be made at `path`. STATUS_IO if its
+ * folder is not there or not writable, STATUS_CONFIG for what is there already. Nothing is made. */
+enum status file_check_output(const char *path);
 
 /* Writes the text as PATH.PID.tmp, fsyncs, renames it to `path`, fsyncs the folder. */
 enum status file_write_durable(const char *path, const void *data, size_t bytes);

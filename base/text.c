@@ -45,31 +45,46 @@ const char *text_duration(char text[TEXT_BYTES], double seconds) {
     return text;
 }
 
+const char *text_list(char *text, size_t room, const char *const *names, size_t count,
+                      const char *last) {
+    size_t used = 0;
+    text[0] = '\0';
+    for (size_t i = 0; i < count && used < room; i++) {
+        const char *between = i == 0 ? "" : i + 1 < count ? ", " : last;
+        used += (size_t)snprintf(text + used, room - used, "%s%s", between, names[i]);
+    }
+    return text;
+}
+
 enum { NAME_LENGTH_MAX = 63 };
 
-/* Levenshtein distance over one row of the table; both names are at most NAME_LENGTH_MAX long. */
+static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* The least number of letters put in, left out, replaced, or exchanged with their neighbour
+ * ("optimal string alignment"), over three rows of the table; both names are at most
+ * NAME_LENGTH_MAX long. */
 static size_t edit_distance(const char *a, size_t a_length, const char *b, size_t b_length) {
-    size_t row[NAME_LENGTH_MAX + 1];
-    for (size_t j = 0; j <= b_length; j++) row[j] = j;
+    size_t rows[3][NAME_LENGTH_MAX + 1];
+    for (size_t j = 0; j <= b_length; j++) rows[0][j] = j;
     for (size_t i = 1; i <= a_length; i++) {
-        size_t diagonal = row[0];
+        const size_t *above = rows[(i + 2) % 3], *twice_above = rows[(i + 1) % 3];
+        size_t *row = rows[i % 3];
         row[0] = i;
         for (size_t j = 1; j <= b_length; j++) {
-            const size_t substitute = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            size_t best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
-            if (substitute < best) best = substitute;
-            row[j] = best;
+            row[j] = least(least(above[j], row[j - 1]) + 1, above[j - 1] + (a[i - 1] != b[j - 1]));
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+                row[j] = least(row[j], twice_above[j - 2] + 1);
+            }
         }
     }
-    return row[b_length];
+    return rows[a_length % 3][b_length];
 }
 
 const char *text_nearest(const char *name, const char *const *names, size_t count) {
     const size_t length = strlen(name);
-    if (length > NAME_LENGTH_MAX) return NULL;
+    if (length == 0 || length > NAME_LENGTH_MAX) return NULL;
     const char *nearest = NULL;
-    size_t nearest_distance = length / 2 + 2; /* further away is no slip of the fingers */
+    size_t nearest_distance = (length - 1) / 3 + 1;
     for (size_t i = 0; i < count; i++) {
         const size_t other = strlen(names[i]);
         if (other > NAME_LENGTH_MAX) continue;
@@ -80,4 +95,12 @@ const char *text_nearest(const char *name, const char *const *names, size_t coun
         }
     }
     return nearest;
+}
+
+const char *text_hint(char text[TEXT_HINT_BYTES], const char *name, const char *const *names,
+                      size_t count) {
+    const char *nearest = text_nearest(name, names, count);
+    text[0] = '\0';
+    if (nearest != NULL) snprintf(text, TEXT_HINT_BYTES, " (did you mean %s?)", nearest);
+    return text;
 }

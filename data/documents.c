@@ -172,6 +172,23 @@ static enum status hand_over(void *context, const unsigned char *text, size_t by
     return content->binary ? STATUS_OK : content->take(content->context, text, bytes);
 }
 
+static void note_binary(struct document_list *list, const char *path) {
+    enum { NAME_BYTES = DOCUMENTS_NAMES_BYTES / (DOCUMENTS_NAMED + 1) }; /* the start of a path */
+    char *names = list->binary_names;
+    const size_t used = strlen(names), before = list->skipped_binary++;
+    if (before >= DOCUMENTS_NAMED) return;
+    snprintf(names + used, DOCUMENTS_NAMES_BYTES - used, "%s%.*s", before == 0 ? "" : ", ",
+             NAME_BYTES, path);
+}
+
+static void note_more_binaries(struct document_list *list) {
+    char *names = list->binary_names;
+    const size_t used = strlen(names);
+    if (list->skipped_binary <= DOCUMENTS_NAMED) return;
+    snprintf(names + used, DOCUMENTS_NAMES_BYTES - used, " and %zu more",
+             list->skipped_binary - DOCUMENTS_NAMED);
+}
+
 /* Looks through all files; only documents stay in the list. */
 static enum status keep_documents(struct document_list *list, XXH3_state_t *state) {
     size_t kept = 0;
@@ -182,7 +199,7 @@ static enum status keep_documents(struct document_list *list, XXH3_state_t *stat
         TRY(read_pieces(document.path, look_through, &content));
         list->items[i].path = NULL; /* so that no path stands in the list twice */
         if (content.binary || content.bytes == 0) {
-            list->skipped_binary += content.binary;
+            if (content.binary) note_binary(list, document.path);
             list->skipped_empty += content.bytes == 0;
             free(document.path);
             continue;
@@ -192,6 +209,7 @@ static enum status keep_documents(struct document_list *list, XXH3_state_t *stat
         list->items[kept++] = document;
     }
     list->count = kept;
+    note_more_binaries(list);
     return STATUS_OK;
 }
 

@@ -16,10 +16,14 @@ struct document {
     uint64_t hash; /* XXH3-64 of the content */
 };
 
+/* The first binaries that were passed over, "a.bin, b.bin, c.bin and 2 more"; "" if none was. */
+enum { DOCUMENTS_NAMED = 3, DOCUMENTS_NAMES_BYTES = 512 };
+
 struct document_list {
     struct document *items;
     size_t count, capacity;
     size_t skipped_binary, skipped_empty, skipped_hidden, skipped_special;
+    char binary_names[DOCUMENTS_NAMES_BYTES];
 };
 
 /* Finds and looks through all files of the inputs, in the order of the inputs and, below a folder,

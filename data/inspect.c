@@ -41,11 +41,13 @@ enum status inspect_shards(const char *pattern, FILE *out) {
     char **paths = NULL, largest[TEXT_BYTES];
     size_t count = 0, tokens = 0, bytes = 0;
     TRY(shard_paths(pattern, &paths, &count));
-    fprintf(out, "%-6s  %15s  %13s  %10s  %s\n", "dtype", "tokens", "largest token", "size",
-            "shard");
     for (size_t i = 0; i < count; i++) {
         struct shard shard;
         TRY_GOTO(shard_open(&shard, paths[i], 0), cleanup);
+        if (i == 0) {
+            fprintf(out, "%-6s  %15s  %13s  %10s  %s\n", "dtype", "tokens", "largest token", "size",
+                    "shard");
+        }
         print_row(out, shard.token_bytes == 2 ? "uint16" : "uint32", shard.tokens,
                   text_count(largest, shard_largest_token(&shard)), shard.map.bytes, paths[i]);
         tokens += shard.tokens;

@@ -191,10 +191,13 @@ static enum status split_many(struct prepare *prepare) {
 static enum status decide_split(struct prepare *prepare) {
     const struct document_list *documents = &prepare->documents;
     if (documents->count == 0) {
-        return status_set(STATUS_DATA, "expected text, found no document in the inputs (passed "
-                          "over: %zu empty, %zu binary, %zu hidden, %zu links and special files): "
-                          "name text files or folders that hold some", documents->skipped_empty,
-                          documents->skipped_binary, documents->skipped_hidden,
+        return status_set(STATUS_DATA,
+                          "expected text, found no document in the inputs (passed "
+                          "over: %zu empty, %zu binary%s%s%s, %zu hidden, %zu links and special "
+                          "files): name text files or folders that hold some",
+                          documents->skipped_empty, documents->skipped_binary,
+                          documents->skipped_binary > 0 ? " (" : "", documents->binary_names,
+                          documents->skipped_binary > 0 ? ")" : "", documents->skipped_hidden,
                           documents->skipped_special);
     }
     return documents->count == 1 ? split_one(prepare) : split_many(prepare);
@@ -457,6 +460,7 @@ enum status prepare_text(const struct prepare_options *options, struct prepare_r
         .validation_tokens = prepare.tokens[SPLIT_VALIDATION],
         .left_behind = prepare.left_behind,
     };
+    memcpy(report->binary_names, prepare.documents.binary_names, DOCUMENTS_NAMES_BYTES);
 
 cleanup:
     clean_up(&prepare);

@@ -15,6 +15,7 @@
 #include <stddef.h>
 
 #include "base/status.h"
+#include "data/documents.h"
 
 struct prepare_options {
     const char *const *inputs; /* files and folders */
@@ -26,6 +27,7 @@ struct prepare_options {
 
 struct prepare_report {
     size_t documents, skipped_binary, skipped_empty;
+    char binary_names[DOCUMENTS_NAMES_BYTES]; /* of the first of those */
     size_t skipped_hidden;  /* names with a leading dot: a hidden folder counts once */
     size_t skipped_special; /* symbolic links, pipes, sockets, devices */
     size_t train_tokens, validation_tokens;

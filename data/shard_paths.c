@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <glob.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,7 +41,8 @@ enum status shard_paths(const char *pattern, char ***paths, size_t *count) {
     }
     glob_t found;
     const int result = glob(pattern, GLOB_ERR | GLOB_NOSORT, NULL, &found);
-    if (result == GLOB_NOMATCH) {
+    const bool no_folder = result == GLOB_ABORTED && (errno == ENOENT || errno == ENOTDIR);
+    if (result == GLOB_NOMATCH || no_folder) {
         return status_set(STATUS_DATA, "expected token shards at '%s', found no such file: check "
                           "the path, or make shards with `deepwell data prepare`", pattern);
     }

@@ -50,9 +50,11 @@ enum status bench_run_step(struct bench *bench);
  * finite. */
 enum status bench_read_state(struct bench *bench, struct step_state *state);
 
-/* Device, why it is this one, and on a GPU the versions of what drives it, as they are loaded; then
- * model and step. */
+/* Device, why it is this one, and on a GPU the versions of what drives it, as they are loaded. */
 void bench_print_device(const struct device *device);
+/* Power, clock and energy of the stretch that was measured (gpu_power_text); on a CPU, which has no
+ * such counter, nothing. */
+void bench_print_power(const struct device *device, const struct gpu_power *power, double tokens);
 void bench_print_step(const struct config *config, const struct device *device, const char *tokens);
 
 /* STATUS_INTERNAL, naming `what`, if it is faster than `limit` TFLOPS (0: not known), which

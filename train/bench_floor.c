@@ -53,7 +53,7 @@ static enum status report(const struct config *config, const struct step_work *w
     const double tflops = flops_tera_per_second(work->flops.total, tokens, seconds);
     const struct mfu mfu = mfu_against(tflops, &work->limit);
     const struct speed_limit gemms = ceiling_of_gemms(floor->device, config, &work->calls);
-    char text[MFU_TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
+    char text[MFU_TEXT_BYTES];
     *result = (struct bench_floor_result){
         .seconds = seconds,
         .gemm_tflops = gemm_seconds > 0.0 ? floor->work[FLOOR_GEMM].flops / gemm_seconds * 1e-12
@@ -63,8 +63,7 @@ static enum status report(const struct config *config, const struct step_work *w
            seconds * 1e3, tokens / seconds, tflops, mfu_text(text, &mfu),
            (unsigned long long)times->whole.runs, times->whole.run_seconds * 1e3);
     print_parts(floor, times);
-    printf("power       %s\n",
-           gpu_power_text(watts, power, tokens * (double)times->whole.runs));
+    bench_print_power(floor->device, power, tokens * (double)times->whole.runs);
     TRY(bench_check_tflops("the floor", tflops, mfu.limit.tflops, "the device's peak"));
     return bench_check_tflops("the floor's GEMMs", result->gemm_tflops, gemms.tflops,
                               "the device's peak");

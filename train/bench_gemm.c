@@ -29,12 +29,14 @@ static const char usage[] =
     "  deepwell bench gemm configs/gpt2_124m.conf --train.batch 64\n"
     "  deepwell bench gemm 8192 8192 8192 --type bf16 --transpose_b\n";
 
-enum { COPIES_MAX = 64 };
+enum { COPIES_MAX = 64, TYPES = 3 };
+static const char *const type_names[TYPES] = {"fp32", "bf16", "fp16"};
+static const enum dtype types[TYPES] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
 static const int64_t size_max_option = 1 << 30;
 
 struct request {
     double seconds, warmup_seconds;
-    const char *type, *result;
+    struct cli_choice type, result; /* of the types; chosen -1: not given */
     bool transpose_a, transpose_b, accumulate;
 };
 
@@ -144,7 +146,7 @@ static enum status measure(const struct config *config, struct device *device,
     enum status status = STATUS_OK;
     TRY(floor_open(&floor, device, &groups->list, scratch_bytes, dtype));
     gpu_power_open(&power, device->bus_id);
-    if (power.library == NULL) printf("power       n/a: %s\n", power.absent);
+    if (power.library == NULL) bench_print_power(device, &power, 0.0);
     print_heading();
     for (size_t i = 0; i < groups->count && status == STATUS_OK; i++) {
         status = measure_group(&floor, config, &groups->groups[i], request, i == 0, &power,
@@ -178,16 +180,8 @@ cleanup:
     return status;
 }
 
-static enum status parse_type(const char *option, const char *text, enum dtype otherwise,
-                              enum dtype *out) {
-    static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
-    *out = otherwise;
-    if (text == NULL) return STATUS_OK;
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        *out = types[i];
-        if (strcmp(text, dtype_name(types[i])) == 0) return STATUS_OK;
-    }
-    return status_set(STATUS_CONFIG, "%s: expected fp32, bf16 or fp16, found \"%s\"", option, text);
+static enum dtype type_or(const struct cli_choice *choice, enum dtype otherwise) {
+    return choice->chosen < 0 ? otherwise : types[choice->chosen];
 }
 
 static enum status parse_size(const char *text, size_t *out) {
@@ -204,16 +198,15 @@ static enum status parse_size(const char *text, size_t *out) {
 }
 
 static bool describes_shape(const struct request *r) {
-    return r->type != NULL || r->result != NULL || r->transpose_a || r->transpose_b ||
+    return r->type.chosen >= 0 || r->result.chosen >= 0 || r->transpose_a || r->transpose_b ||
            r->accumulate;
 }
 
 static enum status make_plain(const size_t sizes[3], const struct config *config,
                               const struct request *request, struct op_call *call) {
     const size_t m = sizes[0], n = sizes[1], k = sizes[2];
-    enum dtype type, result;
-    TRY(parse_type("--type", request->type, engine_dtype(config), &type));
-    TRY(parse_type("--result", request->result, type, &result));
+    const enum dtype type = type_or(&request->type, engine_dtype(config));
+    const enum dtype result = type_or(&request->result, type);
     if (result != type && result != DTYPE_F32) {
         return status_set(STATUS_CONFIG, "--result: expected fp32 or the operands' %s, found %s",
                           dtype_name(type), dtype_name(result));
@@ -234,7 +227,7 @@ static enum status make_call(const size_t sizes[3], const struct config *config,
                              const struct request *request, const struct device *device,
                              struct op_call *call) {
     const struct recipe *recipe = recipe_row((enum recipe_kind)config->precision.recipe);
-    if (!recipe->narrow || request->type != NULL) {
+    if (!recipe->narrow || request->type.chosen >= 0) {
         return make_plain(sizes, config, request, call);
     }
     if (describes_shape(request)) {
@@ -286,12 +279,17 @@ static enum status refuse_shape_options(const struct request *r) {
 }
 
 enum status bench_gemm(int argc, char **argv) {
-    struct request request = {.seconds = 1.0, .warmup_seconds = 2.0};
+    struct request request = {
+        .seconds = 1.0,
+        .warmup_seconds = 2.0,
+        .type = {type_names, TYPES, -1},
+        .result = {type_names, TYPES, -1},
+    };
     const struct cli_option options[] = {
         {.name = "--seconds", .real = &request.seconds, .most = 3600},
         {.name = "--warmup", .real = &request.warmup_seconds, .most = 3600},
-        {.name = "--type", .text = &request.type},
-        {.name = "--result", .text = &request.result},
+        {.name = "--type", .choices = &request.type},
+        {.name = "--result", .choices = &request.result},
         {.name = "--transpose_a", .flag = &request.transpose_a},
         {.name = "--transpose_b", .flag = &request.transpose_b},
         {.name = "--accumulate", .flag = &request.accumulate},

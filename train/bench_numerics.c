@@ -9,6 +9,7 @@
 #include <cjson/cJSON.h>
 
 #include "base/file.h"
+#include "base/text.h"
 #include "checkpoints/json.h"
 #include "data/loader.h"
 #include "train/cli.h"
@@ -24,12 +25,12 @@ static const char usage[] =
     "and the loss over some steps, for one seed or more. On any machine: a recipe that the device\n"
     "emulates multiplies the same numbers. Leaves nothing behind but --out.\n"
     "\n"
-    "  --recipe NAME        (default: precision.recipe)\n"
+    "  --recipe NAME        (default: precision.recipe, if it is another than --against)\n"
     "  --against NAME       (default fp32)\n"
     "  --steps N            steps of the loss curves (default 100; 0: none)\n"
     "  --seeds N            curves of each, from train.seed on (default 1); from 2 on the noise\n"
     "                       of seeds is given too\n"
-    "  --out FILE           everything, as JSON, for `./deepwell plot FILE`\n"
+    "  --out FILE           everything, as JSON, for `./deepwell plot FILE`; a new file\n"
     "\n"
     "  deepwell bench numerics configs/shakespeare_bytes.conf --recipe mxfp8 --seeds 3\n";
 
@@ -325,12 +326,12 @@ static enum status write_report(const struct numerics *n, const char *path) {
 }
 
 static enum status measure(struct numerics *n, const char *path) {
-    TRY(signals_install());
     if (n->configs[0].data.train[0] == '\0') {
         return status_set(STATUS_CONFIG, "bench numerics needs real data: set data.train");
     }
     TRY(measure_against(n));
     TRY(measure_recipe(n));
+    fflush(stdout); /* curves take long */
     TRY(measure_curves(n));
     return write_report(n, path);
 }
@@ -340,6 +341,25 @@ static enum status check_exchange(const struct config *config) {
     if (config->comm.order != CONFIG_ORDER_FIXED) return STATUS_OK;
     return status_set(STATUS_CONFIG, "bench numerics reads the gradients of one rank without an "
                       "exchange: expected comm.order = fast, found fixed");
+}
+
+/* A configuration's own recipe against itself, which nobody asked for by name. */
+static enum status check_recipes(const struct numerics *n) {
+    const struct precision a = engine_precision(&n->configs[0]);
+    const struct precision b = engine_precision(&n->configs[1]);
+    const bool plain = a.first_layers + a.last_layers == 0 && a.lm_head == b.lm_head;
+    const char *others[RECIPE_COUNT];
+    size_t count = 0;
+    char list[128];
+    if (a.recipe != b.recipe || (precision_narrow(&a) && !plain)) return STATUS_OK;
+    for (int kind = 0; kind < RECIPE_COUNT; kind++) {
+        if (kind != (int)a.recipe) others[count++] = recipe_row((enum recipe_kind)kind)->name;
+    }
+    return status_set(STATUS_CONFIG,
+                      "bench numerics compares two recipes: precision.recipe and --against are both "
+                      "%s; give --recipe %s",
+                      recipe_row(a.recipe)->name,
+                      text_list(list, sizeof list, others, count, " or "));
 }
 
 enum status bench_numerics(int argc, char **argv) {
@@ -353,21 +373,27 @@ enum status bench_numerics(int argc, char **argv) {
         {.name = "--out", .text = &out},
     };
     const struct cli cli = {
-        .command = "bench numerics", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "bench numerics",
+        .usage = usage,
+        .names = "CONFIG, a configuration file",
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     struct cli_names names;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
     TRY(cli_config(&cli, names.names[0], argc, argv, &n.configs[0]));
-    if (out != NULL) TRY(file_check_output(out, true));
+    if (out != NULL) TRY(file_check_output(out));
     if (recipe != NULL) TRY(config_set(&n.configs[0], "precision.recipe", recipe));
     TRY(check_exchange(&n.configs[0]));
     n.configs[1] = n.configs[0];
     /* What it is measured against is that recipe throughout. */
     n.configs[1].precision.first_layers = n.configs[1].precision.last_layers = 0;
     TRY(config_set(&n.configs[1], "precision.lm_head", "bf16"));
-    TRY(config_set(&n.configs[1], "precision.recipe", against));
+    const enum status known = config_set(&n.configs[1], "precision.recipe", against);
+    if (known != STATUS_OK) return status_context(known, "--against");
+    if (recipe == NULL) TRY(check_recipes(&n));
     n.json = cJSON_CreateObject();
     if (n.json == NULL) return status_set(STATUS_MEMORY, "out of memory for the report");
     cJSON_AddStringToObject(n.json, "against", against);

@@ -117,7 +117,6 @@ static enum status time_step(struct bench *b, double *seconds) {
 static enum status measure(struct ops_run *run, int64_t warmup) {
     struct bench *b = &run->bench;
     static struct op_trace trace; /* large */
-    char watts[GPU_POWER_TEXT_BYTES];
     double step_seconds = 0.0;
     const size_t scratch_bytes = b->engine.device.attention_scratch_bytes;
     const size_t shared_bytes = b->engine.device.scratch_bytes;
@@ -127,13 +126,13 @@ static enum status measure(struct ops_run *run, int64_t warmup) {
     for (int64_t i = 0; i < warmup; i++) TRY(bench_run_step(b));
     TRY(keep_scales(run));
     TRY(ceiling_copy(&b->engine.device, run->seconds, &b->power, &run->copy_bytes_per_s));
-    gpu_power_text(watts, &b->power, 0.0); /* of the copy */
+    const struct gpu_power copy_power = b->power; /* other stretches follow */
     device_set_scratch(&b->engine.device, scratch, scratch_bytes);
     device_share_scratch(&b->engine.device, shared_bytes);
     TRY(time_step(b, &step_seconds));
     printf("copy        %.1f GB/s, read and written, under sustained load\n",
            run->copy_bytes_per_s * 1e-9);
-    printf("power       %s\n", watts);
+    bench_print_power(&b->engine.device, &copy_power, 0.0);
     printf("%-60s %6s %10s %10s %10s %8s %7s %9s %6s %6s\n", "operation alone", "calls", "ms",
            "ms a step", "MB", "GB/s", "copy", "TFLOPS", "W", "MHz");
     for (size_t i = 0; i < run->step.count; i++) {

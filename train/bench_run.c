@@ -142,6 +142,12 @@ void bench_print_device(const struct device *device) {
     if (device->kind == DEVICE_CUDA) print_software(device);
 }
 
+void bench_print_power(const struct device *device, const struct gpu_power *power, double tokens) {
+    char text[GPU_POWER_TEXT_BYTES];
+    if (device->kind == DEVICE_CPU) return;
+    printf("power       %s\n", gpu_power_text(text, power, tokens));
+}
+
 void bench_print_step(const struct config *config, const struct device *device,
                       const char *tokens) {
     char count[TEXT_BYTES], precision[PRECISION_TEXT_BYTES];

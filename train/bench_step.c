@@ -83,7 +83,7 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     const double tokens = (double)step_tokens(b->config);
     const double own_tokens = tokens / (double)b->ranks.world; /* of this rank's device */
     struct flops flops;
-    char text[MFU_TEXT_BYTES], duration[TEXT_BYTES], watts[GPU_POWER_TEXT_BYTES];
+    char text[MFU_TEXT_BYTES], duration[TEXT_BYTES];
     double sum = 0.0;
     TRY(flops_count(&gpt->table, gpt->config.layers, gpt->config.width,
                     b->engine.training.shape.sequence_length, &flops));
@@ -100,9 +100,9 @@ static enum status print_times(const struct bench *b, double *seconds, size_t co
     printf("speed       %.0f tokens/s, %.4f TFLOPS%s, %s\n", tokens / median, result->tflops,
            b->ranks.world > 1 ? " a rank" : "", mfu_text(text, &result->mfu));
     print_memory(b);
-    printf("warm-up     %s with the search for algorithms\n",
-           text_duration(duration, warmup_seconds));
-    printf("power       %s\n", gpu_power_text(watts, &b->power, own_tokens * (double)count));
+    printf("warm-up     %s%s\n", text_duration(duration, warmup_seconds),
+           b->engine.device.kind == DEVICE_CPU ? "" : " with the search for algorithms");
+    bench_print_power(&b->engine.device, &b->power, own_tokens * (double)count);
     printf("loss        %.4f after %lld steps\n", (double)state->loss, (long long)b->step);
     fflush(stdout);
     return STATUS_OK;

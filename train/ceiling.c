@@ -68,6 +68,13 @@ static double peak_of(const struct device *device, const struct config *config,
     return peak == NULL ? 0.0 : peak->tflops[type];
 }
 
+/* How the device multiplies operands of this type as they are: as the recipe that has them. */
+static enum support plain_support(const struct device *device, enum dtype dtype) {
+    int kind = 0;
+    while (recipe_row((enum recipe_kind)kind)->dtype != dtype) kind++;
+    return recipe_support(device, (enum recipe_kind)kind);
+}
+
 struct speed_limit ceiling_of_gemm(const struct device *device, const struct config *config,
                                    const struct op_call *gemm) {
     const struct operand *a = &gemm->args.quantised_gemm.a, *b = &gemm->args.quantised_gemm.b;
@@ -75,6 +82,7 @@ struct speed_limit ceiling_of_gemm(const struct device *device, const struct con
     bool native = true;
     if (gemm->kind == OP_GEMM) {
         type = engine_peak_type(gemm->args.gemm.a.dtype);
+        native = plain_support(device, gemm->args.gemm.a.dtype) == SUPPORT_NATIVE;
     } else {
         if (a->format == FORMAT_E2M1) type = PEAK_FP4;
         native = device->ops->scale_support(device, a->mode) == SUPPORT_NATIVE &&

@@ -70,9 +70,10 @@ enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, 
     }
     if (names->count < least) {
         return status_set(STATUS_CONFIG,
-                          "%s: a name is missing (`deepwell %s --help` shows the "
-                          "form)",
-                          cli->command, cli->command);
+                          "%s: expected %s; found %s%s (`deepwell %s --help` shows "
+                          "the form)",
+                          cli->command, cli->names, names->count > 0 ? "only " : "nothing",
+                          names->count > 0 ? names->names[0] : "", cli->command);
     }
     return STATUS_OK;
 }
@@ -129,6 +130,19 @@ static enum status add_text(const struct cli_option *option, const char *value) 
     return STATUS_OK;
 }
 
+static enum status set_choice(const struct cli_option *option, const char *value) {
+    char list[OPTION_NAME_BYTES], hint[TEXT_HINT_BYTES];
+    for (size_t i = 0; i < option->choices->count; i++) {
+        if (strcmp(option->choices->names[i], value) != 0) continue;
+        option->choices->chosen = (int)i;
+        return STATUS_OK;
+    }
+    const char *const *names = option->choices->names;
+    return status_set(STATUS_CONFIG, "%s: expected %s, found \"%.40s\"%s", option->name,
+                      text_list(list, sizeof list, names, option->choices->count, " or "), value,
+                      text_hint(hint, value, names, option->choices->count));
+}
+
 static enum status apply_option(const struct cli_option *option, int argc, char *const *argv,
                                 int *index, struct config *config) {
     const char *argument = argv[(*index)++];
@@ -148,6 +162,7 @@ static enum status apply_option(const struct cli_option *option, int argc, char 
     if (option->whole != NULL) return set_whole(option, value);
     if (option->fraction != NULL) return set_fraction(option, value);
     if (option->real != NULL) return set_real(option, value);
+    if (option->choices != NULL) return set_choice(option, value);
     if (option->texts != NULL) return add_text(option, value);
     if (option->text != NULL) {
         *option->text = value;
@@ -177,10 +192,11 @@ static const struct cli_option *nearest_option(const struct cli *cli, const char
 static enum status unknown_option(const struct cli *cli, const char *argument) {
     const struct cli_option *nearest = nearest_option(cli, argument);
     return status_set(STATUS_CONFIG,
-                      "%s: unknown option %.*s%s%s (`deepwell %s --help` lists them)",
+                      "%s: unknown option %.*s%s%s%s; `deepwell %s --help` lists them",
                       cli->command, (int)strcspn(argument, "="), argument,
-                      nearest != NULL ? "; did you mean " : "",
-                      nearest != NULL ? nearest->name : "", cli->command);
+                      nearest != NULL ? " (did you mean " : "",
+                      nearest != NULL ? nearest->name : "", nearest != NULL ? "?)" : "",
+                      cli->command);
 }
 
 static bool is_config_key(const char *argument) {
@@ -223,26 +239,15 @@ enum status cli_one_config(const struct cli *cli, int argc, char *const *argv,
     return cli_config(cli, names.count > 0 ? names.names[0] : NULL, argc, argv, config);
 }
 
-/* "list, verify and prune" */
-static const char *list_subcommands(const struct cli_group *group, const char *last, char *text,
-                                    size_t bytes) {
-    size_t used = 0;
-    for (size_t i = 0; i < group->count && used < bytes; i++) {
-        const char *between = i == 0 ? "" : i + 1 < group->count ? ", " : last;
-        used += (size_t)snprintf(text + used, bytes - used, "%s%s", between,
-                                 group->subcommands[i].name);
-    }
-    return text;
-}
-
 enum status cli_dispatch(const struct cli_group *group, int argc, char **argv) {
     const char *names[CLI_SUBCOMMANDS_MAX];
-    char list[OPTION_NAME_BYTES];
+    char list[OPTION_NAME_BYTES], hint[TEXT_HINT_BYTES];
+    for (size_t i = 0; i < group->count; i++) names[i] = group->subcommands[i].name;
     if (argc < 2) {
         return status_set(STATUS_CONFIG,
                           "expected a subcommand of `deepwell %s`: %s; `deepwell %s --help` "
                           "explains them",
-                          group->command, list_subcommands(group, " or ", list, sizeof list),
+                          group->command, text_list(list, sizeof list, names, group->count, " or "),
                           group->command);
     }
     if (is_help(argv[1])) {
@@ -250,12 +255,9 @@ enum status cli_dispatch(const struct cli_group *group, int argc, char **argv) {
         return STATUS_OK;
     }
     for (size_t i = 0; i < group->count; i++) {
-        names[i] = group->subcommands[i].name;
         if (strcmp(argv[1], names[i]) == 0) return group->subcommands[i].run(argc - 1, argv + 1);
     }
-    const char *nearest = text_nearest(argv[1], names, group->count);
-    return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell %s`%s%s; there are %s",
-                      argv[1], group->command, nearest == NULL ? "" : ", did you mean ",
-                      nearest == NULL ? "" : nearest,
-                      list_subcommands(group, " and ", list, sizeof list));
+    return status_set(STATUS_CONFIG, "unknown subcommand %s of `deepwell %s`%s; there are %s",
+                      argv[1], group->command, text_hint(hint, argv[1], names, group->count),
+                      text_list(list, sizeof list, names, group->count, " and "));
 }

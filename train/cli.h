@@ -24,8 +24,15 @@ struct cli_texts {
     size_t count;
 };
 
-/* One of flag, whole, fraction, real, text, texts and config_key is set: where the value goes. The
- * last one wins, but where all go to texts. */
+/* A value out of a few words. */
+struct cli_choice {
+    const char *const *names;
+    size_t count;
+    int chosen; /* index; what it was before the option came stays without one */
+};
+
+/* One of flag, whole, fraction, real, text, choices, texts and config_key is set: where the value
+ * goes. The last one wins, but where all go to texts. */
 struct cli_option {
     const char *name;       /* "--prompt" */
     bool *flag;             /* set to true; takes no value */
@@ -34,6 +41,7 @@ struct cli_option {
     double *fraction;       /* a number above 0 and below 1 */
     double *real;           /* a number above 0 and up to `most` */
     const char **text;      /* as it stands */
+    struct cli_choice *choices;
     struct cli_texts *texts; /* as they stand; one more than CLI_TEXTS_MAX is refused */
     const char *config_key; /* a short name for a configuration key */
 };
@@ -41,6 +49,7 @@ struct cli_option {
 struct cli {
     const char *command; /* "sample", "data prepare" */
     const char *usage;   /* the first lines of --help */
+    const char *names;   /* what must be named: "RUN, a run's folder or a checkpoint"; or NULL */
     const struct cli_option *options;
     size_t option_count; /* at most CLI_OPTIONS_MAX */
     bool takes_config;   /* configuration keys are options too */
@@ -52,8 +61,8 @@ struct cli_names {
     bool help; /* --help or -h stands somewhere: it was printed, and nothing else is to be done */
 };
 
-/* argv[0] is the command; after "--" all are names. STATUS_CONFIG if there are fewer than `least`
- * or more than `most` (at most CLI_NAMES_MAX) names. */
+/* argv[0] is the command; after "--" all are names. STATUS_CONFIG if there are fewer than `least`,
+ * which is 0 where cli->names is NULL, or more than `most` (at most CLI_NAMES_MAX). */
 enum status cli_positionals(const struct cli *cli, int argc, char *const *argv, size_t least,
                             size_t most, struct cli_names *names);
 

@@ -27,6 +27,6 @@ enum status command_bench(int argc, char **argv) {
     static const struct cli_group group = {
         "bench", usage, subcommands, sizeof subcommands / sizeof subcommands[0],
     };
-    TRY(signals_install());
+    TRY(signals_install(false));
     return cli_dispatch(&group, argc, argv);
 }

@@ -99,7 +99,9 @@ static enum status print_leftovers(const char *run) {
 }
 
 static enum status list(int argc, char **argv) {
-    static const struct cli cli = {.command = "checkpoint list", .usage = help_list};
+    static const struct cli cli = {.command = "checkpoint list",
+                                   .usage = help_list,
+                                   .names = "RUN, a run's folder"};
     struct cli_names names;
     int64_t *steps = NULL;
     size_t count = 0;
@@ -146,7 +148,9 @@ done:
 }
 
 static enum status verify(int argc, char **argv) {
-    static const struct cli cli = {.command = "checkpoint verify", .usage = help_verify};
+    static const struct cli cli = {.command = "checkpoint verify",
+                                   .usage = help_verify,
+                                   .names = "RUN, a run's folder or a checkpoint"};
     struct cli_names names;
     char run[PATH_BYTES], name[PATH_BYTES];
     size_t count = 1, damaged = 0;
@@ -182,6 +186,7 @@ static enum status prune(int argc, char **argv) {
     const struct cli cli = {
         .command = "checkpoint prune",
         .usage = help_prune,
+        .names = "RUN, a run's folder",
         .options = options,
         .option_count = sizeof options / sizeof options[0],
     };

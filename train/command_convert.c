@@ -27,24 +27,16 @@ static const char usage[] =
     "  deepwell convert runs/mine exported --to bf16\n"
     "  deepwell convert gpt2_124M_bf16.bin gpt2 && deepwell train --train.init gpt2\n";
 
-static const struct {
-    const char *name;
-    enum safetensors_dtype dtype;
-} types[] = {{"fp32", SAFETENSORS_F32}, {"bf16", SAFETENSORS_BF16}, {"fp16", SAFETENSORS_F16}};
+enum { TYPES = 3 };
+static const char *const type_names[TYPES] = {"fp32", "bf16", "fp16"};
+static const enum safetensors_dtype types[TYPES] = {SAFETENSORS_F32, SAFETENSORS_BF16,
+                                                    SAFETENSORS_F16};
 
 struct convert_options {
-    const char *to, *tokenizer;
+    struct cli_choice to; /* of the types */
+    const char *tokenizer;
     int64_t vocabulary; /* 0: the model's */
 };
-
-static enum status find_type(const char *name, enum safetensors_dtype *dtype) {
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        if (strcmp(types[i].name, name) != 0) continue;
-        *dtype = types[i].dtype;
-        return STATUS_OK;
-    }
-    return status_set(STATUS_CONFIG, "--to: expected fp32, bf16 or fp16, found \"%.40s\"", name);
-}
 
 /* The shape that is written: the model's, without padding where the option says so. */
 static enum status choose_shape(const struct model_source *source,
@@ -121,12 +113,11 @@ static void print_result(const struct model_source *source, const struct model_e
 
 static enum status convert(const struct model_source *source, const char *folder,
                            const struct convert_options *options) {
-    struct model_export model = {0};
+    struct model_export model = {.dtype = types[options->to.chosen]};
     struct tokenizer_files tokenizer = {0};
     struct gpt gpt = {0};
     float *masters = NULL;
     enum status status = STATUS_OK;
-    TRY(find_type(options->to, &model.dtype));
     TRY(choose_shape(source, options, &model.model));
     const struct gpt_config shape = engine_gpt_config(&model.model);
     TRY(find_tokenizer(source, options, &tokenizer));
@@ -142,7 +133,7 @@ static enum status convert(const struct model_source *source, const char *folder
     model.masters = masters;
     model.tokenizer = &tokenizer;
     TRY_GOTO(model_export_write(folder, &model), done);
-    print_result(source, &model, folder, options->to);
+    print_result(source, &model, folder, type_names[options->to.chosen]);
 
 done:
     free(masters);
@@ -154,15 +145,16 @@ done:
 static void print_warning(const char *message) { fprintf(stderr, "warning: %s\n", message); }
 
 enum status command_convert(int argc, char **argv) {
-    struct convert_options options = {.to = "fp32"};
+    struct convert_options options = {.to = {type_names, TYPES, 0}};
     const struct cli_option table[] = {
-        {.name = "--to", .text = &options.to},
+        {.name = "--to", .choices = &options.to},
         {.name = "--vocabulary", .whole = &options.vocabulary, .least = 1, .most = INT32_MAX},
         {.name = "--tokenizer", .text = &options.tokenizer},
     };
     const struct cli cli = {
         .command = "convert",
         .usage = usage,
+        .names = "MODEL, what to convert, and FOLDER, where it goes",
         .options = table,
         .option_count = sizeof table / sizeof table[0],
     };

@@ -90,6 +90,7 @@ static void print_report(const struct prepare_report *report, const char *folder
     printf(" (passed over: %zu binary, %zu empty, %zu hidden, %zu links and special files)\n",
            report->skipped_binary, report->skipped_empty, report->skipped_hidden,
            report->skipped_special);
+    if (report->skipped_binary > 0) printf("binary      %s\n", report->binary_names);
     printf("train       %s tokens\n", text_count(train, report->train_tokens));
     printf("validation  %s tokens\n", text_count(validation, report->validation_tokens));
     if (report->left_behind > 0) {
@@ -151,13 +152,19 @@ static enum status each_pattern(const struct cli *cli, int argc, char **argv, co
     return STATUS_OK;
 }
 
+static const char names_patterns[] = "PATTERN, shards such as 'data/train*.bin'";
+
 static enum status info(int argc, char **argv) {
-    static const struct cli cli = {.command = "data info", .usage = help_info};
+    static const struct cli cli = {.command = "data info",
+                                   .usage = help_info,
+                                   .names = names_patterns};
     return each_pattern(&cli, argc, argv, "\n", inspect_shards);
 }
 
 static enum status check(int argc, char **argv) {
-    static const struct cli cli = {.command = "data check", .usage = help_check};
+    static const struct cli cli = {.command = "data check",
+                                   .usage = help_check,
+                                   .names = names_patterns};
     return each_pattern(&cli, argc, argv, "", inspect_check);
 }
 
@@ -171,7 +178,10 @@ static enum status show(int argc, char **argv) {
         {.name = "--numbers", .flag = &range.numbers},
     };
     const struct cli cli = {
-        .command = "data show", .usage = help_show, .options = list,
+        .command = "data show",
+        .usage = help_show,
+        .names = "SHARD, a file of tokens",
+        .options = list,
         .option_count = sizeof list / sizeof list[0],
     };
     struct cli_names shard;

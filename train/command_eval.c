@@ -143,20 +143,24 @@ enum status command_eval(int argc, char **argv) {
         {.name = "--choices", .text = &choices_path},
     };
     const struct cli cli = {
-        .command = "eval", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "eval",
+        .usage = usage,
+        .names = "MODEL, a run's folder or another model",
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     struct cli_names names;
     struct config config;
     struct run_model model;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
-    TRY(signals_install());
+    TRY(signals_install(false));
     TRY(run_model_open(&model, names.names[0], &config));
     config.validation.sequences = 0; /* all, however many the run looked at */
     enum status status = vocabulary_prefer_checkpoint(&config, model.path);
     if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);
-    if (status == STATUS_OK && logits_path != NULL) status = file_check_output(logits_path, false);
+    if (status == STATUS_OK && logits_path != NULL) status = file_check_output(logits_path);
     if (status == STATUS_OK) {
         status = choices_path != NULL ? score_choices(&model, &config, choices_path)
                                       : evaluate(&model, &config, logits_path);

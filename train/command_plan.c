@@ -19,7 +19,8 @@ static const char usage[] =
     "\n"
     "What a run will be, without running it: parameters, memory by lifetime, work, and the\n"
     "operations of a step with their sizes. The operations are recorded from the code that\n"
-    "trains, not written down twice.\n"
+    "trains, not written down twice. Where the memory does not suffice it says with which\n"
+    "train.micro_batch and train.recompute it would.\n"
     "\n"
     "  --tensors            every tensor: shape, role, weight decay, Hugging Face's name\n"
     "  --ranks N            what a step takes on N ranks, predicted for each stage of ZeRO\n"
@@ -82,6 +83,32 @@ static void print_memory(const struct engine_memory_plan *plan, const struct dev
            text_bytes(found, device->memory_bytes), device->name);
 }
 
+/* The largest micro-batch that fits, and a larger one where recomputing makes room for it. */
+static void print_what_fits(const struct config *config, unsigned parts,
+                            const struct device *device) {
+    static const char *const ways[] = {"none", "gelu", "block"};
+    struct config other = *config;
+    struct engine_memory_plan plan;
+    int64_t largest = 0;
+    char text[TEXT_BYTES];
+    for (int way = config->train.recompute; way <= CONFIG_RECOMPUTE_BLOCK; way++) {
+        other.train.recompute = way;
+        for (int64_t micro = config_micro_batch(config); micro > largest; micro--) {
+            if (config->train.batch % micro != 0) continue;
+            other.train.micro_batch = micro;
+            if (engine_plan(&other, parts, device, &plan) != STATUS_OK) continue;
+            if (plan.total_bytes > device->memory_bytes) continue;
+            printf("  %-22s %s with train.micro_batch = %lld, train.recompute = %s\n", "would fit",
+                   text_bytes(text, plan.total_bytes), (long long)micro, ways[way]);
+            largest = micro;
+        }
+    }
+    if (largest > 0) return;
+    printf("  %-22s nothing by train.micro_batch and train.recompute: choose a smaller model, or "
+           "share its state among ranks (--ranks N)\n",
+           "would fit");
+}
+
 static void print_work(const struct config *config, const struct flops *flops) {
     char text[FLOPS_TEXT_BYTES], tokens[TEXT_BYTES], all[TEXT_BYTES];
     const int64_t a_step = step_tokens(config), micro = config_micro_batch(config);
@@ -116,6 +143,9 @@ static enum status plan(const struct config *config, bool tensors,
     print_model(&engine);
     if (tensors) print_tensors(&engine.gpt.table);
     print_memory(&memory, &engine.device);
+    if (memory.total_bytes > engine.device.memory_bytes) {
+        print_what_fits(config, parts, &engine.device);
+    }
     print_work(config, &flops);
     TRY_GOTO(step_trace(&engine, config, &trace, NULL), cleanup);
     if (ranks->ranks > 0) {

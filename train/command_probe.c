@@ -19,15 +19,16 @@
 #include "train/version.h"
 
 static const char usage[] =
-    "usage: deepwell probe [--threads N] [--measure [--seconds S]]\n"
+    "usage: deepwell probe [--threads N] [--measure [--device D] [--seconds S]]\n"
     "\n"
-    "What this machine can do: processor and memory, what the program was built with, the GPUs it\n"
-    "sees, the processor's rate of a matrix product and of a copy (measured now, about two\n"
+    "What this machine can do: processor and memory, what the program was built with, all GPUs\n"
+    "that it sees, the processor's rate of a matrix product and of a copy (measured now, about two\n"
     "seconds), and how each precision recipe would run.\n"
     "\n"
-    "  --measure            instead of the quick figures those of the GPU, or of the CPU where\n"
-    "                       there is none, under sustained load: a GEMM in the formats of each\n"
-    "                       recipe, native or emulated, a copy, power limit and clocks\n"
+    "  --measure            instead of the quick figures those of one device under sustained load:\n"
+    "                       a GEMM in the formats of each recipe, native or emulated, a copy,\n"
+    "                       power limit and clocks\n"
+    "  --device D           which: cpu, cuda, or auto, a GPU if there is one (default auto)\n"
     "  --seconds S          how long each is measured (default 2)\n";
 
 enum { GEMM_SIZE = 1536, COPY_BYTES = 256 << 20 };
@@ -174,12 +175,12 @@ static void print_recipes(const struct device *cpu, bool gpu) {
 }
 
 enum status command_probe(int argc, char **argv) {
-    int64_t threads = 0;
     double seconds = 2.0;
     bool measured = false;
     const struct cli_option options[] = {
-        {.name = "--threads", .whole = &threads, .least = 0, .most = 1024},
+        {.name = "--threads", .config_key = "threads"},
         {.name = "--measure", .flag = &measured},
+        {.name = "--device", .config_key = "device"},
         {.name = "--seconds", .real = &seconds, .most = 3600},
     };
     const struct cli cli = {
@@ -187,12 +188,18 @@ enum status command_probe(int argc, char **argv) {
         .option_count = sizeof options / sizeof options[0],
     };
     struct cli_names names;
+    struct config config;
     struct device device;
     char memory[TEXT_BYTES];
     TRY(cli_positionals(&cli, argc, argv, 0, 0, &names));
     if (names.help) return STATUS_OK;
-    TRY(cli_options(&cli, argc, argv, NULL));
-    TRY(device_open_cpu(&device, (int)threads));
+    config_defaults(&config);
+    TRY(cli_options(&cli, argc, argv, &config));
+    if (config.device != CONFIG_DEVICE_AUTO && !measured) {
+        return status_set(STATUS_CONFIG, "probe tells of all devices; --device says which one "
+                                         "--measure measures: leave it out, or add --measure");
+    }
+    TRY(device_open_cpu(&device, (int)config.threads));
     printf("deepwell    %s\n", DEEPWELL_VERSION);
     printf("processor   %s\n", device.name);
     printf("memory      %s free\n", text_bytes(memory, device.memory_bytes));
@@ -203,5 +210,5 @@ enum status command_probe(int argc, char **argv) {
     if (status == STATUS_OK && !measured) status = measure_copy(&device);
     device_close(&device);
     TRY(status);
-    return measured ? probe_measure((int)threads, seconds) : STATUS_OK;
+    return measured ? probe_measure(&config, seconds) : STATUS_OK;
 }

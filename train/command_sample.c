@@ -171,15 +171,19 @@ enum status command_sample(int argc, char **argv) {
         {.name = "--count", .whole = &order.count, .least = 1, .most = 1000000},
     };
     const struct cli cli = {
-        .command = "sample", .usage = usage, .options = options,
-        .option_count = sizeof options / sizeof options[0], .takes_config = true,
+        .command = "sample",
+        .usage = usage,
+        .names = "MODEL, a run's folder or another model",
+        .options = options,
+        .option_count = sizeof options / sizeof options[0],
+        .takes_config = true,
     };
     struct cli_names names;
     struct config config;
     struct run_model model;
     TRY(cli_positionals(&cli, argc, argv, 1, 1, &names));
     if (names.help) return STATUS_OK;
-    TRY(signals_install());
+    TRY(signals_install(false));
     TRY(run_model_open(&model, names.names[0], &config));
     enum status status = vocabulary_prefer_checkpoint(&config, model.path);
     if (status == STATUS_OK) status = cli_options(&cli, argc, argv, &config);

@@ -13,7 +13,8 @@ static const char usage[] =
     "usage: deepwell train [CONFIG] [--section.key VALUE ...]\n"
     "\n"
     "Trains a model as the configuration file and the options say; options overrule the file.\n"
-    "The same command continues an interrupted run from its newest checkpoint.\n"
+    "The same command continues an interrupted run from its newest checkpoint, and so does\n"
+    "`deepwell train RUN/configuration.conf`, which the run wrote into its folder.\n"
     "SIGINT (Ctrl-C), SIGTERM and SIGHUP finish the step, save and leave; a second one ends it at\n"
     "once.\n"
     "\n"
@@ -34,7 +35,7 @@ static enum status end(struct trainer *trainer, enum status status) {
 
 static enum status train(const struct config *config) {
     struct trainer trainer;
-    TRY(signals_install());
+    TRY(signals_install(true));
     enum status status = trainer_open(&trainer, config);
     if (status != STATUS_OK) return end(&trainer, status);
     if (trainer.state.step >= config->train.steps) {

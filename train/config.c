@@ -13,10 +13,11 @@
 #include "train/encode.h"
 
 static enum status refuse(const struct config_key *key, const char *value) {
-    char range[CONFIG_RANGE_BYTES], found[CONFIG_FOUND_BYTES];
+    char range[CONFIG_RANGE_BYTES], found[CONFIG_FOUND_BYTES], hint[TEXT_HINT_BYTES];
     const char *note = strpbrk(value, ";#") == NULL ? "" : "; a comment needs a line of its own";
-    return status_set(STATUS_CONFIG, "%s: expected %s, found \"%s\"%s", key->name,
-                      config_range(range, key), config_printable(found, value), note);
+    return status_set(STATUS_CONFIG, "%s: expected %s, found \"%s\"%s%s", key->name,
+                      config_range(range, key), config_printable(found, value),
+                      text_hint(hint, value, key->choices, config_choice_count(key)), note);
 }
 
 static enum status set_integer(const struct config_key *key, const char *value, int64_t *out) {
@@ -125,7 +126,7 @@ static enum status set_key(struct config *config, const struct config_key *key, 
 enum status config_set(struct config *config, const char *name, const char *value) {
     const struct config_key *key = config_key_find(name);
     if (key == NULL) {
-        char found[CONFIG_FOUND_BYTES], hint[CONFIG_HINT_BYTES];
+        char found[CONFIG_FOUND_BYTES], hint[TEXT_HINT_BYTES];
         return status_set(STATUS_CONFIG, "unknown key \"%s\"%s", config_printable(found, name),
                           config_hint(hint, name));
     }
@@ -195,10 +196,7 @@ enum status config_option(struct config *config, int argc, char *const *argv, in
                           "that starts with --", name,
                           more ? config_printable(found, argv[*index + 1]) : "nothing", name);
     }
-    const enum status status = config_set(config, name, value);
-    if (status != STATUS_OK) {
-        return status_context(status, "option --%s", config_printable(found, name));
-    }
+    TRY(config_set(config, name, value));
     ++*index;
     return STATUS_OK;
 }

@@ -160,6 +160,9 @@ struct config {
 
 void config_defaults(struct config *config);
 
+/* What a run saves in its folder: the configuration that it was last started with. */
+#define CONFIG_SAVED_NAME "configuration.conf"
+
 /* Sets the keys that the file names; the others stay. A key twice in one file is an error. */
 enum status config_load(struct config *config, const char *path);
 
@@ -176,6 +179,9 @@ enum status config_option(struct config *config, int argc, char *const *argv, in
 
 /* What no single key can tell: divisibility, lengths, orders. Names both keys and their values. */
 enum status config_check(const struct config *config);
+
+/* That so many ranks can share out train.batch in their micro-batches; names what would do. */
+enum status config_check_ranks(const struct config *config, int64_t ranks);
 
 /* The effective configuration as a file that config_load reads back to the same values. */
 void config_print(const struct config *config, FILE *out);

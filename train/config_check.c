@@ -123,6 +123,22 @@ static enum status check_texts(const struct config *config) {
     return STATUS_OK;
 }
 
+enum status config_check_ranks(const struct config *config, int64_t ranks) {
+    const int64_t batch = config->train.batch, micro = config_micro_batch(config);
+    const int64_t share = batch / ranks;
+    char or_micro[64] = "";
+    if (batch % ranks == 0 && share % micro == 0) return STATUS_OK;
+    if (batch % ranks == 0) {
+        int64_t divisor = micro < share ? micro : share;
+        while (share % divisor != 0) divisor--;
+        snprintf(or_micro, sizeof or_micro, ", or set train.micro_batch = %" PRId64, divisor);
+    }
+    return status_set(STATUS_CONFIG,
+                      "train.batch = %" PRId64 " cannot be shared out among %" PRId64
+                      " ranks in micro-batches of %" PRId64 ": make it a multiple of %" PRId64 "%s",
+                      batch, ranks, micro, ranks * micro, or_micro);
+}
+
 enum status config_check(const struct config *config) {
     TRY(check_model(config));
     TRY(check_batch(config));

@@ -170,9 +170,24 @@ enum status config_load_text(struct config *config, const char *label, const cha
     return STATUS_OK;
 }
 
+/* A run's folder is what people name where its configuration is wanted. */
+static enum status refuse_folder(const char *path) {
+    char saved[PATH_BYTES];
+    TRY(path_join(saved, path, CONFIG_SAVED_NAME));
+    if (!path_is_file(saved)) {
+        return status_set(STATUS_CONFIG, "expected a configuration file, found the folder %s",
+                          path);
+    }
+    return status_set(STATUS_CONFIG,
+                      "expected a configuration file, found the run's folder %s: "
+                      "give %s, with which `deepwell train` continues that run",
+                      path, saved);
+}
+
 enum status config_load(struct config *config, const char *path) {
     char *text = NULL;
     size_t bytes = 0;
+    if (path_is_folder(path)) return refuse_folder(path);
     const enum status read = file_read(path, FILE_BYTES_MAX, &text, &bytes);
     if (read == STATUS_MEMORY) return read;
     if (read != STATUS_OK) return status_context(STATUS_CONFIG, "the configuration file");

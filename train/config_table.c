@@ -231,17 +231,13 @@ static const char *find_last_word(const char *name) {
     return NULL;
 }
 
-const char *config_hint(char text[CONFIG_HINT_BYTES], const char *name) {
+const char *config_hint(char text[TEXT_HINT_BYTES], const char *name) {
     const char *names[sizeof config_keys / sizeof config_keys[0]];
     for (size_t i = 0; i < config_key_count; i++) names[i] = config_keys[i].name;
-    const char *nearest = text_nearest(name, names, config_key_count);
-    if (nearest == NULL) nearest = find_last_word(name);
-    if (nearest == NULL) {
-        snprintf(text, CONFIG_HINT_BYTES, " (--help lists all keys)");
-    } else {
-        snprintf(text, CONFIG_HINT_BYTES, " (did you mean %s?)", nearest);
-    }
-    return text;
+    text_hint(text, name, names, config_key_count);
+    const char *found = text[0] == '\0' ? find_last_word(name) : NULL;
+    if (found != NULL) snprintf(text, TEXT_HINT_BYTES, " (did you mean %s?)", found);
+    return text[0] != '\0' ? text : " (--help lists all keys)";
 }
 
 const char *config_printable(char text[CONFIG_FOUND_BYTES], const char *value) {
@@ -253,14 +249,10 @@ const char *config_printable(char text[CONFIG_FOUND_BYTES], const char *value) {
     return text;
 }
 
-static void list_choices(char *text, size_t room, const struct config_key *key) {
-    size_t used = 0, count = 0;
-    while (key->choices[count] != NULL) count++;
-    for (size_t i = 0; i < count && used < room; i++) {
-        const bool or_follows = i + 1 == count && key->type == CONFIG_CHOICE;
-        const char *between = i == 0 ? "" : or_follows ? " or " : ", ";
-        used += (size_t)snprintf(text + used, room - used, "%s%s", between, key->choices[i]);
-    }
+size_t config_choice_count(const struct config_key *key) {
+    size_t count = 0;
+    while (key->choices != NULL && key->choices[count] != NULL) count++;
+    return count;
 }
 
 const char *config_range(char text[CONFIG_RANGE_BYTES], const struct config_key *key) {
@@ -281,10 +273,10 @@ const char *config_range(char text[CONFIG_RANGE_BYTES], const struct config_key 
                  key->high_open ? "below" : "at most", key->high);
         break;
     case CONFIG_CHOICE:
-        list_choices(text, CONFIG_RANGE_BYTES, key);
+        text_list(text, CONFIG_RANGE_BYTES, key->choices, config_choice_count(key), " or ");
         break;
     case CONFIG_SET:
-        list_choices(choices, sizeof choices, key);
+        text_list(choices, sizeof choices, key->choices, config_choice_count(key), ", ");
         snprintf(text, CONFIG_RANGE_BYTES, "list of %s; or none", choices);
         break;
     case CONFIG_TEXT:

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/text.h"
 #include "train/config.h"
 
 enum config_type {
@@ -39,9 +40,11 @@ extern const size_t config_section_count;
 /* The key of this name, or NULL. */
 const struct config_key *config_key_find(const char *name);
 
-/* " (did you mean train.steps?)", or a pointer to --help if nothing is near. Returns `text`. */
-enum { CONFIG_HINT_BYTES = 128 };
-const char *config_hint(char text[CONFIG_HINT_BYTES], const char *name);
+/* " (did you mean train.steps?)", or a pointer to --help if nothing is near; `text` is room. */
+const char *config_hint(char text[TEXT_HINT_BYTES], const char *name);
+
+/* How many choices a key has; 0 unless it is a CONFIG_CHOICE or a CONFIG_SET. */
+size_t config_choice_count(const struct config_key *key);
 
 /* A value as it can stand in a message: shortened, nothing that a terminal would act on. */
 enum { CONFIG_FOUND_BYTES = 64 };

@@ -21,12 +21,7 @@ enum status exchange_plan(struct exchange *x, const struct config *config,
         .pending = SIZE_MAX,
     };
     if (!x->active) return STATUS_OK;
-    if (config->train.batch % (micro * world) != 0) {
-        return status_set(STATUS_CONFIG, "train.batch = %lld does not divide into micro-batches of "
-                          "train.micro_batch = %lld on %lld ranks: expected a multiple of %lld",
-                          (long long)config->train.batch, (long long)micro, (long long)world,
-                          (long long)(micro * world));
-    }
+    TRY(config_check_ranks(config, world));
     x->micro_batches = (size_t)(config->train.batch / (micro * world));
     const struct precision precision = engine_precision(config);
     if (x->zero == 3 && precision_narrow(&precision)) {

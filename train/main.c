@@ -38,11 +38,10 @@ static void print_help(void) {
 
 static enum status unknown_command(const char *name) {
     const char *names[COMMANDS];
+    char hint[TEXT_HINT_BYTES];
     for (size_t i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
-    const char *nearest = text_nearest(name, names, COMMANDS);
-    return status_set(STATUS_CONFIG, "unknown command \"%s\"%s%s%s (`deepwell --help` lists them)",
-                      name, nearest != NULL ? "; did you mean \"" : "",
-                      nearest != NULL ? nearest : "", nearest != NULL ? "\"?" : "");
+    return status_set(STATUS_CONFIG, "unknown command \"%s\"%s; `deepwell --help` lists them", name,
+                      text_hint(hint, name, names, COMMANDS));
 }
 
 static enum status run(int argc, char **argv) {
@@ -72,6 +71,7 @@ static enum status flush_output(void) {
 int main(int argc, char **argv) {
     enum status status = run(argc, argv);
     if (status == STATUS_OK) status = flush_output();
+    else fflush(stdout); /* the error stands behind what led to it, also in one pipe with it */
     /* No message: another rank speaks for this one. */
     if (status != STATUS_OK && status_message()[0] != '\0')
         fprintf(stderr, "deepwell: %s\n", status_message());

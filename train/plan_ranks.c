@@ -21,18 +21,14 @@ enum status plan_ranks_check(const struct plan_ranks *options, struct config *co
                           "are for a plan of many ranks: give --ranks N too");
     }
     if (options->link_GBps <= 0.0) {
-        return status_set(STATUS_CONFIG, "--ranks %" PRId64 " needs --link-GBps: the bus rate of "
-                          "the slowest link that a ring of all ranks passes", options->ranks);
+        return status_set(STATUS_CONFIG,
+                          "--ranks %" PRId64 " needs --link-GBps: the bus rate of "
+                          "the slowest link that a ring of all ranks passes; `deepwell bench comm` "
+                          "on those ranks measures it",
+                          options->ranks);
     }
-    const int64_t micro = config_micro_batch(config);
-    const int64_t share = config->train.batch / options->ranks;
-    if (config->train.batch % options->ranks != 0 || share % micro != 0) {
-        return status_set(STATUS_CONFIG, "train.batch = %" PRId64 " cannot be shared out among "
-                          "--ranks %" PRId64 " in micro-batches of %" PRId64 ": make it a multiple "
-                          "of %" PRId64, config->train.batch, options->ranks, micro,
-                          options->ranks * micro);
-    }
-    config->train.batch = share;
+    TRY(config_check_ranks(config, options->ranks));
+    config->train.batch /= options->ranks;
     return STATUS_OK;
 }
 

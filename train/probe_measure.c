@@ -8,13 +8,6 @@
 #include "train/engine.h"
 #include "train/signals.h"
 
-static enum status open_device(struct device *device, int threads) {
-    struct config config;
-    config_defaults(&config);
-    config.threads = threads;
-    return engine_open_device(device, &config);
-}
-
 static void print_limits(const struct gpu_power *power) {
     double watts = 0.0;
     unsigned mhz = 0, now_watts = 0, now_mhz = 0;
@@ -74,7 +67,7 @@ static enum status measure_all(struct device *device, double seconds, struct gpu
     char watts[GPU_POWER_TEXT_BYTES];
     double bytes_per_s = 0.0;
     bool error = false;
-    print_limits(power);
+    if (device->kind == DEVICE_CUDA) print_limits(power);
     for (int kind = 0; kind < RECIPE_COUNT; kind++) {
         TRY(measure_recipe(device, (enum recipe_kind)kind, seconds, power, &error));
     }
@@ -88,11 +81,11 @@ static enum status measure_all(struct device *device, double seconds, struct gpu
                       "no figure of this run can be trusted");
 }
 
-enum status probe_measure(int threads, double seconds) {
+enum status probe_measure(const struct config *config, double seconds) {
     struct device device;
     struct gpu_power power;
-    TRY(signals_install());
-    TRY(open_device(&device, threads));
+    TRY(signals_install(false));
+    TRY(engine_open_device(&device, config));
     gpu_power_open(&power, device.bus_id);
     printf("measuring   %s\n", device.name);
     if (device.note[0] != '\0') printf("            %s\n", device.note);

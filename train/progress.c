@@ -86,10 +86,19 @@ const char *progress_line(const struct progress *progress, const struct step_rec
     return line;
 }
 
-/* The last column stays free: a character there would make some terminals wrap. */
+/* How much of the line stands in so many columns: whole fields, which two spaces part, for half a
+ * number says something else. The last column stays free: a character there would make some
+ * terminals wrap. */
+static int fitting(const char *line, int columns) {
+    int end = columns - 1;
+    if (strlen(line) < (size_t)columns) return end;
+    while (end > 0 && memcmp(line + end, "  ", 2) != 0) end--;
+    return end > 0 ? end : columns - 1;
+}
+
 static void draw(struct progress *progress) {
     const int columns = columns_of(progress->out);
-    fprintf(progress->out, ERASE_LINE "%.*s", columns - 1, progress->line);
+    fprintf(progress->out, ERASE_LINE "%.*s", fitting(progress->line, columns), progress->line);
     fflush(progress->out);
     progress->drawn_seconds = clock_seconds();
 }

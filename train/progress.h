@@ -1,6 +1,6 @@
 /*
- * What a person sees while a run goes on. On a terminal one line is rewritten in place, cut to the
- * width of the window; in a pipe a plain line comes every log_every steps. Messages print above the
+ * What a person sees while a run goes on. On a terminal one line is rewritten in place, as many of
+ * its fields as the window is wide; in a pipe a plain line comes every log_every steps. Messages print above the
  * line.
  *
  *   step 120/2000  loss 2.3456  lr 1.00e-03  norm 0.712  45,678 tokens/s  0.4100 TFLOPS  mfu n/a

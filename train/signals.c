@@ -17,7 +17,7 @@ static const struct {
 enum { HANDLED = sizeof handled / sizeof handled[0] };
 
 static volatile sig_atomic_t received, passed_on; /* passed_on: by the launcher */
-static volatile sig_atomic_t silent;
+static volatile sig_atomic_t silent, run_is_saved, on_terminal;
 static pid_t launcher; /* that started this process as a rank; 0: none */
 
 /* Whether this signal asks a second time. */
@@ -30,7 +30,11 @@ static bool is_second(const siginfo_t *info) {
 }
 
 static void on_signal(int number, siginfo_t *info, void *context) {
-    static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
+    static const char erase_line[] = "\r\x1b[K"; /* the progress line, which is drawn anew below */
+    static const char saving[] = "deepwell: leaving after this step; again: at once, unsaved\n";
+    static const char stopping[] = "deepwell: stopping; again: at once\n";
+    const char *note = run_is_saved ? saving : stopping;
+    const size_t bytes = run_is_saved ? sizeof saving - 1 : sizeof stopping - 1;
     (void)context;
     if (number == SIGPIPE) {
         if (received == 0) received = number;
@@ -40,15 +44,17 @@ static void on_signal(int number, siginfo_t *info, void *context) {
     if (is_second(info)) _exit(128 + number);
     if (received != 0) return;
     received = number;
-    if (!silent && write(STDERR_FILENO, note, sizeof note - 1) < 0) {
-        return; /* nobody reads it: that changes nothing */
-    }
+    if (silent) return;
+    if (on_terminal && write(STDERR_FILENO, erase_line, sizeof erase_line - 1) < 0) return;
+    if (write(STDERR_FILENO, note, bytes) < 0) return; /* nobody reads it: that changes nothing */
 }
 
 void signals_be_silent(void) { silent = 1; }
 
-enum status signals_install(void) {
+enum status signals_install(bool saves) {
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_RESTART | SA_SIGINFO};
+    run_is_saved = saves;
+    on_terminal = isatty(STDERR_FILENO);
     launcher = rank_environment_by_gpus() ? getppid() : 0;
     sigemptyset(&action.sa_mask);
     for (size_t i = 0; i < HANDLED; i++) {

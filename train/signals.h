@@ -10,9 +10,12 @@
 #ifndef DEEPWELL_TRAIN_SIGNALS_H_
 #define DEEPWELL_TRAIN_SIGNALS_H_
 
+#include <stdbool.h>
+
 #include "base/status.h"
 
-enum status signals_install(void);
+/* `saves`: the run is saved before it leaves; what is printed at the first signal says so. */
+enum status signals_install(bool saves);
 
 /* From now on the first signal is taken without a word. For a rank of several: a launcher that ends
  * the others because one failed would have them speak after that one's reason. */

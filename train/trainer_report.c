@@ -98,11 +98,11 @@ enum status trainer_sample(struct trainer *t) {
     return status;
 }
 
-/* RUN/configuration.conf: what this run was last started with, as a file that starts it again. */
+/* RUN/configuration.conf, as a file that starts the run again. */
 static enum status save_configuration(const struct trainer *t) {
     char path[PATH_BYTES], *text = NULL;
     size_t bytes = 0;
-    TRY(path_join(path, t->config->train.out, "configuration.conf"));
+    TRY(path_join(path, t->config->train.out, CONFIG_SAVED_NAME));
     FILE *memory = open_memstream(&text, &bytes);
     if (memory == NULL) return status_set(STATUS_MEMORY, "out of memory for %s", path);
     config_print(t->config, memory);
@@ -185,7 +185,7 @@ void trainer_look_at_power(struct trainer *t) {
 enum status trainer_report_energy(struct trainer *t) {
     const int64_t steps = t->state.step - t->powered_step;
     gpu_power_stop(&t->power);
-    if (steps <= 0) return STATUS_OK;
+    if (steps <= 0 || t->engine.device.kind == DEVICE_CPU) return STATUS_OK;
     if (t->power.joules < 0.0 || t->power.seconds <= 0.0) {
         printf("energy      n/a: %s\n",
                t->power.library == NULL ? t->power.absent : "this GPU counts none");

@@ -168,16 +168,15 @@ static void test_failed_write_leaves_the_old_file(void **state) {
 static void test_check_output(void **state) {
     char path[PATH_BYTES];
     (void)state;
-    assert_int_equal(file_check_output(under_root(path, "new"), false), STATUS_OK);
+    assert_int_equal(file_check_output(under_root(path, "new")), STATUS_OK);
     assert_false(path_is_file(path));
     assert_int_equal(file_write_durable(path, "x", 1), STATUS_OK);
-    assert_int_equal(file_check_output(path, true), STATUS_OK);
-    assert_int_equal(file_check_output(path, false), STATUS_CONFIG);
-    assert_int_equal(file_check_output(root, true), STATUS_CONFIG); /* a folder */
-    assert_int_equal(file_check_output(under_root(path, "nowhere/new"), true), STATUS_IO);
-    assert_int_equal(file_check_output(under_root(path, "new/below"), true), STATUS_IO);
+    assert_int_equal(file_check_output(path), STATUS_CONFIG);
+    assert_int_equal(file_check_output(root), STATUS_CONFIG); /* a folder */
+    assert_int_equal(file_check_output(under_root(path, "nowhere/new")), STATUS_IO);
+    assert_int_equal(file_check_output(under_root(path, "new/below")), STATUS_IO);
     assert_int_equal(unlink(under_root(path, "new")), 0);
-    assert_int_equal(file_check_output("", true), STATUS_CONFIG);
+    assert_int_equal(file_check_output(""), STATUS_CONFIG);
 }
 
 static void test_lock(void **state) {

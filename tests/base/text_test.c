@@ -50,12 +50,26 @@ static void test_nearest(void **state) {
     (void)state;
     assert_string_equal(text_nearest("train.step", names, 4), "train.steps");
     assert_string_equal(text_nearest("train.micro-batch", names, 4), "train.micro_batch");
-    assert_string_equal(text_nearest("sede", names, 4), "seed");
+    assert_string_equal(text_nearest("sede", names, 4), "seed"); /* neighbours exchanged */
+    assert_null(text_nearest("sode", names, 4));                 /* half of it is wrong */
+    assert_null(text_nearest("", names, 4));
     assert_null(text_nearest("optimizer.learning_rate", names, 4));
     assert_null(text_nearest("x", names, 0));
     memset(longest, 'a', sizeof longest);
     longest[sizeof longest - 1] = '\0';
     assert_null(text_nearest(longest, names, 4));
+}
+
+static void test_hint_and_list(void **state) {
+    static const char *const names[] = {"auto", "cpu", "cuda"};
+    char hint[TEXT_HINT_BYTES], list[32];
+    (void)state;
+    assert_string_equal(text_hint(hint, "cuad", names, 3), " (did you mean cuda?)");
+    assert_string_equal(text_hint(hint, "gpu", names, 3), ""); /* no slip of the fingers */
+    assert_string_equal(text_list(list, sizeof list, names, 3, " or "), "auto, cpu or cuda");
+    assert_string_equal(text_list(list, sizeof list, names, 1, " or "), "auto");
+    assert_string_equal(text_list(list, sizeof list, names, 0, " or "), "");
+    assert_string_equal(text_list(list, 8, names, 3, " or "), "auto, c");
 }
 
 static enum status fail_inside(void) {
@@ -110,9 +124,10 @@ static void test_checked(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes),   cmocka_unit_test(test_count),
-        cmocka_unit_test(test_duration), cmocka_unit_test(test_nearest),
-        cmocka_unit_test(test_status),  cmocka_unit_test(test_checked),
+        cmocka_unit_test(test_bytes),         cmocka_unit_test(test_count),
+        cmocka_unit_test(test_duration),      cmocka_unit_test(test_nearest),
+        cmocka_unit_test(test_hint_and_list), cmocka_unit_test(test_status),
+        cmocka_unit_test(test_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

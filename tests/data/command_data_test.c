@@ -74,9 +74,9 @@ static void wrong_command_lines(void **state) {
         {"prepare --out out --validation-fraction 0x1p-2 text", "\"0x1p-2\""},
         {"prepare --out out --validation-fraction nan text", "\"nan\""},
         {"prepare --out out --validation-fraction= text", "\"\""},
-        {"info", "a name is missing"},
+        {"info", "data info: expected PATTERN"},
         {"info --frist 3 text", "unknown option --frist"},
-        {"show", "a name is missing"},
+        {"show", "data show: expected SHARD"},
         {"show a b", "one name too many|\"b\""},
         {"show text --frist 3", "did you mean --first"},
         {"show text --first -1", "--first: expected a whole number from 0|\"-1\""},
@@ -98,7 +98,9 @@ static void text_goes_to_shards_and_back(void **state) {
     write_text(in_folder(state, "text"), "one\ntwo\nthree\nfour\n");
     write_text(in_folder(state, "-dash"), "more text\n");
     assert_int_equal(run(state, "prepare --out out --validation-fraction=0.25 text"), STATUS_OK);
-    assert_prints(state, "documents   1|train       14 tokens|validation  6 tokens|written to out");
+    assert_prints(
+        state,
+        "documents   1 (passed over: 0 binary|train       14 tokens|validation  6 tokens|written to out");
     assert_int_equal(run(state, "info out/train.bin out/validation.bin"), STATUS_OK);
     assert_prints(state, "uint16|largest token|out/train.bin|out/validation.bin");
     assert_int_equal(run(state, "show out/train.bin --first 4 --count 3"), STATUS_OK);
@@ -109,6 +111,33 @@ static void text_goes_to_shards_and_back(void **state) {
     assert_int_equal(run(state, "prepare --out out --overwrite -- -dash"), STATUS_OK);
     assert_int_equal(run(state, "show out/train.bin"), STATUS_OK);
     assert_prints(state, "more text");
+}
+
+static void what_is_passed_over_is_named(void **state) {
+    static const char *const names[] = {"a.bin", "b.bin", "c.bin", "d.bin"};
+    write_text(in_folder(state, "text"), "some text for both sides\n");
+    for (size_t i = 0; i < 4; i++) write_file(in_folder(state, names[i]), "a\0b", 3);
+    assert_int_equal(run(state, "prepare --out out text b.bin a.bin"), STATUS_OK);
+    assert_prints(state, "passed over: 2 binary|\nbinary      b.bin, a.bin\n");
+    assert_int_equal(run(state, "prepare --out out --overwrite a.bin b.bin c.bin d.bin text"),
+                     STATUS_OK);
+    assert_prints(state, "\nbinary      a.bin, b.bin, c.bin and 1 more\n");
+}
+
+static size_t file_bytes(const char *path) {
+    struct file_map map;
+    assert_int_equal(file_map_open(path, &map), STATUS_OK);
+    const size_t bytes = map.bytes;
+    file_map_close(&map);
+    return bytes;
+}
+
+/* The heading of a table stands only over a table. */
+static void what_is_no_shard_has_no_row(void **state) {
+    write_text(in_folder(state, "text"), "some text for both sides\n");
+    assert_int_equal(run(state, "info text"), STATUS_DATA);
+    assert_file(state, "complained", "text|looks like text");
+    assert_int_equal(file_bytes(in_folder(state, "printed")), 0);
 }
 
 static void help_is_printed(void **state) {
@@ -144,6 +173,8 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         TEST(wrong_command_lines),
         TEST(text_goes_to_shards_and_back),
+        TEST(what_is_passed_over_is_named),
+        TEST(what_is_no_shard_has_no_row),
         TEST(help_is_printed),
         TEST(full_output_is_noticed),
     };

@@ -302,7 +302,7 @@ static void inputs_that_are_refused(void **state) {
     write_text(in_folder(state, "in/empty"), "");
     write_file(in_folder(state, "in/binary"), "a\0b", 3);
     assert_int_equal(prepare(state, "in", "out", 0.1, false, &report), STATUS_DATA);
-    assert_message("1 empty, 1 binary");
+    assert_message("1 empty, 1 binary (|in/binary), 0 hidden");
     assert_int_equal(mkfifo(in_folder(state, "pipe"), 0600), 0);
     assert_int_equal(prepare(state, "pipe", "out", 0.1, false, &report), STATUS_DATA);
     assert_message("pipe|something else");

@@ -107,7 +107,7 @@ static void become(const struct unusual *unusual, int number, char **argv) {
     output_path(path, "out", number);
     const int out = unusual->out_file != 0 ? unusual->out_file : open(path, flags, 0666);
     output_path(path, "err", number);
-    const int err = open(path, flags, 0666);
+    const int err = unusual->joined ? out : open(path, flags, 0666);
     if (out < 0 || err < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
         _exit(127);
     if (unusual->file_bytes_max > 0) {

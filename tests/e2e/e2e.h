@@ -53,6 +53,7 @@ struct unusual {
     size_t file_bytes_max; /* RLIMIT_FSIZE, with SIGXFSZ ignored: a disk that fills; 0: none */
     bool obeys_modes;      /* root too: file modes count */
     int out_file;          /* a file descriptor for standard output; 0: a file that is caught */
+    bool joined;           /* standard error goes where standard output goes */
 };
 
 /* The main program's: takes the path of deepwell from the command line, runs the tests, tidies up.

@@ -24,7 +24,7 @@ struct refusal {
 /* The folder holds a finished run, "run", and the files of make_bad_files(). */
 static const struct refusal refusals[] = {
     {"", STATUS_CONFIG, "a command is missing", "missing value or name"},
-    {"trian ../tiny.conf", STATUS_CONFIG, "unknown command \"trian\"|did you mean \"train\"",
+    {"trian ../tiny.conf", STATUS_CONFIG, "unknown command \"trian\"|did you mean train?",
      "unknown command"},
     {"data prepar", STATUS_CONFIG, "unknown subcommand prepar|did you mean prepare",
      "unknown command"},
@@ -48,7 +48,13 @@ static const struct refusal refusals[] = {
     {"train nowhere.conf", STATUS_CONFIG, "nowhere.conf|No such file",
      "a file that cannot be read"},
     {"train ../tiny.conf other.conf", STATUS_CONFIG, "one name too many|other.conf", "name"},
-    {"eval", STATUS_CONFIG, "a name is missing", "missing value or name"},
+    {"eval", STATUS_CONFIG, "eval: expected MODEL|found nothing", "missing value or name"},
+    {"convert run", STATUS_CONFIG, "convert: expected MODEL|FOLDER|found only run",
+     "missing value or name"},
+    {"train run", STATUS_CONFIG, "the run's folder run: give run/configuration.conf",
+     "a file that cannot be read"},
+    {"train ../data", STATUS_CONFIG, "found the folder ../data", "a file that cannot be read"},
+    {"probe --device cpu", STATUS_CONFIG, "all devices|--measure", "contradict"},
     {"train ../tiny.conf --train.steps", STATUS_CONFIG, "train.steps|expected a value",
      "missing value or name"},
     {"train ../tiny.conf --train.batch 0", STATUS_CONFIG, "train.batch|1 to 1048576|\"0\"",
@@ -80,6 +86,8 @@ static const struct refusal refusals[] = {
 
     {"train ../tiny.conf --data.train nowhere.bin", STATUS_DATA,
      "nowhere.bin|no such file|data prepare", "missing"},
+    {"train ../tiny.conf --data.train nowhere/*.bin", STATUS_DATA,
+     "nowhere/*.bin|no such file|data prepare", "missing"},
     {"train ../tiny.conf --data.train cut.bin", STATUS_DATA, "cut.bin|9516|9515|cut off",
      "cut off"},
     {"train ../tiny.conf --data.train header.bin", STATUS_DATA, "header.bin|1024|1000", "cut off"},
@@ -114,6 +122,8 @@ static const struct refusal refusals[] = {
     {"sample ../data", STATUS_CHECKPOINT, "holds no checkpoint", "missing"},
 
     {"train ../tiny.conf --train.out ../text.txt/run", STATUS_IO, "text.txt", "not a folder"},
+    {"train ../tiny.conf --train.out ../text.txt", STATUS_IO,
+     "a folder or nothing at ../text.txt, found something else", "not a folder"},
     {"data prepare --out ../text.txt/data ../text.txt", STATUS_IO, "text.txt", "not a folder"},
 
     {"train ../tiny.conf --train.out fresh/run --model.width 65536 --model.layers 1000",
@@ -125,10 +135,13 @@ static const struct refusal refusals[] = {
      "out of bounds"},
     {"plan ../tiny.conf --ranks 2 --link-GBps x", STATUS_CONFIG, "--link-GBps|above 0|x",
      "out of bounds"},
-    {"plan ../tiny.conf --ranks 2", STATUS_CONFIG, "--ranks 2|--link-GBps", "contradict"},
+    {"plan ../tiny.conf --ranks 2", STATUS_CONFIG, "--ranks 2|--link-GBps|bench comm",
+     "contradict"},
     {"plan ../tiny.conf --step-ms 3", STATUS_CONFIG, "--step-ms|--ranks N", "contradict"},
     {"plan ../tiny.conf --ranks 2 --link-GBps 1 --train.batch 9 --train.micro_batch 3",
-     STATUS_CONFIG, "train.batch = 9|--ranks 2|multiple of 6", "contradict"},
+     STATUS_CONFIG, "train.batch = 9|2 ranks|multiple of 6", "contradict"},
+    {"plan ../tiny.conf --ranks 2 --link-GBps 1 --train.batch 24 --train.micro_batch 8",
+     STATUS_CONFIG, "train.batch = 24|multiple of 16, or set train.micro_batch = 6", "contradict"},
     {"plan ../tiny.conf --ranks 1 --link-GBps 1 --device cpu", STATUS_CONFIG,
      "--step-ms|--mfu.peak", "contradict"},
     {"train ../tiny.conf --gpus 0", STATUS_CONFIG, "--gpus|from 1 to 64|\"0\"", "out of bounds"},
@@ -251,6 +264,23 @@ static void a_full_output_is_noticed(void **state) {
     e2e_expect(0, "", "eval run/step_00000016");
 }
 
+/* In one pipe or file the error stands behind all that was printed before it. */
+static void the_error_stands_last(void **state) {
+    (void)state;
+    static const char line[] = "data info ../data/train.bin nowhere.bin", all[] = "all";
+    const struct unusual unusual = {.out_file = creat(all, 0666), .joined = true};
+    assert_true(unusual.out_file > 0);
+    const struct process process = e2e_start(&unusual, "%s", line);
+    close(unusual.out_file);
+    assert_int_equal(e2e_wait(&process)->code, STATUS_DATA);
+    size_t bytes = 0;
+    char *text = e2e_read(all, &bytes);
+    const char *row = strstr(text, "train.bin"), *error = strstr(text, "deepwell: ");
+    assert_non_null(row);
+    assert_true(error > row);
+    free(text);
+}
+
 static void help_is_help(void **state) {
     (void)state;
     static const char *const commands[] = {"train", "sample", "eval", "data",
@@ -272,6 +302,7 @@ int main(int argc, char **argv) {
         E2E_TEST(bad_input_is_refused_and_changes_nothing),
         E2E_TEST(the_page_has_every_code),
         E2E_TEST(a_full_output_is_noticed),
+        E2E_TEST(the_error_stands_last),
         E2E_TEST(help_is_help),
     };
     size_t bytes = 0;

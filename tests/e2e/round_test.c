@@ -11,6 +11,7 @@
 #include "tests/e2e/e2e.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -295,7 +296,14 @@ static void numerics_are_those_of_training(void **state) {
     cJSON_Delete(metrics);
     cJSON_Delete(json);
     free(text);
-    e2e_expect(STATUS_CONFIG, "data.train", "bench numerics ../tiny.conf --data.train=");
+    e2e_expect(STATUS_CONFIG, "data.train",
+               "bench numerics ../tiny.conf --recipe bf16 --data.train=");
+    e2e_expect(STATUS_CONFIG, "are both fp32|--recipe bf16, |mxfp8 or nvfp4",
+               "bench numerics ../tiny.conf");
+    e2e_expect(STATUS_CONFIG, "n.json exists|nothing is overwritten",
+               "bench numerics ../tiny.conf --recipe bf16 --steps 0 --out n.json");
+    e2e_expect(STATUS_CONFIG, "--against|bf61|did you mean bf16?",
+               "bench numerics ../tiny.conf --against bf61");
     e2e_expect(STATUS_CONFIG, "fp9", "bench numerics ../tiny.conf --recipe fp9");
     for (int zero = 0; zero <= 3; zero++) {
         e2e_expect(STATUS_CONFIG, "bench numerics|comm.order = fast, found fixed",
@@ -306,6 +314,18 @@ static void numerics_are_those_of_training(void **state) {
     assert_null(strstr(current->out, "a first step has no amaxes"));
 }
 
+/* It has nothing to save, and does not say that it has. */
+static void numerics_stop_when_asked(void **state) {
+    (void)state;
+    const struct stalled endless =
+        e2e_stall("  all ", "bench numerics ../tiny.conf --recipe bf16 --steps 1000000");
+    assert_int_equal(kill(endless.process.pid, SIGTERM), 0);
+    const struct outcome *stopped = e2e_release(&endless);
+    assert_int_equal(stopped->code, STATUS_INTERRUPTED);
+    e2e_assert_words("bench numerics", stopped->err,
+                     "deepwell: stopping; again: at once|stopped by SIGTERM");
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         E2E_TEST(eval_repeats_the_last_validation), E2E_TEST(samples_depend_on_their_seed),
@@ -313,6 +333,7 @@ int main(int argc, char **argv) {
         E2E_TEST(accumulation_is_the_same_sum),     E2E_TEST(metrics_follow_the_schedule),
         E2E_TEST(plan_counts_what_the_run_counts),  E2E_TEST(plan_tells_the_memory),
         E2E_TEST(data_goes_there_and_back),         E2E_TEST(numerics_are_those_of_training),
+        E2E_TEST(numerics_stop_when_asked),
     };
     return E2E_MAIN(argc, argv, tests);
 }

@@ -119,6 +119,15 @@ class Plot(unittest.TestCase):
         for words in (b"a.jsonl", b"b.jsonl", b"What differs", b"train.seed", b"0.7500"):
             self.assertIn(words, files["index.html"])
 
+    def test_any_python_can_check(self):
+        good, bad = self.put("good.json", report()), self.put("prose", "some text\n")
+        run = self.put("run.jsonl", metrics(4.0))
+        for path, code in ((good, 0), (run, 0), (bad, 3)):
+            done = subprocess.run([sys.executable, "-S", TOOL, "--check", path],
+                                  capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stdout), (code, ""), done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+
     def test_wrong_inputs(self):
         good = self.put("good.json", report())
         run = self.put("run.jsonl", metrics(4.0))
@@ -146,7 +155,11 @@ class Plot(unittest.TestCase):
                 ([os.path.join(self.folder.name, "deep.json")], 3, "deep.json: expected what"),
                 ([good, "--smooth", "0"], 2, "--smooth"),
                 ([os.path.join(self.folder.name, "nowhere.json")], 5, "nowhere.json"),
-                ([os.path.join(self.folder.name, "nowhere")], 5, "nowhere"),
+                ([os.path.join(self.folder.name, "nowhere")], 5, "nowhere: No such file"),
+                ([self.put("number", "1\n")], 3, "number is no run: expected a run's folder"),
+                ([self.put("prose", "some text\n")], 3, "found in line 1 no record of a run: 'some text'"),
+                ([self.put("deep", "[" * 100000 + "\n")], 3, "deep is no run"),
+                ([self.folder.name], 5, "metrics.jsonl: No such file"),
         ):
             done = self.run_tool(*arguments)
             self.assertEqual(done.returncode, code, words)

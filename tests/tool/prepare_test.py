@@ -308,7 +308,8 @@ class Prepare(unittest.TestCase):
         cases = [
             (bytes_ + ["missing"], 5, "missing"),
             (bytes_ + ["empty"], 3, "1 empty"),
-            (bytes_ + ["binary"], 3, "1 binary"),
+            (bytes_ + ["binary"], 3, "1 binary (binary), 0 hidden"),
+            (bytes_ + ["binary"] * 5, 3, "5 binary (binary, binary, binary and 2 more), 0"),
             (bytes_ + ["folder"], 3, "no document"),
             (bytes_ + ["/dev/null"], 2, "something else"),
             (bytes_ + ["bad.jsonl"], 3, "bad.jsonl:2: expected text"),

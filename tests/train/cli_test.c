@@ -19,18 +19,21 @@ struct values {
     bool verbose, quick;
     int64_t count;
     struct cli_texts stops;
+    struct cli_choice type;
     struct config config;
 };
 
 struct command {
     struct values values;
-    struct cli_option options[5];
+    struct cli_option options[6];
     struct cli cli;
 };
 
+static const char *const types[] = {"fp32", "bf16", "fp16"};
+
 static void command_make(struct command *command, bool takes_config) {
     struct values *v = &command->values;
-    *command = (struct command){.values = {.count = -1}};
+    *command = (struct command){.values = {.count = -1, .type = {types, 3, -1}}};
     config_defaults(&v->config);
     const struct cli_option options[] = {
         {.name = "--verbose", .flag = &v->verbose},
@@ -38,12 +41,14 @@ static void command_make(struct command *command, bool takes_config) {
         {.name = "--count", .whole = &v->count, .least = 1, .most = 100},
         {.name = "--prompt", .config_key = "sample.prompt"},
         {.name = "--stop", .texts = &v->stops},
+        {.name = "--type", .choices = &v->type},
     };
     memcpy(command->options, options, sizeof options);
     command->cli = (struct cli){.command = "try",
                                 .usage = "usage\n",
+                                .names = "A, the first, and B, the second",
                                 .options = command->options,
-                                .option_count = 5,
+                                .option_count = 6,
                                 .takes_config = takes_config};
 }
 
@@ -105,13 +110,18 @@ static void names_stand_between_options(void **state) {
 
 static void too_few_and_too_many_names(void **state) {
     (void)state;
-    static const struct line none = {{"try", "--count", "5"}}, three = {{"try", "a", "b", "c"}};
+    static const struct line none = {{"try", "--count", "5"}}, one = {{"try", "a"}},
+                             three = {{"try", "a", "b", "c"}};
     struct command command;
     struct cli_names names;
     command_make(&command, true);
     assert_int_equal(cli_positionals(&command.cli, 3, arguments_of(&none), 1, 2, &names),
                      STATUS_CONFIG);
-    assert_message_has("try: a name is missing (`deepwell try --help`");
+    assert_message_has("try: expected A, the first, and B, the second; found nothing (`deepwell "
+                       "try --help`");
+    assert_int_equal(cli_positionals(&command.cli, 2, arguments_of(&one), 2, 2, &names),
+                     STATUS_CONFIG);
+    assert_message_has("B, the second; found only a (`");
     assert_int_equal(cli_positionals(&command.cli, 4, arguments_of(&three), 1, 2, &names),
                      STATUS_CONFIG);
     assert_message_has("one name too many: \"c\"");
@@ -141,9 +151,10 @@ static void help_wins(void **state) {
 static void options_in_both_forms(void **state) {
     (void)state;
     static const struct line lines[] = {
-        {{"try", "name", "--count", "42", "--prompt", "two words", "--train.steps", "7",
+        {{"try", "--type", "bf16", "--count", "42", "--prompt", "two words", "--train.steps", "7",
           "--verbose"}},
-        {{"try", "--count=42", "--verbose", "--prompt=two words", "name", "--train.steps=7"}},
+        {{"try", "--count=42", "--verbose", "--prompt=two words", "name", "--train.steps=7",
+          "--type=bf16"}},
     };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         struct command command;
@@ -154,6 +165,7 @@ static void options_in_both_forms(void **state) {
         assert_false(command.values.quick);
         assert_string_equal(command.values.config.sample.prompt, "two words");
         assert_int_equal(command.values.config.train.steps, 7);
+        assert_int_equal(command.values.type.chosen, 1);
     }
 }
 
@@ -204,10 +216,12 @@ static void refusals(void **state) {
         bool takes_config;
         const char *words;
     } cases[] = {
-        {{{"try", "--cuont", "5"}}, false, "unknown option --cuont; did you mean --count"},
+        {{{"try", "--cuont", "5"}},
+         false,
+         "unknown option --cuont (did you mean --count?); `deepwell try --help`"},
         {{{"try", "--zzzzzzzzzz"}},
          false,
-         "unknown option --zzzzzzzzzz (`deepwell try --help` lists"},
+         "unknown option --zzzzzzzzzz; `deepwell try --help` lists"},
         {{{"try", "--train.steps", "5"}}, false, "unknown option --train.steps"},
         {{{"try", "-x"}}, false, "unknown option -x"},
         {{{"try", "--train.stepz", "5"}}, true, "did you mean train.steps?"},
@@ -229,8 +243,12 @@ static void refusals(void **state) {
         {{{"try", "--counts", "5"}}, false, "did you mean --count"},
         {{{"try", "--coun", "5"}},
          false,
-         "unknown option --coun; did you mean --count"}, /* no prefix */
-        {{{"try", "--cuont=5"}}, true, "unknown option --cuont; did you mean --count"},
+         "unknown option --coun (did you mean --count?)"}, /* no prefix */
+        {{{"try", "--cuont=5"}}, true, "unknown option --cuont (did you mean --count?)"},
+        {{{"try", "--type", "bf61"}},
+         true,
+         "--type: expected fp32, bf16 or fp16, found \"bf61\" (did you mean bf16?)"},
+        {{{"try", "--type="}}, true, "--type: expected fp32, bf16 or fp16, found \"\""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct command command;

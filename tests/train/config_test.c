@@ -139,6 +139,8 @@ static void bad_values_are_refused_with_key_range_and_found(void **state) {
         {"optimizer.clip_norm", "1,5", "found \"1,5\""},
         {"device", "gpu", "device: expected auto, cpu or cuda, found \"gpu\""},
         {"device", "CPU", "found \"CPU\""},
+        {"precision.recipe", "mpxfp8", "found \"mpxfp8\" (did you mean mxfp8?)"},
+        {"optimizer.decay_roles", "liner", "found \"liner\" (did you mean linear?)"},
         {"device", "\x1b[31m", "found \"?[31m\""},
         {"optimizer.decay_roles", "linear,weights", "embedding, position, linear, bias, norm"},
         {"optimizer.decay_roles", "linear,linear", "found \"linear,linear\""},
@@ -199,7 +201,7 @@ static void bad_options(void **state) {
         {"-train.steps", "7", "expected an option"},
         {"--train.steps", NULL, "--train.steps: expected a value, found nothing"},
         {"--train.steps", "--device", "--train.steps: expected a value, found --device"},
-        {"--train.steps=", NULL, "option --train.steps: train.steps: expected whole number"},
+        {"--train.steps=", NULL, "train.steps: expected whole number"},
         {"--train.stps=4", NULL, "did you mean train.steps?"},
         {"--train.stps", "4", "did you mean train.steps?"},
         {"--train.stps", NULL, "did you mean train.steps?"},
@@ -217,6 +219,7 @@ static void bad_options(void **state) {
         assert_int_equal(config_option(&config, cases[i].second == NULL ? 1 : 2, arguments, &index),
                          STATUS_CONFIG);
         assert_message_has(cases[i].words);
+        assert_null(strstr(status_message(), "train.steps: train.steps")); /* named once */
     }
 }
 

@@ -249,7 +249,7 @@ static void a_second_signal_too(void **state) {
 
 /* A rank with the program's own handler, which takes a second to save. */
 static int be_rank(void) {
-    if (signals_install() != STATUS_OK) return 1;
+    if (signals_install(true) != STATUS_OK) return 1;
     printf("%d up\n", (int)getpid());
     fflush(stdout);
     while (signals_received() == NULL) usleep(10 * 1000);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@
 #include <cmocka.h>
 
 #include "train/progress.h"
+#include "train/signals.h"
 
 static const struct speed_limit bf16_peak = {.tflops = 989.5, .types = 1u << PEAK_BF16};
 
@@ -175,11 +177,39 @@ static void a_terminal_shows_one_line_and_messages_above(void **state) {
     screen_take(&screen, bytes, read_all(terminal, bytes, sizeof bytes));
     assert_string_equal(screen.lines[0], "first");
     assert_string_equal(screen.lines[1], "second ?[2J?\xEF\xBF\xBD!");
-    assert_string_equal(screen.lines[2],
-                        "step 999/1000  100 ms left  loss 2.3456  lr 1.00e-03  norm "); /* 59 */
+    assert_string_equal(screen.lines[2], "step 999/1000  100 ms left  loss 2.3456  lr 1.00e-03");
     assert_int_equal(screen.line, 3);
     assert_string_equal(screen.lines[3], "");
     fclose(out);
+    close(terminal);
+}
+
+/* Ctrl-C: the note takes the place of the line, which stands once, below it. */
+static void a_signals_note_leaves_one_line(void **state) {
+    (void)state;
+    int terminal = -1, side = -1;
+    struct winsize size = {.ws_row = 24, .ws_col = COLUMNS};
+    static struct screen screen;
+    char bytes[8192];
+    const struct step_record record = make_step(1, 100.0);
+    const int before = dup(STDERR_FILENO);
+    assert_int_equal(openpty(&terminal, &side, NULL, NULL, &size), 0);
+    assert_true(before >= 0 && dup2(side, STDERR_FILENO) >= 0);
+    FILE *out = fdopen(side, "w");
+    assert_non_null(out);
+    assert_int_equal(signals_install(true), STATUS_OK);
+    struct progress progress = progress_open(out, 1000, 10, false);
+    progress_step(&progress, &record);
+    assert_int_equal(raise(SIGINT), 0);
+    progress_close(&progress);
+    assert_true(dup2(before, STDERR_FILENO) >= 0);
+    screen_take(&screen, bytes, read_all(terminal, bytes, sizeof bytes));
+    assert_string_equal(screen.lines[0],
+                        "deepwell: leaving after this step; again: at once, unsaved");
+    assert_string_equal(screen.lines[1], "step 1/1000  1:40 left  loss 2.3456  lr 1.00e-03");
+    assert_int_equal(screen.line, 2);
+    fclose(out);
+    close(before);
     close(terminal);
 }
 
@@ -204,6 +234,7 @@ int main(void) {
         cmocka_unit_test(one_slow_step_does_not_move_the_estimate),
         cmocka_unit_test(a_terminal_shows_one_line_and_messages_above),
         cmocka_unit_test(a_message_before_the_first_step_stands_alone),
+        cmocka_unit_test(a_signals_note_leaves_one_line),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

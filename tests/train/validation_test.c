@@ -113,7 +113,7 @@ static void a_signal_ends_it(void **state) {
     struct dataset dataset;
     struct validation result;
     open_run(&run, &dataset, 1, VOCABULARY);
-    EXPECT_OK(signals_install());
+    EXPECT_OK(signals_install(false));
     EXPECT_OK(validation_run(&run.engine, &dataset, 0, true, &result));
     assert_null(signals_received());
     assert_int_equal(raise(SIGTERM), 0);

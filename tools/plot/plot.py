@@ -14,12 +14,7 @@ import re
 import statistics
 import sys
 
-import matplotlib
-
 import numerics
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend without a window)
 
 # Panel: title, unit, [(record, field, how it is drawn)], logarithmic.
 LINE, POINTS = "line", "points"
@@ -98,16 +93,19 @@ def read_records(path):
         with open(path, encoding="utf-8") as file:
             lines = file.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        fail(DATA if isinstance(error, UnicodeDecodeError) else IO,
-             f"cannot read {path}: {error}; expected a run's folder or its metrics.jsonl")
+        if isinstance(error, UnicodeDecodeError):
+            fail(DATA, f"{path} is no run: expected a run's folder or its metrics.jsonl, found no text")
+        fail(IO, f"cannot read {path}: {error.strerror}; expected a run's folder or its metrics.jsonl")
     records = []
     for place, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-            if not isinstance(record["record"], str) or not isinstance(record["step"], int):
-                raise ValueError("no record and step")
-        except (ValueError, TypeError, KeyError) as error:
-            fail(DATA, f"{path}:{place}: expected a record of metrics.jsonl: {error}")
+        except (ValueError, RecursionError):
+            record = None
+        if not (isinstance(record, dict) and isinstance(record.get("record"), str)
+                and isinstance(record.get("step"), int)):
+            fail(DATA, f"{path} is no run: expected a run's folder or its metrics.jsonl, found in line "
+                       f"{place} no record of a run: {line[:40]!r}")
         records.append(record)
     return records
 
@@ -178,6 +176,11 @@ def draw_report_panel(axes, panel, reports, labels, options):
 
 def draw_all(panels, draw, runs, labels, options):
     """(title, PNG bytes) of every panel that has data; all of them in one picture too."""
+    # Here, so that a Python without it can look at the inputs (--check).
+    import matplotlib
+    matplotlib.use("Agg")  # no window
+    from matplotlib import pyplot as plt
+
     pictures = []
     for panel in panels:
         figure, axes = plt.subplots(figsize=(6.4, 4), dpi=options.dpi, layout="constrained")
@@ -290,6 +293,8 @@ def parse():
     parser.add_argument("--smooth", type=int, default=1, metavar="N",
                         help="lines as means of the last N values, with the values behind them")
     parser.add_argument("--dpi", type=int, default=100)
+    parser.add_argument("--check", action="store_true",
+                        help="only look whether the runs can be read; draw nothing")
     parser.add_argument("--tensorboard", metavar="FOLDER", help="also write TensorBoard's events")
     return parser.parse_args()
 
@@ -318,6 +323,8 @@ def say(options, pictures, what, count):
 
 def plot_runs(options):
     runs = [Run(path) for path in options.runs]
+    if options.check:
+        return
     labels = label_paths(options.runs)
     pictures, overview = draw_all(PANELS, draw, runs, labels, options)
     text = page([summary(run) for run in runs], labels, pictures, configuration_table(runs, labels))
@@ -332,6 +339,8 @@ def plot_reports(options):
     if options.x != "steps" or options.tensorboard:
         fail(CONFIG, "--x and --tensorboard are for runs: leave them out with files of bench numerics")
     reports = [read_report(path) for path in options.runs]
+    if options.check:
+        return
     labels = label_paths([path[:-len(".json")] for path in options.runs])
     pictures, overview = draw_all(numerics.PANELS, draw_report_panel, reports, labels, options)
     text = page([numerics.summary(report) for report in reports], labels, pictures, "")

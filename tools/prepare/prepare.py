@@ -244,6 +244,8 @@ def report(options, found, description, seconds):
     c = found.counts
     print(f"documents   {c.documents:,} (passed over: {c.binary} binary, {c.empty} empty, {c.hidden} hidden, "
           f"{c.special} links and special files)")
+    if found.binary_names:
+        print(f"binary      {found.binaries()}")
     print(f"train       {description['train_tokens']:,} tokens")
     print(f"validation  {description['validation_tokens']:,} tokens")
     print(f"vocabulary  {description['vocabulary']:,}, end of text {description['end_of_text']} "

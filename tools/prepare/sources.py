@@ -48,7 +48,7 @@ class Source:
 
 @dataclass
 class Counts:
-    binary: int = 0
+    binary: int = 0  # files and documents
     empty: int = 0
     hidden: int = 0
     special: int = 0
@@ -89,6 +89,8 @@ def place_of(hash64):
     return (hash64 >> 11) * 2.0**-53
 
 
+NAMED = 3  # of the files that are passed over
+
 BROKEN = (OSError, EOFError, zlib.error, pyarrow.ArrowException)
 
 
@@ -98,6 +100,7 @@ class Sources:
     def __init__(self, options, cutter):
         self.options, self.cutter = options, cutter
         self.counts = Counts()
+        self.binary_names = []
         self.sources = []
         out = os.path.realpath(options.out)
         self.avoid = {out, out + ".unfinished"}
@@ -147,16 +150,24 @@ class Sources:
                     raise broken(source.path, error)
                 source.hash = state.intdigest()
                 if zero:
+                    self.binary_names.append(source.path)
                     self.counts.binary += 1
                     continue
             kept.append(source)
         self.sources = kept
         if not kept:
             c = self.counts
+            named = f" ({self.binaries()})" if c.binary else ""
             raise Failure(DATA, f"expected text, found no document in the inputs (passed over: {c.empty} "
-                                f"empty, {c.binary} binary, {c.hidden} hidden, {c.special} links and "
+                                f"empty, {c.binary} binary{named}, {c.hidden} hidden, {c.special} links and "
                                 "special files): name text, .jsonl or .parquet files or folders that "
                                 "hold some")
+
+    def binaries(self):
+        """The first binaries that were passed over, as the built-in preparation names them."""
+        names = ", ".join(self.binary_names[:NAMED])
+        more = len(self.binary_names) - NAMED
+        return f"{names} and {more} more" if more > 0 else names
 
     def _decide_split(self):
         """As the built-in preparation does it: few documents leave no side empty."""

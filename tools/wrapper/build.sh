@@ -65,16 +65,24 @@ build_state() {
     readlink -f "$binary" && stat -L -c '%i %Y' "$binary"
 }
 
-# Whether nothing changed since Bazel last said so: asking it takes seconds when its server has gone.
-# By the time of change, which no tool sets back; folders that are not named here are looked into.
-build_is_current() {
-    local stamp=$logs/build.stamp name prune=()
-    [[ -x $binary && -f $stamp && $(<"$stamp") == "$(build_state)" ]] || return 1
-    for name in built runs docs configs tests .git .venv .cudnn_frontend; do
-        prune+=(-path "$root/$name" -o)
+# What the build reads, with the times of change, which no tool sets back. Sources are found by their
+# names: whatever else lies in these folders, a text or a run, is no part of the build.
+source_state() {
+    local name names=()
+    for name in '*.c' '*.h' '*.cpp' '*.cu' '*.cuh' '*.bzl' BUILD packages.txt MODULE.bazel 'WORKSPACE*' \
+        '.bazel*'; do
+        names+=(-o -name "$name")
     done
-    [[ -z $(find "$root" -mindepth 1 \( "${prune[@]}" -name __pycache__ \) -prune -o \
-        -cnewer "$stamp" -print -quit 2>/dev/null) ]]
+    {
+        cd "$root" && find BUILD MODULE.bazel WORKSPACE WORKSPACE.bzlmod .bazelrc .bazelignore base \
+            checkpoints data kernels layers tools train \( "${names[@]:1}" \) -printf '%p %C@\n'
+    } 2>/dev/null | sort || true # a name that has gone is a difference, no failure
+}
+
+# Whether nothing changed since Bazel last said so: asking it takes seconds when its server has gone.
+build_is_current() {
+    local stamp=$logs/build.stamp
+    [[ -x $binary && -f $stamp && $(<"$stamp") == "$(source_state && build_state)" ]]
 }
 
 build_if_changed() {
@@ -84,19 +92,17 @@ build_if_changed() {
 }
 
 build() {
-    local code=0 log=$logs/build.log stamp=$logs/build.stamp begun=$logs/build.begun.$$
+    local code=0 log=$logs/build.log stamp=$logs/build.stamp sources
     if [[ -x $binary && ! -w $root ]]; then return; fi # somebody else's: run it as it was built
     require_set_up
-    mkdir -p "$logs" && : >"$begun" # older than any change while Bazel works; others may build too
+    sources=$(source_state) # before any change while Bazel works
     run_bazel "$log" build //train:deepwell || code=$?
     if ((code == 0)); then
-        build_state >"$stamp.$$"
-        touch -r "$begun" "$stamp.$$"
+        { printf '%s\n' "$sources" && build_state; } >"$stamp.$$" # others may build too
         mv "$stamp.$$" "$stamp"
-        rm -f "$begun"
         return 0
     fi
-    rm -f "$stamp" "$begun"
+    rm -f "$stamp"
     show_errors "$log"
     die 1 "the build failed; all of Bazel's output: $log"
 }

@@ -13,6 +13,11 @@ EOF
     exit 2
 }
 
+# Whether there is a Python for the tool: the one that VARIABLE names, or that of .venv.
+has_python() { # TOOL VARIABLE
+    [[ -n ${!2:-} ]] || cmp -s "$root/tools/$1/requirements.txt" "$root/.venv/deepwell_$1"
+}
+
 # Sets `python`, one that imports MODULES: the one that VARIABLE names, or that of .venv, into which
 # what tools/TOOL/requirements.txt lists was installed. WITHOUT: what is possible without it.
 choose_python() { # TOOL VARIABLE MODULES [WITHOUT]
@@ -26,7 +31,7 @@ choose_python() { # TOOL VARIABLE MODULES [WITHOUT]
         return
     fi
     python=$venv/bin/python
-    if [[ -f $venv/deepwell_$tool ]] && cmp -s "$requirements" "$venv/deepwell_$tool"; then return; fi
+    if has_python "$tool" "$variable"; then return; fi
     command -v "$base" >/dev/null ||
         die 2 "this needs Python 3, found no $base: install python3 and python3-venv"
     say "installing $modules in .venv (once)..."
