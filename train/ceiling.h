@@ -22,6 +22,9 @@ enum status ceiling_copy(struct device *device, double seconds, struct gpu_power
 struct op_call ceiling_plain_gemm(struct gemm gemm);
 struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t n, size_t k);
 
+/* Bytes of scratch memory that the device needs for such a call. */
+size_t ceiling_scratch_bytes(const struct device *device, const struct op_call *gemm);
+
 /* TFLOPS of square GEMMs of random normal numbers in the formats of this recipe, *side to a side;
  * on a GPU after `seconds` of warm-up. *call: what was asked for. */
 enum status ceiling_gemm(struct device *device, const struct recipe *recipe, double seconds,

@@ -355,6 +355,11 @@ template <typename T> backward_args<T> backward_args_of(const struct norm_backwa
 
 } /* namespace */
 
+extern "C" size_t cuda_norm_scratch_bytes(const struct op_limits *limits) {
+    const size_t blocks = size_min(COLUMN_PARTS_MAX, ceil_div(limits->tokens, BACK_ROWS));
+    return blocks * SUMS * limits->model_width * sizeof(float);
+}
+
 extern "C" enum status cuda_norm_backward(struct device *device, const struct norm_backward *op) {
     const char *const name = "norm_backward";
     const size_t rows = op->residual.rows, columns = op->residual.columns;

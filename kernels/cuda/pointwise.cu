@@ -249,8 +249,14 @@ extern "C" cudaError_t cuda_code_probe(void) {
     return cudaFuncGetAttributes(&attributes, probe_kernel);
 }
 
-extern "C" size_t cuda_column_scratch_bytes(const struct op_limits *limits) {
-    return (size_t)COLUMN_PARTS_MAX * 3 * limits->width * sizeof(float); /* a norm has three sums */
+/* Of tiles, `down` rows of at most 64 `across` numbers, where down is below blocks / across + 1: 64
+ * (blocks + across). column_grid()'s rows are fewer: at most max(resident blocks, x) rows of 256
+ * numbers, of which a row of x is no more than a row of tiles and 192. */
+extern "C" size_t cuda_column_scratch_bytes(const struct device *device,
+                                            const struct op_limits *limits) {
+    static_assert(WARP * 8 * RESIDENT <= TILE_BLOCKS_EACH * TILE_COLUMNS, "tiles have the most");
+    const size_t across = ceil_div(limits->width, TILE_COLUMNS);
+    return (tile_blocks(device) + across) * TILE_COLUMNS * sizeof(float);
 }
 
 extern "C" enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,

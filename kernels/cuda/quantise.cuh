@@ -199,12 +199,15 @@ struct tile_job {
     float *partials;       /* (down, columns) sums of columns, or NULL */
 };
 
-/* Blocks one below the other, each with several tiles: so many that the last of them leave few
- * multiprocessors idle. */
+/* Blocks of a launch: so many that the last of them leave few multiprocessors idle. */
+enum { TILE_BLOCKS_EACH = 24 }; /* of a multiprocessor, which holds three or four at once */
+static inline size_t tile_blocks(const struct device *device) {
+    return TILE_BLOCKS_EACH * (size_t)backend_of(device)->multiprocessors;
+}
+
+/* Those one below the other, each with several tiles. */
 static inline unsigned tile_blocks_down(const struct device *device, size_t rows, unsigned across) {
-    enum { BLOCKS_EACH = 24 }; /* of a multiprocessor, which holds three or four at once */
-    const size_t tiles = ceil_div(rows, TILE_ROWS);
-    const size_t blocks = BLOCKS_EACH * (size_t)backend_of(device)->multiprocessors;
+    const size_t tiles = ceil_div(rows, TILE_ROWS), blocks = tile_blocks(device);
     return (unsigned)size_min(tiles, ceil_div(blocks, across));
 }
 
