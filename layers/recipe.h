@@ -72,8 +72,8 @@ const char *support_name(enum support support); /* "native", "emulated", "refuse
 /* Some linear multiplies quantised operands. */
 bool precision_narrow(const struct precision *precision);
 
-/* The scale modes of the operands that linears multiply, as bits 1u << mode. With SCALE_TENSOR norms
- * quantise, or take the amax of, what they make. */
+/* The scale modes of the operands that linears multiply, as bits 1u << mode. With SCALE_TENSOR
+ * norms quantise, or take the amax of, what they make. */
 unsigned precision_scale_modes(const struct precision *precision);
 
 /* Refuses, STATUS_CONFIG naming the recipe and the number: a width or a micro-batch of `tokens`
