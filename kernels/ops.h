@@ -282,10 +282,12 @@ static inline size_t stream_threads(const struct stream *op) {
 struct op_limits {
     size_t tokens;          /* N */
     size_t width;           /* largest row but the logits' */
+    size_t model_width;     /* of rows of norms and embeddings */
     size_t sequence_length; /* longest, caches counted */
     size_t heads, head_width; /* no heads: no attention */
     enum dtype dtype;       /* of activations */
-    bool tensor_scales;     /* some linear multiplies operands of SCALE_TENSOR */
+    unsigned scale_modes;   /* of quantised products: bits 1u << mode; 0: there are none */
+    size_t quantised_a, quantised_b; /* numbers of their largest operands */
 };
 
 enum { SUMSQ_BLOCK = 1024 };

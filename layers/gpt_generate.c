@@ -69,6 +69,7 @@ struct op_limits gpt_generation_limits(const struct gpt *gpt, enum dtype dtype, 
     return (struct op_limits){
         .tokens = batch * size_min(chunk, gpt->config.context),
         .width = 4 * gpt->config.width,
+        .model_width = gpt->config.width,
         .sequence_length = gpt->config.context,
         .heads = gpt->config.heads,
         .head_width = gpt->config.width / gpt->config.heads,

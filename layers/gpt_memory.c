@@ -280,15 +280,40 @@ void gpt_training_close(struct gpt_training *t) {
     *t = (struct gpt_training){0};
 }
 
+/* Operands of one linear's quantised products (linear.c): fprop multiplies input by weight, dgrad
+ * out_gradient by weight, wgrad out_gradient by input. */
+static void count_operands(size_t tokens, size_t in, size_t out, bool backward,
+                           struct op_limits *limits) {
+    const size_t widest = backward ? size_max(in, out) : in;
+    limits->quantised_a = size_max(limits->quantised_a, tokens * widest);
+    limits->quantised_b = size_max(limits->quantised_b, backward ? size_max(out, tokens) * in
+                                                                 : out * in);
+}
+
 struct op_limits gpt_training_limits(const struct gpt *gpt,
                                      const struct gpt_training_shape *shape) {
-    return (struct op_limits){
-        .tokens = shape->batch * shape->sequence_length,
+    const size_t tokens = shape->batch * shape->sequence_length;
+    const struct layout layout = {.width = gpt->config.width};
+    struct op_limits limits = {
+        .tokens = tokens,
         .width = 4 * gpt->config.width,
+        .model_width = gpt->config.width,
         .sequence_length = shape->sequence_length,
         .heads = gpt->config.heads,
         .head_width = gpt->config.width / gpt->config.heads,
         .dtype = shape->dtype,
-        .tensor_scales = precision_tensor_scales(&gpt->precision),
+        .scale_modes = precision_scale_modes(&gpt->precision),
     };
+    for (size_t layer = 0; layer < gpt->config.layers; layer++) {
+        if (!gpt_recipe_at(gpt, layer).narrow) continue;
+        for (size_t linear = 0; linear < BLOCK_LINEARS; linear++) {
+            count_operands(tokens, in_width(&layout, linear), out_width(&layout, linear),
+                           shape->backward, &limits);
+        }
+    }
+    if (gpt_recipe_at(gpt, gpt->config.layers).narrow) { /* as if it were not run in chunks */
+        count_operands(tokens, layout.width, gpt_padded_vocabulary(&gpt->config), shape->backward,
+                       &limits);
+    }
+    return limits;
 }

@@ -87,7 +87,8 @@ enum status gpt_training_open(struct gpt_training *training, struct gpt *gpt, st
                               struct arena *loss_arena);
 void gpt_training_close(struct gpt_training *training);
 
-/* What the operations' scratch memory must be sized for. */
+/* What the operations' scratch memory must be sized for. The gpt's
+ * precision is set. */
 struct op_limits gpt_training_limits(const struct gpt *gpt, const struct gpt_training_shape *shape);
 
 /* losses[n] of the uploaded inputs and targets; no gradients. */

@@ -100,13 +100,16 @@ bool precision_narrow(const struct precision *p) {
            (p->first_layers + p->last_layers > 0 && recipes[p->end_layers].narrow);
 }
 
-static bool tensor_scaled(enum recipe_kind kind) {
-    return recipes[kind].narrow && recipes[kind].input.mode == SCALE_TENSOR;
+static unsigned scale_modes(enum recipe_kind kind) {
+    const struct recipe *recipe = &recipes[kind];
+    if (!recipe->narrow) return 0;
+    return 1u << recipe->input.mode | 1u << recipe->weight.mode | 1u << recipe->out_gradient.mode;
 }
 
-bool precision_tensor_scales(const struct precision *p) {
-    return tensor_scaled(p->recipe) || tensor_scaled(p->lm_head) ||
-           (p->first_layers + p->last_layers > 0 && tensor_scaled(p->end_layers));
+unsigned precision_scale_modes(const struct precision *p) {
+    const bool ends = p->first_layers + p->last_layers > 0;
+    return scale_modes(p->recipe) | scale_modes(p->lm_head) |
+           (ends ? scale_modes(p->end_layers) : 0);
 }
 
 enum status precision_check(const struct precision *p, size_t width, size_t tokens) {

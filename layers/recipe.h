@@ -72,9 +72,9 @@ const char *support_name(enum support support); /* "native", "emulated", "refuse
 /* Some linear multiplies quantised operands. */
 bool precision_narrow(const struct precision *precision);
 
-/* Some linear multiplies operands of SCALE_TENSOR: norms quantise, or take the amax of, what they
- * make. */
-bool precision_tensor_scales(const struct precision *precision);
+/* The scale modes of the operands that linears multiply, as bits 1u << mode. With SCALE_TENSOR
+ * norms quantise, or take the amax of, what they make. */
+unsigned precision_scale_modes(const struct precision *precision);
 
 /* Refuses, STATUS_CONFIG naming the recipe and the number: a width or a micro-batch of `tokens`
  * that is no multiple of what a recipe in use needs; a narrow override of fp32 or fp16. */

@@ -258,11 +258,9 @@ static enum status run_shape(const size_t sizes[3], const struct config *config,
     TRY(engine_open_device(&device, config));
     TRY_GOTO(make_call(sizes, config, request, &device, &call), cleanup);
     const enum dtype dtype = call.kind == OP_GEMM ? call.args.gemm.a.dtype : engine_dtype(config);
-    const struct op_limits limits = {.tokens = sizes[0], .width = sizes[1], .sequence_length = 1,
-                                     .heads = 1, .head_width = 1, .dtype = dtype};
     bench_print_device(&device);
     TRY_GOTO(add_group(&groups, &call, 0, &device), cleanup);
-    status = measure(config, &device, &groups, device.ops->scratch_bytes(&device, &limits), dtype,
+    status = measure(config, &device, &groups, ceiling_scratch_bytes(&device, &call), dtype,
                      request);
 cleanup:
     free(groups.groups);

@@ -183,7 +183,7 @@ static enum status read_gradients(struct run *run, float **out) {
 
 /* The first micro-batch of a run scales by its own amaxes, and the others of its step keep that. */
 static void print_scaling(const struct engine *engine) {
-    if (!precision_tensor_scales(&engine->precision)) return;
+    if (!(precision_scale_modes(&engine->precision) & 1u << SCALE_TENSOR)) return;
     if (engine->precision.scaling != SCALING_DELAYED) return;
     printf("scaling     current in these errors: a first step has no amaxes of steps before it; "
            "delayed in the loss curves\n");

@@ -15,7 +15,8 @@ static const char usage[] =
     "at least, and the share of this device's copy rate, measured in the same run, that they\n"
     "come to; for GEMMs and attention TFLOPS; power, clock and what limits it. The operands are\n"
     "those of training: a whole step runs before each. What is in a cache when an operation\n"
-    "begins is what it left there itself.\n"
+    "begins is what it left there itself. cross_entropy puts gradients where its logits were:\n"
+    "each run comes behind a copy that brings them back, whose own time is taken off.\n"
     "\n"
     "  --seconds S          timed seconds of each (default 1)\n"
     "  --warmup N           steps before the first (default 2)\n"
@@ -25,7 +26,8 @@ static const char usage[] =
 struct ops_run {
     struct bench bench;
     struct op_list step;
-    struct arena spare; /* what GELU's backward pass writes: in place it would soon work on zeros */
+    struct arena spare; /* for what works in place, and would soon work on zeros: GELU's backward
+                         * pass writes here, and here are the logits of cross_entropy */
     struct scale_state *scales; /* as training left them; NULL: no narrow recipe */
     double copy_bytes_per_s;
     double seconds;          /* of each */
@@ -33,16 +35,26 @@ struct ops_run {
     enum status verdict; /* of the first figure that cannot be true: returned when all is printed */
 };
 
-static enum status run_call(struct device *device, void *context) {
-    return op_call_run(device, context);
+/* What is timed: `to` made what it was, and the call; either may be missing. */
+struct timed {
+    struct tensor to, from; /* data NULL: nothing to make */
+    const struct op_call *call;
+};
+
+static enum status run_timed(struct device *device, void *context) {
+    const struct timed *timed = context;
+    if (timed->from.data != NULL) TRY(device->ops->convert(device, timed->to, timed->from));
+    return timed->call == NULL ? STATUS_OK : op_call_run(device, timed->call);
 }
 
 static enum status open_spare(struct ops_run *run) {
     size_t bytes = 0;
     for (size_t i = 0; i < run->step.count; i++) {
         const struct op_call *call = &run->step.calls[i];
-        if (call->kind != OP_GELU_BACKWARD) continue;
-        bytes = size_max(bytes, tensor_bytes(call->args.gelu_backward.x_gradient));
+        if (call->kind == OP_GELU_BACKWARD)
+            bytes = size_max(bytes, tensor_bytes(call->args.gelu_backward.x_gradient));
+        if (call->kind == OP_CROSS_ENTROPY)
+            bytes = size_max(bytes, tensor_bytes(call->args.cross_entropy.logits));
     }
     return arena_open(&run->spare, "spare", &run->bench.engine.device, size_max(bytes, 1));
 }
@@ -74,11 +86,47 @@ static void print_row(const struct ops_run *run, const struct op_call *call, siz
     fflush(stdout);
 }
 
+/* The logits of a cross_entropy, from the product before it in the step, into spare memory. */
+static enum status keep_logits(struct ops_run *run, size_t index, struct timed *timed) {
+    struct device *device = &run->bench.engine.device;
+    const struct op_call *calls = run->step.calls;
+    timed->to = timed->from = calls[index].args.cross_entropy.logits;
+    timed->from.data = run->spare.base;
+    for (size_t i = index; i-- > 0;) {
+        if (!op_call_is_gemm(&calls[i]) || op_call_result(&calls[i]).data != timed->to.data) {
+            continue;
+        }
+        TRY(op_call_run(device, &calls[i]));
+        return device->ops->convert(device, timed->from, timed->to);
+    }
+    return status_set(STATUS_INTERNAL, "cross_entropy: no product of the step makes its logits");
+}
+
+/* Seconds of the call alone; power is watched while it and what it needs run. */
+static enum status time_call(struct ops_run *run, size_t index, const struct op_call *call,
+                             double *seconds) {
+    struct bench *b = &run->bench;
+    struct timed timed = {0};
+    struct sustained times, copy = {0};
+    if (call->kind == OP_CROSS_ENTROPY) {
+        TRY(keep_logits(run, index, &timed));
+        TRY(sustained_run(&b->engine.device, run_timed, &timed, run->seconds, NULL, &copy));
+    }
+    timed.call = call;
+    TRY(sustained_run(&b->engine.device, run_timed, &timed, run->seconds, &b->power, &times));
+    *seconds = times.run_seconds - copy.run_seconds;
+    if (*seconds > 0.0) return STATUS_OK;
+    return status_set(STATUS_CONFIG,
+                      "%s took no longer with the copy of its operand than that alone: the device "
+                      "does something else too; repeat with more than --seconds %g",
+                      call->name, run->seconds);
+}
+
 static enum status measure_call(struct ops_run *run, size_t index) {
     struct bench *b = &run->bench;
     struct op_call call = run->step.calls[index];
     struct step_state state;
-    struct sustained times;
+    double seconds = 0.0;
     size_t calls = 0;
     for (size_t i = index; i < run->step.count; i++) {
         calls += op_call_same(&call, &run->step.calls[i]) ? 1 : 0;
@@ -87,16 +135,15 @@ static enum status measure_call(struct ops_run *run, size_t index) {
     if (call.kind == OP_GELU_BACKWARD && in_place->data != NULL) in_place->data = run->spare.base;
     TRY(bench_run_step(b));
     TRY(bench_read_state(b, &state));
-    TRY(sustained_run(&b->engine.device, run_call, &call, run->seconds, &b->power,
-                      &times));
+    TRY(time_call(run, index, &call, &seconds));
     if (run->scales != NULL) TRY(engine_write_scales(&b->engine, run->scales));
-    run->sum_seconds += times.run_seconds * (double)calls;
-    print_row(run, &call, calls, times.run_seconds);
+    run->sum_seconds += seconds * (double)calls;
+    print_row(run, &call, calls, seconds);
     if (op_call_is_gemm(&call) && run->verdict == STATUS_OK) {
         char text[OP_CALL_TEXT_BYTES];
         const struct speed_limit limit = ceiling_of_gemm(&b->engine.device, b->config, &call);
         run->verdict = bench_check_tflops(op_call_text(text, &call),
-                                          call.flops / times.run_seconds * 1e-12, limit.tflops,
+                                          call.flops / seconds * 1e-12, limit.tflops,
                                           "the device's peak");
     }
     return STATUS_OK;

@@ -43,17 +43,29 @@ struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t
     return op_call_of_quantised_gemm(&gemm);
 }
 
+size_t ceiling_scratch_bytes(const struct device *device, const struct op_call *gemm) {
+    struct op_limits limits = {.tokens = 1, .width = 1, .model_width = 1, .sequence_length = 1};
+    if (gemm->kind == OP_GEMM) {
+        limits.dtype = gemm->args.gemm.a.dtype;
+    } else {
+        const struct operand *a = &gemm->args.quantised_gemm.a, *b = &gemm->args.quantised_gemm.b;
+        limits.dtype = DTYPE_BF16;
+        limits.scale_modes = 1u << a->mode | 1u << b->mode;
+        limits.quantised_a = a->rows * a->columns;
+        limits.quantised_b = b->rows * b->columns;
+    }
+    return device->ops->scratch_bytes(device, &limits);
+}
+
 enum status ceiling_gemm(struct device *device, const struct recipe *recipe, double seconds,
                          struct gpu_power *power, double *tflops, struct op_call *call) {
     const bool cpu = device->kind == DEVICE_CPU;
     const size_t n = cpu ? 1536 : 8192;
-    const struct op_limits limits = {.tokens = n, .width = n, .sequence_length = 1, .heads = 1,
-                                     .head_width = 1, .dtype = recipe->dtype};
     const struct tensor square = tensor_make(NULL, recipe->dtype, n, n);
     const struct gemm plain = {.c = square, .a = square, .b = square, .transpose_b = true};
     struct sustained times;
     *call = recipe->narrow ? ceiling_recipe_gemm(recipe, n, n, n) : op_call_of_gemm(&plain);
-    TRY(measure_call(device, call, recipe->dtype, device->ops->scratch_bytes(device, &limits),
+    TRY(measure_call(device, call, recipe->dtype, ceiling_scratch_bytes(device, call),
                      cpu ? 0.0 : seconds, seconds, power, &times));
     *tflops = call->flops / times.run_seconds * 1e-12;
     return STATUS_OK;

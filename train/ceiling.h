@@ -21,6 +21,9 @@ enum status ceiling_copy(struct device *device, double seconds, struct gpu_power
  * operands have no memory: floor_open gives it. */
 struct op_call ceiling_recipe_gemm(const struct recipe *recipe, size_t m, size_t n, size_t k);
 
+/* Bytes of scratch memory that the device needs for such a call. */
+size_t ceiling_scratch_bytes(const struct device *device, const struct op_call *gemm);
+
 /* TFLOPS of square GEMMs of random normal numbers in the formats of this recipe; on a GPU after
  * `seconds` of warm-up. *call: what was multiplied. */
 enum status ceiling_gemm(struct device *device, const struct recipe *recipe, double seconds,

@@ -178,7 +178,7 @@ struct softmax_source {
 
 __global__ void __launch_bounds__(TILE_THREADS, 4)
     softmax_tiles_kernel(const softmax_source source, const __grid_constant__ tile_job job) {
-    tile_run<softmax_source, false>(source, job, blockIdx.x);
+    tile_run<softmax_source, false, true>(source, job, blockIdx.x);
 }
 
 enum status write_copies(struct device *device, const struct cross_entropy *op,

@@ -88,14 +88,17 @@ enum status cuda_shape(const char *operation, const char *what, struct tensor t,
  * in scratch memory, then the partials in their order into outs[i][0..columns); outs[i] NULL:
  * not wanted. */
 enum { COLUMN_PARTS_MAX = 1024 };
-size_t cuda_column_scratch_bytes(const struct op_limits *limits);
+size_t cuda_column_scratch_bytes(const struct device *device, const struct op_limits *limits);
 enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,
                              const float *partials, size_t parts, size_t columns, bool accumulate);
 
 /* The first bytes of scratch memory are cuBLASLt's workspace; gemm_check.cu has the others. */
 static const size_t cuda_gemm_workspace_bytes = (size_t)64 << 20;
 size_t cuda_gemm_scratch_bytes(void);
-size_t cuda_quantised_gemm_scratch_bytes(void);
+/* With room for the operands of emulated products, where the device emulates one. */
+size_t cuda_quantised_gemm_scratch_bytes(const struct device *device,
+                                         const struct op_limits *limits);
+size_t cuda_norm_scratch_bytes(const struct op_limits *limits);
 size_t cuda_embedding_scratch_bytes(const struct op_limits *limits);
 size_t cuda_reduce_scratch_bytes(void);
 size_t cuda_cross_entropy_scratch_bytes(const struct op_limits *limits);

@@ -183,7 +183,7 @@ enum status check_backward(const struct embedding_backward *op) {
 } /* namespace */
 
 extern "C" size_t cuda_embedding_scratch_bytes(const struct op_limits *limits) {
-    return plan_scratch(limits->tokens, limits->width).bytes;
+    return plan_scratch(limits->tokens, limits->model_width).bytes;
 }
 
 extern "C" enum status cuda_embedding_forward(struct device *device,

@@ -111,7 +111,6 @@ void gemm_service_close(struct gemm_service *service) {
     for (size_t i = 0; i < service->count; i++) close_entry(&service->entries[i]);
     free(service->entries);
     gemm_cache_close(&service->cache);
-    for (size_t i = 0; i < service->room_count; i++) cudaFree(service->rooms[i].memory);
     if (service->handle != NULL) cublasLtDestroy(service->handle);
     free(service);
 }

@@ -56,22 +56,12 @@ struct gemm_cache {
     size_t count, capacity;
 };
 
-/* Memory for the operands of emulated GEMMs, taken when one first needs it and kept: recordings
- * point into it. */
-enum { GEMM_ROOMS = 32 };
-struct gemm_room {
-    void *memory;
-    size_t bytes;
-};
-
 struct gemm_service {
     cublasLtHandle_t handle;
     struct gemm_entry *entries; /* of the shapes that this process asked for */
     size_t count, capacity;
     struct gemm_cache cache;
-    bool unkept;                        /* device.note says that the file cannot be written */
-    struct gemm_room rooms[GEMM_ROOMS]; /* the last is the largest */
-    size_t room_count;
+    bool unkept; /* device.note says that the file cannot be written */
 };
 
 enum status gemm_lt_check(cublasStatus_t status, const char *what, const struct gemm_key *key);

@@ -7,6 +7,8 @@
  * Where quantised copies are wanted, a block collects the codes of a strip of rows in shared memory
  * and writes them transposed when the strip is full (quantise.cuh).
  */
+#include <utility>
+
 #include "kernels/cuda/ahead.cuh"
 #include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/quantise.cuh"
@@ -20,6 +22,7 @@ enum {
     ROWS = 4,
     WARP_THREADS = 128,
     STRIP_THREADS = 256,
+    WARP_WIDTH_MAX = 2048,
     STRIP_WIDTH_MAX = 4096, /* a row in a warp's registers */
     STRIP_RESERVED = 1024   /* of a block's shared memory: the system's */
 };
@@ -307,70 +310,45 @@ enum status run_strips(struct device *device, const forward_args<bf16> &a, const
     return cuda_launched("norm_forward");
 }
 
-/* V of the kernel for a width: registers are compiled for few of them. */
-int strip_groups(size_t columns) {
-    static const int compiled[] = {2, 3, 4, 5, 7, 8, STRIP_WIDTH_MAX / 256};
-    for (const int groups : compiled)
-        if (columns <= (size_t)groups * 256) return groups;
-    return 0;
+/* run(V), V the fewest groups of 256 numbers that hold a row, as integral_constant: registers are
+ * compiled for few of them. False: none is enough. */
+template <int... GROUPS, class Run>
+bool choose_groups(std::integer_sequence<int, GROUPS...>, size_t columns, const Run &run) {
+    const auto fits = [&](auto groups) {
+        if (columns > (size_t)groups.value * 256) return false;
+        run(groups);
+        return true;
+    };
+    return (fits(std::integral_constant<int, GROUPS>{}) || ...);
+}
+
+template <class Run> bool choose_groups(size_t columns, const Run &run) {
+    return choose_groups(std::integer_sequence<int, 1, 2, 3, 4, 5, 7, 8, STRIP_WIDTH_MAX / 256>{},
+                         columns, run);
 }
 
 enum status launch_strips(struct device *device, const forward_args<bf16> &a,
                           const copies_args &to) {
-    switch (strip_groups((size_t)a.columns)) {
-    case 2:
-        return run_strips<2>(device, a, to);
-    case 3:
-        return run_strips<3>(device, a, to);
-    case 4:
-        return run_strips<4>(device, a, to);
-    case 5:
-        return run_strips<5>(device, a, to);
-    case 7:
-        return run_strips<7>(device, a, to);
-    case 8:
-        return run_strips<8>(device, a, to);
-    case STRIP_WIDTH_MAX / 256:
-        return run_strips<STRIP_WIDTH_MAX / 256>(device, a, to);
-    default:
-        return refuse_width("norm_forward with copies", (size_t)a.columns);
-    }
+    enum status status = STATUS_OK;
+    const bool fits = choose_groups((size_t)a.columns, [&](auto groups) {
+        status = run_strips<groups.value>(device, a, to);
+    });
+    return fits ? status : refuse_width("norm_forward with copies", (size_t)a.columns);
 }
 
 template <typename T>
 void launch_forward(const forward_args<T> &a, int threads, cudaStream_t stream) {
     const unsigned blocks = blocks_for(a.rows, ROWS),
                    warps = blocks_for(a.rows, WARP_THREADS / WARP);
-    const int groups = a.columns % 8 == 0 ? (a.columns + 255) / 256 : 0;
-    switch (groups) {
-    case 1:
-        norm_forward_warp_kernel<T, 1><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 2:
-        norm_forward_warp_kernel<T, 2><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 3:
-        norm_forward_warp_kernel<T, 3><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 4:
-        norm_forward_warp_kernel<T, 4><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 5:
-        norm_forward_warp_kernel<T, 5><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 6:
-    case 7:
-        norm_forward_warp_kernel<T, 7><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 8:
-        norm_forward_warp_kernel<T, 8><<<warps, WARP_THREADS, 0, stream>>>(a);
-        break;
-    case 0:
+    if (a.columns % 8 != 0) {
         norm_forward_kernel<T, 1><<<blocks, threads, 0, stream>>>(a);
-        break;
-    default:
+    } else if (a.columns > WARP_WIDTH_MAX) {
         norm_forward_kernel<T, 8><<<blocks, threads, 0, stream>>>(a);
-        break;
+    } else {
+        choose_groups((size_t)a.columns, [&](auto groups) {
+            if constexpr (groups.value * 256 <= WARP_WIDTH_MAX)
+                norm_forward_warp_kernel<T, groups.value><<<warps, WARP_THREADS, 0, stream>>>(a);
+        });
     }
 }
 
@@ -395,10 +373,11 @@ template <typename T> forward_args<T> forward_args_of(const struct norm_forward 
 /* Forward, which holds rows ahead for each of its warps, takes more shared memory than backward. */
 static enum status check_copies(const struct device *device, size_t width) {
     const size_t there = backend_of(device)->shared_bytes - STRIP_RESERVED;
-    const int groups = strip_groups(width);
-    const size_t least = slots_bytes(groups) + strip_bytes(TILE_UNIT, (int)width);
-    if (groups > 0 && least <= there) return STATUS_OK;
-    if (groups > 0) {
+    size_t least = strip_bytes(COPY_UNIT, (int)width);
+    const bool fits = choose_groups(width,
+                                    [&](auto groups) { least += slots_bytes(groups.value); });
+    if (fits && least <= there) return STATUS_OK;
+    if (fits) {
         return status_set(STATUS_DEVICE,
                           "norms of width %zu that quantise (recipe fp8) need %zu bytes of shared "
                           "memory a block, %s has %zu: lower model.width, or set precision.recipe "

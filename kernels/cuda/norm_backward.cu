@@ -26,6 +26,9 @@ enum {
     TENSORS = 3 /* that a row is read from */
 };
 
+/* What becomes of the gradient beside its numbers. */
+enum output { NUMBERS, AMAX, COPIES };
+
 template <typename T> struct backward_args {
     T *residual_gradient;
     const T *out_gradient, *residual, *weight;
@@ -128,9 +131,7 @@ constexpr int resident_blocks(int block, bool copies) {
 }
 
 /* A thread's sums over rows of the gradients of its columns. */
-template <int W> struct column_sums {
-    float weight[W], bias[W], delta[W];
-};
+template <int W> struct column_sums { float weight[W], bias[W], delta[W]; };
 
 /* The thread's part of the two sums of each row from `first` on. */
 template <typename T, int W>
@@ -157,7 +158,7 @@ __device__ inline void turn_sums(float (&sums)[2 * BACK_ROWS], column_sums<W> &o
 }
 
 /* The gradient of the rows from `first` on, given their sums; its codes into the strip. */
-template <typename T, int W, bool COPIES>
+template <typename T, int W, output OUTPUT>
 __device__ inline float turn_write(const float (&sums)[2 * BACK_ROWS], column_sums<W> &own,
                                    const turn_rows<T, W> &rows, const turn_norms &norms,
                                    const Numbers<T, W> &weight, const backward_args<T> &a,
@@ -179,12 +180,12 @@ __device__ inline float turn_write(const float (&sums)[2 * BACK_ROWS], column_su
         }
         store(a.residual_gradient + (first + r) * (size_t)a.columns + (size_t)column,
               pack<T, W>(out));
-        if constexpr (COPIES) {
+        if constexpr (OUTPUT != NUMBERS) amax = larger_size8(amax, out);
+        if constexpr (OUTPUT == COPIES) {
             const int strip_row = (int)(first + r) & (a.height - 1);
-            amax = larger_size8(amax, out);
-            *reinterpret_cast<uint2 *>(strip + strip_at(a.height, a.columns, strip_row,
-                                                        column / 4)) = encode8(a.to.e5m2, out,
-                                                                               scale);
+            *reinterpret_cast<uint2 *>(
+                strip + strip_at(a.height, a.columns, strip_row, column / 4)) = encode8(a.to.e5m2,
+                                                                                        out, scale);
         }
     }
     return amax;
@@ -194,53 +195,53 @@ __device__ inline float turn_write(const float (&sums)[2 * BACK_ROWS], column_su
 template <typename T>
 __device__ inline void strip_leave(const uint32_t *strip, const backward_args<T> &a, size_t first) {
     __syncthreads();
-    if (a.to.row != nullptr) strip_store_rows(strip, a.height, a.columns, a.to, first);
+    strip_store_rows(strip, a.height, a.columns, a.to, first);
     if (a.to.transposed != nullptr) strip_store(strip, a.height, a.columns, a.to, first);
 }
 
 /* The first row of the block's i-th turn. */
-template <bool COPIES> __device__ inline size_t turn_first(int i, int height) {
-    if (!COPIES) return ((size_t)i * gridDim.x + blockIdx.x) * BACK_ROWS;
+template <output OUTPUT> __device__ inline size_t turn_first(int i, int height) {
+    if (OUTPUT != COPIES) return ((size_t)i * gridDim.x + blockIdx.x) * BACK_ROWS;
     const int row = i * BACK_ROWS; /* of its strips, one behind the other */
     return ((size_t)(row / height) * gridDim.x + blockIdx.x) * (size_t)height + row % height;
 }
 
 /* BLOCK: the most threads a block may have; narrow rows leave registers for several such blocks. */
-template <typename T, int W, int BLOCK, bool COPIES>
-__global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
+template <typename T, int W, int BLOCK, output OUTPUT>
+__global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, OUTPUT == COPIES))
     norm_backward_kernel(const backward_args<T> a) {
     extern __shared__ uint4 turns[];
     uint32_t *strip = reinterpret_cast<uint32_t *>(turns) +
-                      (COPIES ? a.ahead * turn_bytes<T, W>((int)blockDim.x) / 4 : 0);
+                      (OUTPUT == COPIES ? a.ahead * turn_bytes<T, W>((int)blockDim.x) / 4 : 0);
     __shared__ float shared[2][BLOCK / WARP * 2 * BACK_ROWS];
     const int column = (int)threadIdx.x * W;
     const bool mine = column < a.columns;
     const float share = 1.0f / (float)a.columns;
     Numbers<T, W> weight = {}; /* as it lies in memory: registers are short here */
     column_sums<W> own = {};
-    const float scale = COPIES && !a.to.stored ? a.to.state->scale : 1.0f;
+    const float scale = OUTPUT == COPIES ? a.to.state->scale : 1.0f;
     float amax = 0.0f;
     int turn = 0;
     if (mine) weight = load<T, W>(a.weight + column);
     const size_t turn_words = turn_bytes<T, W>((int)blockDim.x) / 16;
     uint4 *slot = turns;
     turn_norms norms, norms_next;
-    if constexpr (COPIES) {
+    if constexpr (OUTPUT == COPIES) {
         for (int i = 0; i < a.ahead; i++) {
-            const size_t first = turn_first<COPIES>(i, a.height);
+            const size_t first = turn_first<OUTPUT>(i, a.height);
             if (first < a.rows) ask_rows<T, W>(turns + i * turn_words, a, first, column);
             copies_commit();
         }
     }
-    size_t first = turn_first<COPIES>(0, a.height);
+    size_t first = turn_first<OUTPUT>(0, a.height);
     load_norms(norms_next, a, first);
     for (int number = 0; first < a.rows; number++) {
-        const size_t after = turn_first<COPIES>(number + 1, a.height);
+        const size_t after = turn_first<OUTPUT>(number + 1, a.height);
         turn_rows<T, W> rows;
         float sums[2 * BACK_ROWS] = {};
         norms = norms_next;
         if (after < a.rows) load_norms(norms_next, a, after);
-        if constexpr (COPIES) {
+        if constexpr (OUTPUT == COPIES) {
             copies_wait(a.ahead);
             take_rows(rows, slot);
         } else {
@@ -249,22 +250,22 @@ __global__ void __launch_bounds__(BLOCK, resident_blocks(BLOCK, COPIES))
         turn_sums<T, W>(sums, own, rows, norms, weight, a, first, mine);
         block_sums(sums, shared[turn]);
         turn ^= 1;
-        if constexpr (COPIES) { /* the thread has its part in registers */
-            const size_t next = turn_first<COPIES>(number + a.ahead, a.height);
+        if constexpr (OUTPUT == COPIES) { /* the thread has its part in registers */
+            const size_t next = turn_first<OUTPUT>(number + a.ahead, a.height);
             if (next < a.rows) ask_rows<T, W>(slot, a, next, column);
             copies_commit();
             slot = slot + turn_words < turns + a.ahead * turn_words ? slot + turn_words : turns;
         }
-        amax = turn_write<T, W, COPIES>(sums, own, rows, norms, weight, a, first, column, mine,
+        amax = turn_write<T, W, OUTPUT>(sums, own, rows, norms, weight, a, first, column, mine,
                                         share, strip, scale, amax);
-        if constexpr (COPIES) {
+        if constexpr (OUTPUT == COPIES) {
             const int last_row = (int)(first + BACK_ROWS - 1) & (a.height - 1);
             if (after >= a.rows || last_row == a.height - 1)
                 strip_leave(strip, a, first & ~(size_t)(a.height - 1));
         }
         first = after;
     }
-    if (COPIES) raise_amax(a.to.state, a.to.stored ? as_stored<T>(amax) : amax);
+    if (OUTPUT != NUMBERS) raise_amax(a.to.state, a.to.stored ? as_stored<T>(amax) : amax);
     if (!mine) return;
     float *partials = a.partials + (size_t)blockIdx.x * SUMS * (size_t)a.columns + (size_t)column;
     store(partials, pack<float, W>(own.weight));
@@ -298,44 +299,44 @@ size_t plan_shared(const struct device *device, backward_args<T> *a, int threads
     return (size_t)a->ahead * turn + strip;
 }
 
-template <typename T, int W, int BLOCK, bool COPIES>
+template <typename T, int W, int BLOCK, output OUTPUT>
 enum status run_backward(struct device *device, backward_args<T> a, int threads,
                          const struct norm_backward *op) {
     const char *const name = "norm_backward";
     const size_t columns = (size_t)a.columns;
-    int resident = resident_blocks(BLOCK, COPIES);
+    int resident = resident_blocks(BLOCK, OUTPUT == COPIES);
     size_t shared = 0;
-    if constexpr (COPIES) {
-        a.to = copies_args_of(&op->quantise, a.rows);
+    a.to = copies_args_of(&op->quantise, a.rows);
+    if constexpr (OUTPUT == COPIES) {
         shared = plan_shared<T, W>(device, &a, threads, resident);
         if (a.height == 0) return refuse_width("norm_backward with copies", columns);
-        CUDA_TRY(cudaFuncSetAttribute(norm_backward_kernel<T, W, BLOCK, COPIES>,
+        CUDA_TRY(cudaFuncSetAttribute(norm_backward_kernel<T, W, BLOCK, OUTPUT>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     }
     CUDA_TRY(
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident,
-                                                      norm_backward_kernel<T, W, BLOCK, COPIES>,
+                                                      norm_backward_kernel<T, W, BLOCK, OUTPUT>,
                                                       threads, shared));
     float *const outs[SUMS] = {op->weight_gradient, op->bias_gradient, op->delta_bias_gradient};
     const size_t blocks = plan_backward(device, &a, resident);
     TRY(cuda_scratch(device, name, blocks * SUMS * columns * sizeof(float)));
     a.partials = (float *)device->scratch;
-    norm_backward_kernel<T, W, BLOCK, COPIES>
+    norm_backward_kernel<T, W, BLOCK, OUTPUT>
         <<<(unsigned)blocks, threads, shared, backend_of(device)->stream>>>(a);
     TRY(cuda_launched(name));
     return cuda_column_sums(device, outs, SUMS, a.partials, blocks, columns, op->accumulate);
 }
 
-template <typename T, int W, bool COPIES>
+template <typename T, int W, output OUTPUT>
 enum status choose_backward(struct device *device, const backward_args<T> &a, int threads,
                             const struct norm_backward *op) {
-    if (threads <= NARROW) return run_backward<T, W, NARROW, COPIES>(device, a, threads, op);
-    if constexpr (COPIES) {
+    if (threads <= NARROW) return run_backward<T, W, NARROW, OUTPUT>(device, a, threads, op);
+    if constexpr (OUTPUT == COPIES) {
         if (threads <= COPIES_MIDDLE)
-            return run_backward<T, W, COPIES_MIDDLE, COPIES>(device, a, threads, op);
+            return run_backward<T, W, COPIES_MIDDLE, OUTPUT>(device, a, threads, op);
     }
-    if (threads <= MIDDLE) return run_backward<T, W, MIDDLE, COPIES>(device, a, threads, op);
-    return run_backward<T, W, NORM_THREADS_MAX, COPIES>(device, a, threads, op);
+    if (threads <= MIDDLE) return run_backward<T, W, MIDDLE, OUTPUT>(device, a, threads, op);
+    return run_backward<T, W, NORM_THREADS_MAX, OUTPUT>(device, a, threads, op);
 }
 
 template <typename T> backward_args<T> backward_args_of(const struct norm_backward *op) {
@@ -355,6 +356,11 @@ template <typename T> backward_args<T> backward_args_of(const struct norm_backwa
 
 } /* namespace */
 
+extern "C" size_t cuda_norm_scratch_bytes(const struct op_limits *limits) {
+    const size_t blocks = size_min(COLUMN_PARTS_MAX, ceil_div(limits->tokens, BACK_ROWS));
+    return blocks * SUMS * limits->model_width * sizeof(float);
+}
+
 extern "C" enum status cuda_norm_backward(struct device *device, const struct norm_backward *op) {
     const char *const name = "norm_backward";
     const size_t rows = op->residual.rows, columns = op->residual.columns;
@@ -365,13 +371,14 @@ extern "C" enum status cuda_norm_backward(struct device *device, const struct no
     TRY(cuda_shape(name, "residual_gradient", op->residual_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "out_gradient", op->out_gradient, dtype, rows, columns));
     TRY(cuda_shape(name, "weight", op->weight, dtype, 1, columns));
-    if (quantise_output_set(&op->quantise)) {
-        return choose_backward<bf16, 8, true>(device, backward_args_of<bf16>(op), threads, op);
-    }
+    if (op->quantise.copies != NULL)
+        return choose_backward<bf16, 8, COPIES>(device, backward_args_of<bf16>(op), threads, op);
+    if (op->quantise.amax != NULL)
+        return choose_backward<bf16, 8, AMAX>(device, backward_args_of<bf16>(op), threads, op);
     enum status status = STATUS_OK;
     FOR_DTYPE(dtype, FOR_WIDTH(columns, {
-                  status = choose_backward<T, W, false>(device, backward_args_of<T>(op), threads,
-                                                        op);
+                  status = choose_backward<T, W, NUMBERS>(device, backward_args_of<T>(op), threads,
+                                                          op);
               }))
     return status;
 }

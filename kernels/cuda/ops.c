@@ -4,7 +4,7 @@
 
 /* Two-byte rows that are no multiple of 16 bytes leave cuBLASLt its slow algorithms. */
 static enum status check_gemms(const struct op_limits *limits) {
-    const size_t width = limits->heads * limits->head_width;
+    const size_t width = limits->model_width;
     if (limits->dtype == DTYPE_F32 || width % 8 == 0) return STATUS_OK;
     return status_set(STATUS_DEVICE,
                       "expected a width that is a multiple of 8 for GEMMs in %s on a GPU, found "
@@ -15,13 +15,14 @@ static enum status check_gemms(const struct op_limits *limits) {
 static enum status cuda_check_limits(const struct device *device, const struct op_limits *limits,
                                      bool backward) {
     TRY(check_gemms(limits));
-    TRY(cuda_norm_check(device, limits->heads * limits->head_width, limits->tensor_scales));
+    TRY(cuda_norm_check(device, limits->model_width, limits->scale_modes & 1u << SCALE_TENSOR));
     return cuda_attention_check(device, limits, backward);
 }
 
 static size_t cuda_scratch_bytes(const struct device *device, const struct op_limits *limits) {
-    size_t bytes = cuda_quantised_gemm_scratch_bytes(); /* the plain ones' too */
-    bytes = size_max(bytes, cuda_column_scratch_bytes(limits));
+    size_t bytes = cuda_quantised_gemm_scratch_bytes(device, limits); /* the plain ones' too */
+    bytes = size_max(bytes, cuda_column_scratch_bytes(device, limits));
+    bytes = size_max(bytes, cuda_norm_scratch_bytes(limits));
     bytes = size_max(bytes, cuda_embedding_scratch_bytes(limits));
     bytes = size_max(bytes, cuda_reduce_scratch_bytes());
     bytes = size_max(bytes, cuda_cross_entropy_scratch_bytes(limits));

@@ -165,15 +165,17 @@ struct gelu_gradient_source {
     }
 };
 
+template <bool CODES>
 __global__ void __launch_bounds__(TILE_THREADS, 4)
     gelu_forward_tiles_kernel(const gelu_source source, const __grid_constant__ tile_job job) {
-    tile_run<gelu_source, false>(source, job, blockIdx.x);
+    tile_run<gelu_source, false, CODES>(source, job, blockIdx.x);
 }
 
+template <bool CODES>
 __global__ void __launch_bounds__(TILE_THREADS, 3)
     gelu_backward_tiles_kernel(const gelu_gradient_source source,
                                const __grid_constant__ tile_job job) {
-    tile_run<gelu_gradient_source, true>(source, job, blockIdx.x);
+    tile_run<gelu_gradient_source, true, CODES>(source, job, blockIdx.x);
 }
 
 tile_job tile_job_of(const struct device *device, const struct quantise_output *output,
@@ -191,8 +193,9 @@ tile_job tile_job_of(const struct device *device, const struct quantise_output *
 enum status gelu_forward_tiles(struct device *device, const struct gelu_forward *op) {
     const tile_job job = tile_job_of(device, &op->quantise, op->out);
     const gelu_source source = {(const bf16 *)op->x.data, (const bf16 *)op->bias.data, {}};
-    gelu_forward_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0,
-                                backend_of(device)->stream>>>(source, job);
+    const auto kernel = op->quantise.copies != NULL ? gelu_forward_tiles_kernel<true>
+                                                    : gelu_forward_tiles_kernel<false>;
+    kernel<<<job.across * job.down, TILE_THREADS, 0, backend_of(device)->stream>>>(source, job);
     return cuda_launched("gelu_forward");
 }
 
@@ -208,8 +211,9 @@ enum status gelu_backward_tiles(struct device *device, const struct gelu_backwar
                                          (const bf16 *)op->x.data,
                                          (const bf16 *)op->bias.data,
                                          {}};
-    gelu_backward_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0,
-                                 backend_of(device)->stream>>>(source, job);
+    const auto kernel = op->quantise.copies != NULL ? gelu_backward_tiles_kernel<true>
+                                                    : gelu_backward_tiles_kernel<false>;
+    kernel<<<job.across * job.down, TILE_THREADS, 0, backend_of(device)->stream>>>(source, job);
     TRY(cuda_launched(name));
     return cuda_column_sums(device, &op->bias_gradient, 1, job.partials, job.down, job.columns,
                             op->accumulate);
@@ -249,8 +253,14 @@ extern "C" cudaError_t cuda_code_probe(void) {
     return cudaFuncGetAttributes(&attributes, probe_kernel);
 }
 
-extern "C" size_t cuda_column_scratch_bytes(const struct op_limits *limits) {
-    return (size_t)COLUMN_PARTS_MAX * 3 * limits->width * sizeof(float); /* a norm has three sums */
+/* Of tiles, `down` rows of at most 64 `across` numbers, where down is below blocks / across + 1: 64
+ * (blocks + across). column_grid()'s rows are fewer: at most max(resident blocks, x) rows of 256
+ * numbers, of which a row of x is no more than a row of tiles and 192. */
+extern "C" size_t cuda_column_scratch_bytes(const struct device *device,
+                                            const struct op_limits *limits) {
+    static_assert(WARP * 8 * RESIDENT <= TILE_BLOCKS_EACH * TILE_COLUMNS, "tiles have the most");
+    const size_t across = ceil_div(limits->width, TILE_COLUMNS);
+    return (tile_blocks(device) + across) * TILE_COLUMNS * sizeof(float);
 }
 
 extern "C" enum status cuda_column_sums(struct device *device, float *const *outs, size_t out_count,

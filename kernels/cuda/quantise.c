@@ -3,10 +3,6 @@
 
 #include "base/checked.h"
 
-/* Rows and columns of every copy are multiples of it: 16-byte accesses, whole runs of a
- * transposition, and what the tensor cores take. */
-enum { UNIT = 16 };
-
 /* Kernels with scales of blocks: a tile of 128 rows for each block in y, of which a grid has
  * 65535. */
 static const size_t BLOCK_ROWS_MAX = 65535 * (size_t)128;
@@ -17,16 +13,17 @@ static enum status check_copy(const struct quantise *op, const struct operand *o
     const size_t block = scale_block(o->mode);
     const bool packed = o->mode == SCALE_MX || o->mode == SCALE_NV;
     const bool scaled = o->mode == SCALE_TENSOR || o->mode == SCALE_NV;
-    if (o->rows == rows && o->columns == columns && rows % UNIT == 0 && columns % UNIT == 0 &&
-        (!packed || columns % block == 0) && (o->mode == SCALE_NV) == (o->format == FORMAT_E2M1) &&
-        (scaled ? o->state != NULL : true) && (o->mode == SCALE_TENSOR || o->scales != NULL)) {
+    if (o->rows == rows && o->columns == columns && rows % COPY_UNIT == 0 &&
+        columns % COPY_UNIT == 0 && (!packed || columns % block == 0) &&
+        (o->mode == SCALE_NV) == (o->format == FORMAT_E2M1) && (scaled ? o->state != NULL : true) &&
+        (o->mode == SCALE_TENSOR || o->scales != NULL)) {
         return STATUS_OK;
     }
     return status_set(STATUS_INTERNAL,
                       "quantise: (%zu, %zu) into a%s copy (%zu, %zu) of %s, %s: expected multiples "
                       "of %d",
                       op->in.rows, op->in.columns, transposed ? " transposed" : "", o->rows,
-                      o->columns, format_name(o->format), scale_mode_name(o->mode), UNIT);
+                      o->columns, format_name(o->format), scale_mode_name(o->mode), COPY_UNIT);
 }
 
 static enum scale_mode mode_of(const struct quantise *op) {
@@ -94,13 +91,13 @@ enum status cuda_output_check(const char *operation, const struct quantise_outpu
         return status_set(STATUS_INTERNAL, "%s: no result is wanted", operation);
     }
     if (copies == NULL && output->amax == NULL) return STATUS_OK;
-    const bool fits = dtype == DTYPE_BF16 && rows % UNIT == 0 && columns % UNIT == 0;
+    const bool fits = dtype == DTYPE_BF16 && rows % COPY_UNIT == 0 && columns % COPY_UNIT == 0;
     if (copies == NULL) {
         if (fits) return STATUS_OK;
         return status_set(STATUS_INTERNAL,
                           "%s: amax of (%zu, %zu) in %s: expected bf16, multiples "
                           "of %d",
-                          operation, rows, columns, dtype_name(dtype), UNIT);
+                          operation, rows, columns, dtype_name(dtype), COPY_UNIT);
     }
     const struct operand *row = &copies->row, *transposed = &copies->transposed;
     const bool first = row->codes != NULL && row->rows == rows && row->columns == columns &&
@@ -114,5 +111,5 @@ enum status cuda_output_check(const char *operation, const struct quantise_outpu
                       "%s: copies (%zu, %zu) of %s, %s for (%zu, %zu) in %s: expected bf16, "
                       "multiples of %d",
                       operation, row->rows, row->columns, format_name(row->format),
-                      scale_mode_name(row->mode), rows, columns, dtype_name(dtype), UNIT);
+                      scale_mode_name(row->mode), rows, columns, dtype_name(dtype), COPY_UNIT);
 }

@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(TILE_THREADS, SUMS ? 3 : 4)
     quantise_kernel(const __grid_constant__ job_list list) {
     unsigned first;
     const int i = find_job(list, &first);
-    tile_run<numbers_source<T>, SUMS>({(const T *)list.in[i]}, list.jobs[i], blockIdx.x - first);
+    tile_run<numbers_source<T>, SUMS, true>({(const T *)list.in[i]}, list.jobs[i],
+                                            blockIdx.x - first);
 }
 
 /* A thread looks at SEARCH_GROUPS times 8 numbers. */
@@ -139,8 +140,7 @@ __global__ void scales_begin_kernel(struct scale_state *states, size_t count, bo
 __global__ void __launch_bounds__(STATE_THREADS)
     scales_update_kernel(struct step_state *state, struct scale_state *states, size_t count,
                          bool enter) {
-    bool finite = !state->halted && isfinite(state->gradient_sumsq) &&
-                  isfinite(state->loss_sum);
+    bool finite = !state->halted && isfinite(state->gradient_sumsq) && isfinite(state->loss_sum);
     for (size_t i = threadIdx.x; i < count; i += STATE_THREADS)
         finite = finite && states[i].amax_bits < 0x7F800000u;
     finite = __syncthreads_and(finite);

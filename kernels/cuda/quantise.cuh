@@ -5,7 +5,7 @@
  * a source hands it. The quantise, norm, pointwise and cross_entropy .cu files include it.
  *
  * Bytes of the transposed copy leave as runs of 16 along a row of it, side by side in neighbouring
- * threads. So all copies have rows and columns in multiples of TILE_UNIT, as the tensor cores want
+ * threads. So all copies have rows and columns in multiples of COPY_UNIT, as the tensor cores want
  * them too.
  */
 #ifndef DEEPWELL_KERNELS_CUDA_QUANTISE_CUH_
@@ -15,9 +15,8 @@
 #include "kernels/cuda/ahead.cuh"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/numbers.cuh"
+#include "kernels/cuda/quantise.h"
 #include "kernels/quantised.h"
-
-enum { TILE_UNIT = 16 };
 
 /* Where the codes of a matrix go and by which state; all NULL: nowhere. Kernel argument. */
 struct copies_args {
@@ -122,29 +121,29 @@ __device__ inline void transpose4(uint32_t (&w)[4]) {
  * height / 16 threads that write one run together, and their neighbours in the columns beside, read
  * from different banks.
  */
-__host__ __device__ inline int strip_pad(int height) { return 32 / (height / TILE_UNIT); }
+__host__ __device__ inline int strip_pad(int height) { return 32 / (height / COPY_UNIT); }
 
 __host__ __device__ inline size_t strip_bytes(int height, int columns) {
-    return (size_t)height * (size_t)columns + (size_t)(height / TILE_UNIT) * 4 * strip_pad(height);
+    return (size_t)height * (size_t)columns + (size_t)(height / COPY_UNIT) * 4 * strip_pad(height);
 }
 
 /* The highest strip that takes at most `bytes`; 0: none does. */
 static inline int strip_height(int most, int columns, size_t bytes) {
-    while (most >= TILE_UNIT && strip_bytes(most, columns) > bytes) most /= 2;
-    return most >= TILE_UNIT ? most : 0;
+    while (most >= COPY_UNIT && strip_bytes(most, columns) > bytes) most /= 2;
+    return most >= COPY_UNIT ? most : 0;
 }
 
-/* Where the word of (row, 4 * word_column) lies. `columns` is a multiple of TILE_UNIT. */
+/* Where the word of (row, 4 * word_column) lies. `columns` is a multiple of COPY_UNIT. */
 __device__ inline int strip_at(int height, int columns, int row, int word_column) {
-    return row * (columns / 4) + row / TILE_UNIT * strip_pad(height) + word_column;
+    return row * (columns / 4) + row / COPY_UNIT * strip_pad(height) + word_column;
 }
 
 /* The strip that starts at row `first` into the transposed copy; all threads of the block call it,
  * behind a barrier. */
 __device__ inline void strip_store(const uint32_t *strip, int height, int columns,
                                    const struct copies_args &to, size_t first) {
-    const int runs = height / TILE_UNIT, run = (int)threadIdx.x % runs;
-    const size_t row = first + (size_t)(run * TILE_UNIT);
+    const int runs = height / COPY_UNIT, run = (int)threadIdx.x % runs;
+    const size_t row = first + (size_t)(run * COPY_UNIT);
     if (row >= to.rows) return;
     for (int word = (int)threadIdx.x / runs; word < columns / 4; word += (int)blockDim.x / runs) {
         uint32_t codes[4][4]; /* [four rows][column] */
@@ -153,7 +152,7 @@ __device__ inline void strip_store(const uint32_t *strip, int height, int column
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 codes[four][r] =
-                    strip[strip_at(height, columns, run * TILE_UNIT + four * 4 + r, word)];
+                    strip[strip_at(height, columns, run * COPY_UNIT + four * 4 + r, word)];
             }
             transpose4(codes[four]);
         }
@@ -174,7 +173,7 @@ __device__ inline void strip_store_rows(const uint32_t *strip, int height, int c
     const int rows = left < (size_t)height ? (int)left : height;
     uint4 *out = reinterpret_cast<uint4 *>(to.row + first * (size_t)columns);
     for (int i = (int)threadIdx.x; i < rows * quads; i += (int)blockDim.x) {
-        const int group = i / (TILE_UNIT * quads); /* rows of a group lie without gaps */
+        const int group = i / (COPY_UNIT * quads); /* rows of a group lie without gaps */
         out[i] = *reinterpret_cast<const uint4 *>(strip + i * 4 + group * strip_pad(height));
     }
 }
@@ -199,12 +198,15 @@ struct tile_job {
     float *partials;       /* (down, columns) sums of columns, or NULL */
 };
 
-/* Blocks one below the other, each with several tiles: so many that the last of them leave few
- * multiprocessors idle. */
+/* Blocks of a launch: so many that the last of them leave few multiprocessors idle. */
+enum { TILE_BLOCKS_EACH = 24 }; /* of a multiprocessor, which holds three or four at once */
+static inline size_t tile_blocks(const struct device *device) {
+    return TILE_BLOCKS_EACH * (size_t)backend_of(device)->multiprocessors;
+}
+
+/* Those one below the other, each with several tiles. */
 static inline unsigned tile_blocks_down(const struct device *device, size_t rows, unsigned across) {
-    enum { BLOCKS_EACH = 24 }; /* of a multiprocessor, which holds three or four at once */
-    const size_t tiles = ceil_div(rows, TILE_ROWS);
-    const size_t blocks = BLOCKS_EACH * (size_t)backend_of(device)->multiprocessors;
+    const size_t tiles = ceil_div(rows, TILE_ROWS), blocks = tile_blocks(device);
     return (unsigned)size_min(tiles, ceil_div(blocks, across));
 }
 
@@ -273,7 +275,6 @@ __device__ inline void tile_sums(float *partials, float (&sums)[8], uint32_t *ti
 
 __device__ inline float tile_scale(const struct tile_job &job, unsigned block) {
     struct scale_state *state = job.copies.state;
-    if (job.copies.stored) return 1.0f;
     if (!job.current) return state->scale;
     const float scale = scale_from_amax(__uint_as_float(state->amax_bits), state->largest);
     if (block == 0 && threadIdx.x == 0) { /* the other blocks read neither */
@@ -303,9 +304,9 @@ __device__ inline void tile_ask(uint4 *slot, const Source &source, const struct 
  * Block `block` of across * down. Source: WORDS of 16 bytes hold eight numbers of a row; column(c)
  * once, word(w, at) where word w of those from element `at` = row * columns + c on lies, and
  * compute(x, words, row), x the eight numbers. `type` is what `values` holds. SUMS: whether
- * partials may be wanted.
+ * partials may be wanted. CODES: whether copies are; else `values` are, and their amax.
  */
-template <class Source, bool SUMS>
+template <class Source, bool SUMS, bool CODES>
 __device__ inline void tile_run(Source source, const struct tile_job &job, unsigned block) {
     __shared__ __align__(16) uint32_t tile[TILE_COLUMNS * TILE_ROWS / 4];
     __shared__ uint4 slots[4 * Source::WORDS * TILE_THREADS];
@@ -317,7 +318,7 @@ __device__ inline void tile_run(Source source, const struct tile_job &job, unsig
     const size_t begin = (size_t)(block / job.across) * TILE_ROWS;
     const size_t stride = (size_t)job.down * TILE_ROWS;
     const bool mine = column < job.columns;
-    const float scale = tile_scale(job, block);
+    const float scale = CODES ? tile_scale(job, block) : 1.0f;
     float amax = 0.0f, sums[8] = {};
     if (mine) source.column(column);
     /* Rows are a multiple of 16: four or none. */
@@ -340,8 +341,8 @@ __device__ inline void tile_run(Source source, const struct tile_job &job, unsig
                 amax = larger_size8(amax, x);
                 if (job.values != nullptr)
                     store((T *)job.values + at + r * job.columns, pack<T, 8>(x));
-                codes[r] = encode8(job.copies.e5m2, x, scale);
-                if (job.copies.row != nullptr)
+                if (CODES) codes[r] = encode8(job.copies.e5m2, x, scale);
+                if (CODES && job.copies.row != nullptr)
                     *reinterpret_cast<uint2 *>(job.copies.row + at + r * job.columns) = codes[r];
                 if (SUMS) {
 #pragma unroll
@@ -351,13 +352,13 @@ __device__ inline void tile_run(Source source, const struct tile_job &job, unsig
         }
         if (mine && row + stride < job.rows) tile_ask(slot, source, job, row + stride, column);
         copies_commit();
-        if (job.copies.transposed == nullptr) continue;
+        if (!CODES || job.copies.transposed == nullptr) continue;
         __syncthreads(); /* the tile above has left */
         tile_put(tile, codes, lane, four);
         __syncthreads();
         tile_store(tile, job, first, first_column);
     }
-    if (!job.current) raise_amax(job.copies.state, job.copies.stored ? as_stored<T>(amax) : amax);
+    if (!job.current) raise_amax(job.copies.state, CODES ? amax : as_stored<T>(amax));
     if (SUMS && job.partials != nullptr) {
         tile_sums(job.partials + (size_t)(block / job.across) * job.columns + column, sums, tile,
                   lane, mine);

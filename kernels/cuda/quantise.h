@@ -12,6 +12,10 @@
 extern "C" {
 #endif
 
+/* Rows and columns of every copy are multiples of it: 16-byte accesses, whole runs of a
+ * transposition, and what the tensor cores take. */
+enum { COPY_UNIT = 16 };
+
 /* SCALE_TENSOR, all from one dtype, at most quantise_tensors_most() of them. */
 enum status quantise_tensors(struct device *device, const struct quantise *ops, size_t count);
 size_t quantise_tensors_most(void);

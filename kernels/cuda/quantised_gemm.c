@@ -7,11 +7,10 @@
 #include <limits.h>
 
 #include "base/checked.h"
-#include "base/text.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/quantise.h"
 
-/* Rows of an expanded `a` at a time: enough to fill the GPU. */
+/* Of an expanded `a` at a time: rows enough to fill the GPU. `b` is expanded whole. */
 static const size_t expanded_bytes_max = (size_t)512 << 20;
 enum { ALIGNMENT = 256 };
 
@@ -83,13 +82,32 @@ static float *alpha_place(const struct device *device) {
                              align_up(cuda_gemm_scratch_bytes(), ALIGNMENT));
 }
 
-size_t cuda_quantised_gemm_scratch_bytes(void) {
+/* Where the operands of emulated products are expanded begins here. */
+static size_t fixed_bytes(void) {
     return align_up(cuda_gemm_scratch_bytes(), ALIGNMENT) + ALIGNMENT;
+}
+
+static bool emulates_one(const struct device *device, unsigned scale_modes) {
+    for (int mode = SCALE_TENSOR; mode <= SCALE_NV; mode++) {
+        if ((scale_modes & 1u << mode) != 0 &&
+            cuda_scale_support(device, (enum scale_mode)mode) == SUPPORT_EMULATED) {
+            return true;
+        }
+    }
+    return false;
+}
+
+size_t cuda_quantised_gemm_scratch_bytes(const struct device *device,
+                                         const struct op_limits *limits) {
+    const size_t number_bytes = dtype_bytes(DTYPE_BF16);
+    if (!emulates_one(device, limits->scale_modes)) return fixed_bytes();
+    return fixed_bytes() + align_up(limits->quantised_b * number_bytes, ALIGNMENT) +
+           size_min(limits->quantised_a * number_bytes, expanded_bytes_max);
 }
 
 static enum status set_alpha(struct device *device, const struct quantised_gemm *op,
                              const float **alpha_beta) {
-    TRY(cuda_scratch(device, "quantised_gemm", cuda_quantised_gemm_scratch_bytes()));
+    TRY(cuda_scratch(device, "quantised_gemm", fixed_bytes()));
     *alpha_beta = alpha_place(device);
     return operand_alpha(device, &op->a, &op->b, op->accumulate ? 1.0f : 0.0f, alpha_place(device));
 }
@@ -108,46 +126,14 @@ static enum status run_native(struct device *device, const struct quantised_gemm
     return gemm_call_run(device, &call);
 }
 
-/* Memory of this many bytes, from the last room or a new one. The old ones stay: recordings may
- * point into them. */
-static enum status take_room(struct device *device, size_t bytes, char **out) {
-    struct gemm_service *service = backend_of(device)->gemm;
-    char wanted[TEXT_BYTES];
-    struct gemm_room *room = &service->rooms[service->room_count];
-    if (service->room_count > 0 && room[-1].bytes >= bytes) {
-        *out = room[-1].memory;
-        return STATUS_OK;
-    }
-    if (service->room_count == GEMM_ROOMS) {
-        return status_set(STATUS_INTERNAL, "an emulated GEMM of %s wants more room than the %d "
-                          "before it, expected to grow no more often",
-                          text_bytes(wanted, bytes), (int)GEMM_ROOMS);
-    }
-    if (backend_of(device)->recording) {
-        return status_set(STATUS_INTERNAL, "an emulated GEMM of %s is recorded before it ran once",
-                          text_bytes(wanted, bytes));
-    }
-    if (cudaMalloc(&room->memory, bytes) != cudaSuccess) {
-        cudaGetLastError();
-        return status_set(STATUS_MEMORY,
-                          "%s wanted for operands of emulated GEMMs: lower train.micro_batch, or "
-                          "choose a recipe that %s multiplies natively",
-                          text_bytes(wanted, bytes), device->name);
-    }
-    room->bytes = bytes;
-    service->room_count++;
-    *out = room->memory;
-    return STATUS_OK;
-}
-
 static enum status run_emulated(struct device *device, const struct quantised_gemm *op) {
     const enum dtype dtype = DTYPE_BF16;
     const size_t k = op->a.columns, row_bytes = k * dtype_bytes(dtype);
     const size_t most = size_max(1, expanded_bytes_max / row_bytes);
     const size_t part = size_min(op->a.rows, most);
     const size_t b_bytes = align_up(op->b.rows * row_bytes, ALIGNMENT);
-    char *room = NULL;
-    TRY(take_room(device, b_bytes + part * row_bytes, &room));
+    char *room = (char *)device->scratch + fixed_bytes();
+    TRY(cuda_scratch(device, "quantised_gemm", fixed_bytes() + b_bytes + part * row_bytes));
     const struct tensor b = tensor_make(room, dtype, op->b.rows, k);
     struct gemm_call call = {
         .b = gemm_plain_operand(b),

@@ -162,10 +162,12 @@ static void test_fast_attention(void **state) {
     saved_free(&b);
 }
 
-/* The file of choices that the tests before made, and its content. */
+/* The file of choices of a step's GEMMs, and of those of the tests before, and its content. */
 static size_t device_cache(char path[PATH_BYTES], char **text) {
     char folder[PATH_BYTES], **names = NULL;
     size_t count = 0, bytes = 0, found = 0;
+    struct saved step = variant_train(&cuda_bf16, 0, 1, NULL, NULL);
+    saved_free(&step);
     EXPECT_OK(path_join(folder, getenv("XDG_CACHE_HOME"), "deepwell"));
     EXPECT_OK(folder_list(folder, &names, &count));
     for (size_t i = 0; i < count; i++) {
@@ -256,7 +258,7 @@ static void test_wrong_algorithm(void **state) {
     free(text);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_curve),      cmocka_unit_test(test_bits),
         cmocka_unit_test(test_exchange),        cmocka_unit_test(test_overflow),
@@ -264,6 +266,7 @@ int main(void) {
         cmocka_unit_test(test_wrong_algorithm),
     };
     char folder[] = "/tmp/gpu_engine_XXXXXX";
+    if (!CHOOSE_TEST(argc, argv, tests)) return 2;
     if (gpu_missing()) return 0;
     if (mkdtemp(folder) == NULL) return 1;
     setenv("XDG_CACHE_HOME", folder, 1);

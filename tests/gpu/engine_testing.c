@@ -80,6 +80,15 @@ static float *fetch(struct engine *engine, const float *from) {
     return to;
 }
 
+static struct scale_state *fetch_scales(struct engine *engine, size_t *count) {
+    *count = 0;
+    if (engine->scales == NULL) return NULL;
+    *count = gpt_scale_count(&engine->gpt);
+    struct scale_state *to = test_memory(*count * sizeof *to);
+    EXPECT_OK(engine_read_scales(engine, to));
+    return to;
+}
+
 static struct saved save(struct engine *engine) {
     struct saved s = {
         .masters = fetch(engine, engine->masters),
@@ -88,10 +97,7 @@ static struct saved save(struct engine *engine) {
         .elements = engine->gpt.table.elements,
     };
     EXPECT_OK(device_download(&engine->device, &s.state, engine->state, sizeof s.state));
-    if (engine->scales == NULL) return s;
-    s.scale_count = gpt_scale_count(&engine->gpt);
-    s.scales = test_memory(s.scale_count * sizeof *s.scales);
-    EXPECT_OK(engine_read_scales(engine, s.scales));
+    s.scales = fetch_scales(engine, &s.scale_count);
     return s;
 }
 
@@ -105,7 +111,8 @@ static void restore(struct engine *engine, const struct saved *s) {
     if (engine->weights.data == engine->masters) return;
     EXPECT_OK(device->ops->convert(device, engine->weights,
                                    tensor_make(engine->masters, DTYPE_F32, 1, s->elements)));
-    if (s->scales != NULL) EXPECT_OK(engine_write_scales(engine, s->scales)); /* and weights */
+    if (engine->scales == NULL || s->scales == NULL) return;
+    EXPECT_OK(engine_write_scales(engine, s->scales)); /* and weights */
 }
 
 void saved_free(struct saved *s) {
@@ -148,17 +155,26 @@ struct saved variant_train(const struct variant *v, int64_t from, int64_t to,
     return end;
 }
 
-float *variant_first_gradients(const struct variant *v, size_t *count) {
+struct gradients variant_gradients_from(const struct variant *v, int64_t step,
+                                        const struct saved *start) {
     struct config config;
     static struct engine engine;
+    struct gradients g = {0};
     variant_config(&config, v);
     EXPECT_OK(engine_open(&engine, &config, ENGINE_TRAIN, ENGINE_REAL));
     EXPECT_OK(engine_initialise(&engine, &config));
-    variant_gradients(&engine, &config, 0);
-    float *gradients = fetch(&engine, engine.gradients);
-    *count = engine.gpt.table.elements;
+    restore(&engine, start);
+    variant_gradients(&engine, &config, step);
+    g.numbers = fetch(&engine, engine.gradients);
+    g.count = engine.gpt.table.elements;
+    g.scales = fetch_scales(&engine, &g.scale_count);
     engine_close(&engine);
-    return gradients;
+    return g;
+}
+
+void gradients_free(struct gradients *g) {
+    free(g->numbers);
+    free(g->scales);
 }
 
 void expect_bits(const char *recipe, const char *what, const struct saved *a,

@@ -16,7 +16,7 @@ struct variant {
     enum config_device device;
     enum config_recipe recipe, lm_head; /* fp32, not narrow, is like bf16 there */
     enum config_fp8_scaling scaling;
-    int64_t layers;                 /* 0: four */
+    int64_t layers; /* 0: four */
     enum config_recompute recompute;
     bool eager;
     enum config_attention attention;
@@ -47,9 +47,17 @@ void saved_free(struct saved *s);
 struct saved variant_train(const struct variant *v, int64_t from, int64_t to,
                            const struct saved *start, double *losses);
 
-/* The gradients of the first step, one micro-batch behind the other, flat; *count of them. Release
- * with free. */
-float *variant_first_gradients(const struct variant *v, size_t *count);
+/* The gradients of a step from a saved state, one micro-batch behind the other, flat, and the scale
+ * states behind them. The state may be another recipe's: its scales are left where this one has
+ * none. Release with gradients_free. */
+struct gradients {
+    float *numbers;
+    struct scale_state *scales; /* NULL: no narrow recipe */
+    size_t count, scale_count;
+};
+struct gradients variant_gradients_from(const struct variant *v, int64_t step,
+                                        const struct saved *start);
+void gradients_free(struct gradients *g);
 
 /* Weights, moments, sum of the losses and scale states, bit by bit. */
 void expect_bits(const char *recipe, const char *what, const struct saved *a,

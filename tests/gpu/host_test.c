@@ -1,7 +1,8 @@
 /*
- * What kernels/cuda decides on the host, on any machine: the file of chosen GEMM algorithms, and
- * which widths and attention are refused. Oracles: closed form (what was added is found, by every
- * process; the bytes of a refused file stay), and arithmetic by hand for shared memory.
+ * What kernels/cuda decides on the host, on any machine: the file of chosen GEMM algorithms, which
+ * widths and attention are refused, and scratch memory. Oracles: closed form (what was added is
+ * found, by every process; the bytes of a refused file stay), arithmetic by hand for shared and
+ * scratch memory, and what operations want of it when they find none.
  */
 #include <stdio.h>
 
@@ -176,6 +177,7 @@ static void test_widths(void **state) {
         bool tensor_scales, refused;
     } cases[] = {{4096, true, false}, {4160, true, true},  {8192, true, true},
                  {8192, false, false}, {8256, false, true}};
+    const unsigned tensor = 1u << SCALE_TENSOR;
     struct cuda_backend backend = {.shared_bytes = 227 << 10};
     struct device device = {.name = "a GPU", .backend = &backend};
     (void)state;
@@ -183,11 +185,12 @@ static void test_widths(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const struct op_limits limits = {.tokens = 128,
                                          .width = 4 * cases[i].width,
+                                         .model_width = cases[i].width,
                                          .sequence_length = 64,
                                          .heads = cases[i].width / 64,
                                          .head_width = 64,
                                          .dtype = DTYPE_F32,
-                                         .tensor_scales = cases[i].tensor_scales};
+                                         .scale_modes = cases[i].tensor_scales ? tensor : 0};
         const enum status status = cuda_ops.check(&device, &limits, true);
         assert_int_equal(status, cases[i].refused ? STATUS_DEVICE : STATUS_OK);
         if (cases[i].refused) assert_non_null(strstr(status_message(), "model.width"));
@@ -201,6 +204,7 @@ static void test_attention(void **state) {
     struct device device = {.name = "a small GPU", .backend = &backend};
     struct op_limits limits = {.tokens = 128,
                                .width = 1024,
+                               .model_width = 256,
                                .sequence_length = 64,
                                .heads = 1,
                                .head_width = 256,
@@ -230,12 +234,98 @@ static void test_attention(void **state) {
     attention_service_close(backend.attention);
 }
 
+/* What the operation wants, from its refusal where there is nothing: no kernel is launched. */
+static size_t wanted_bytes(enum status refusal) {
+    size_t bytes = 0;
+    const char *behind = strstr(status_message(), ": ");
+    expect_status(STATUS_INTERNAL, refusal);
+    assert_non_null(behind);
+    if (sscanf(behind, ": %zu bytes of scratch memory wanted", &bytes) != 1)
+        fail_msg("%s", status_message());
+    return bytes;
+}
+
+static size_t column_sums_want(struct device *device, struct tensor t, enum dtype dtype) {
+    float sums[1];
+    struct scale_state state = {0};
+    const struct quantised copies = {
+        .row = {sums, NULL, &state, FORMAT_E4M3, SCALE_TENSOR, t.rows, t.columns}};
+    t.data = sums;
+    t.dtype = dtype;
+    const struct bias_backward bias = {.bias_gradient = sums, .out_gradient = t};
+    const size_t most = wanted_bytes(cuda_ops.bias_backward(device, &bias));
+    if (dtype != DTYPE_BF16 || t.rows % 16 != 0 || t.columns % 16 != 0) return most;
+    const struct gelu_backward gelu = {.x_gradient = t,
+                                       .out_gradient = t,
+                                       .x = t,
+                                       .bias = tensor_make(sums, dtype, 1, t.columns),
+                                       .bias_gradient = sums,
+                                       .quantise = {.copies = &copies}};
+    const struct quantise quantise = {.out = copies, .in = t, .bias_gradient = sums};
+    return size_max(most, size_max(wanted_bytes(cuda_ops.gelu_backward(device, &gelu)),
+                                   wanted_bytes(cuda_ops.quantise(device, &quantise, 1))));
+}
+
+/* Partial sums of columns: of no width more than is planned for the widest, and the largest want
+ * most of it. Norms have three of them, in at most 1024 blocks or one for two rows; by hand. */
+static void test_column_scratch(void **state) {
+    static const size_t rows[] = {7, 64, 1008, 65536}, processors[] = {20, 132};
+    struct op_limits limits = {.tokens = 65536, .width = 8192, .model_width = 1600};
+    (void)state;
+    for (size_t p = 0; p < 2; p++) {
+        struct cuda_backend backend = {.multiprocessors = (int)processors[p]};
+        struct device device = {.name = "a GPU", .backend = &backend};
+        const size_t planned = cuda_column_scratch_bytes(&device, &limits);
+        size_t most = 0;
+        for (size_t columns = 8; columns <= limits.width; columns += 8) {
+            for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+                const struct tensor t = {.rows = rows[i], .columns = columns};
+                most = size_max(most, column_sums_want(&device, t, DTYPE_BF16));
+                most = size_max(most, column_sums_want(&device, t, DTYPE_F32));
+            }
+        }
+        printf("sums of columns, %zu multiprocessors: %zu bytes wanted at most, %zu planned\n",
+               processors[p], most, planned);
+        assert_true(most <= planned && most >= planned / 4 * 3);
+    }
+    assert_int_equal(cuda_norm_scratch_bytes(&limits), 1024 * 3 * 1600 * 4);
+    limits.tokens = 1001;
+    assert_int_equal(cuda_norm_scratch_bytes(&limits), 501 * 3 * 1600 * 4);
+}
+
+/* Operands of emulated products are expanded to two bytes a number: all of b, and of a what 512 MiB
+ * hold. By hand; where the hardware multiplies them, nothing. */
+static void test_emulated_room(void **state) {
+    static const struct {
+        int capability;
+        unsigned modes;
+        bool emulated;
+    } cases[] = {{90, 1u << SCALE_MX, true},          {90, 1u << SCALE_NV, true},
+                 {90, 1u << SCALE_TENSOR, false},     {80, 1u << SCALE_TENSOR, true},
+                 {90, 1u << SCALE_1X128, false},      {100, 1u << SCALE_MX, false},
+                 {90, 1u << SCALE_MX | 1u << SCALE_TENSOR, true}, {90, 0, false}};
+    struct cuda_backend backend = {0};
+    struct device device = {.name = "a GPU", .backend = &backend};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct op_limits limits = {.quantised_a = 1000, .quantised_b = 1001};
+        backend.capability = cases[i].capability;
+        const size_t without = cuda_quantised_gemm_scratch_bytes(&device, &limits);
+        limits.scale_modes = cases[i].modes;
+        const size_t small = cuda_quantised_gemm_scratch_bytes(&device, &limits);
+        limits.quantised_a = (size_t)300 << 20;
+        const size_t large = cuda_quantised_gemm_scratch_bytes(&device, &limits);
+        assert_int_equal(small - without, cases[i].emulated ? 2048 + 2000 : 0);
+        assert_int_equal(large - without, cases[i].emulated ? 2048 + ((size_t)512 << 20) : 0);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_many),      cmocka_unit_test(test_processes),
-        cmocka_unit_test(test_hostile),   cmocka_unit_test(test_unwritable),
-        cmocka_unit_test(test_widths),
-        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_many),          cmocka_unit_test(test_processes),
+        cmocka_unit_test(test_hostile),       cmocka_unit_test(test_unwritable),
+        cmocka_unit_test(test_widths),        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_emulated_room), cmocka_unit_test(test_column_scratch),
     };
     if (mkdtemp(root) == NULL) return 1;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -83,6 +83,7 @@ static void test_attention(void **state) {
 static void test_refusals(void **state) {
     struct op_limits limits = {.tokens = 128,
                                .width = 3 * 100,
+                               .model_width = 100,
                                .sequence_length = 64,
                                .heads = 5,
                                .head_width = 20,
@@ -91,13 +92,14 @@ static void test_refusals(void **state) {
     expect_status(STATUS_DEVICE, gpu.ops->check(&gpu, &limits, true));
     assert_non_null(strstr(status_message(), "model.width"));
     limits.heads = 4;
+    limits.model_width = 80;
     expect_status(STATUS_DEVICE, gpu.ops->check(&gpu, &limits, true));
     assert_non_null(strstr(status_message(), "model.heads"));
     limits.dtype = DTYPE_F32;
     EXPECT_OK(gpu.ops->check(&gpu, &limits, true));
     limits.head_width = 300;
     expect_status(STATUS_DEVICE, gpu.ops->check(&gpu, &limits, true));
-    limits.head_width = 2056; /* rows of 8224 */
+    limits.model_width = 8224;
     expect_status(STATUS_DEVICE, gpu.ops->check(&gpu, &limits, true));
     assert_non_null(strstr(status_message(), "norms"));
 }
@@ -180,6 +182,7 @@ int main(void) {
     };
     const struct op_limits limits = {.tokens = 2048,
                                      .width = 3200,
+                                     .model_width = 3200,
                                      .sequence_length = 512,
                                      .heads = 8,
                                      .head_width = 128,

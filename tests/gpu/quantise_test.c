@@ -1,7 +1,8 @@
 /*
  * The GPU's quantisers and scale states against kernels/cpu (whose own oracle is
  * tests/kernels/quantise_test.c): tensors, scales and states must be equal bit for bit. And the
- * layout of the scales in tiles against the order in which they lie. One line a form.
+ * layout of the scales in tiles against the order in which they lie. One line a form. With the name
+ * of a test, that one alone.
  */
 #include "tests/gpu/quantise_testing.h"
 
@@ -217,12 +218,13 @@ static void test_refusals(void **state) {
     pair_free(&in);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_states),   cmocka_unit_test(test_quantise),
         cmocka_unit_test(test_many),     cmocka_unit_test(test_recording),
         cmocka_unit_test(test_refusals),
     };
+    if (!CHOOSE_TEST(argc, argv, tests)) return 2;
     check_layout(300, 6);
     check_layout(128, 9);
     if (!quantise_devices_open()) return 0;

@@ -169,20 +169,19 @@ static inline struct quantise quantise_of(const struct form *f, struct quantised
 
 /* Opens both devices for these tests; false, saying why, without a GPU. */
 static inline bool quantise_devices_open(void) {
-    const struct op_limits limits[] = {{.tokens = 2048,
-                                        .width = 4096,
-                                        .sequence_length = 512,
-                                        .heads = 8,
-                                        .head_width = 128,
-                                        .dtype = DTYPE_F32,
-                                        .tensor_scales = true},
-                                       {.tokens = 34816, /* norms in several strips a block */
-                                        .width = 768,
-                                        .sequence_length = 512,
-                                        .heads = 8,
-                                        .head_width = 128,
-                                        .dtype = DTYPE_F32,
-                                        .tensor_scales = true}};
+    const struct op_limits least = {.tokens = 2048,
+                                    .width = 4096,
+                                    .model_width = 4096,
+                                    .sequence_length = 512,
+                                    .heads = 8,
+                                    .head_width = 128,
+                                    .dtype = DTYPE_F32,
+                                    .scale_modes = (1u << (SCALE_NV + 1)) - 1,
+                                    .quantised_a = (size_t)288 * 1600, /* products */
+                                    .quantised_b = (size_t)96 * 4096};
+    struct op_limits limits[] = {least, least};
+    limits[1].tokens = 34816; /* norms in several strips a block */
+    limits[1].width = limits[1].model_width = 768;
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_FAST};
     char folder[] = "/tmp/gpu_quantise_XXXXXX"; /* odd GEMMs, not to be kept */
     if (mkdtemp(folder) == NULL) gpu_test_stop("mkdtemp");

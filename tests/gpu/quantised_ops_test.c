@@ -429,17 +429,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_producers),
         cmocka_unit_test(test_products),
     };
-    if (argc > 1) {
-        bool known = false;
-        for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-            known = known || strcmp(argv[1], tests[i].name) == 0;
-        }
-        if (!known) {
-            fprintf(stderr, "expected test_producers or test_products, found %s\n", argv[1]);
-            return 2;
-        }
-        cmocka_set_test_filter(argv[1]);
-    }
+    if (!CHOOSE_TEST(argc, argv, tests)) return 2;
     if (!quantise_devices_open()) return 0;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     devices_close();

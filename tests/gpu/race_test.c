@@ -130,6 +130,7 @@ int main(void) {
     for (size_t t = 0; t < TEST_DTYPES; t++) {
         limits[t] = (struct op_limits){.tokens = 512,
                                        .width = 7680,
+                                       .model_width = 7680,
                                        .sequence_length = 128,
                                        .heads = 4,
                                        .head_width = 40,

@@ -32,7 +32,7 @@ struct fixture {
 static inline struct fixture fixture_open(const struct form *form) {
     const struct op_limits limits = {
         .tokens = ROWS, .width = 1024, .sequence_length = ROWS, .heads = 1, .head_width = 16,
-        .dtype = DTYPE_BF16, .tensor_scales = true,
+        .dtype = DTYPE_BF16,
     };
     const float largest = form->mode == SCALE_NV ? NVFP4_MAX : format_max(form->format);
     struct fixture f = {.device = {.threads = 2, .ops = &cpu_ops}};

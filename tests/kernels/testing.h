@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,6 +109,23 @@ static inline void expect_status(enum status expected, enum status found) {
         fail_msg("status %d, expected %d: %s", found, expected, status_message());
 }
 #define EXPECT_OK(expression) expect_status(STATUS_OK, (expression))
+
+/* For main: with the name of a test as argument that one alone runs, under compute-sanitizer say.
+ * False, saying what was expected, if there is none of this name. */
+static inline bool test_choose(int argc, char **argv, const struct CMUnitTest *tests,
+                               size_t count) {
+    if (argc < 2) return true;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(argv[1], tests[i].name) != 0) continue;
+        cmocka_set_test_filter(tests[i].name);
+        return true;
+    }
+    fprintf(stderr, "found %s, expected the name of a test:\n", argv[1]);
+    for (size_t i = 0; i < count; i++) fprintf(stderr, "  %s\n", tests[i].name);
+    return false;
+}
+#define CHOOSE_TEST(argc, argv, tests) \
+    test_choose(argc, argv, tests, sizeof(tests) / sizeof((tests)[0]))
 
 /* A CPU device with scratch memory for `limits` and not a byte more. */
 static inline struct device test_device_open(int threads, const struct op_limits *limits) {

@@ -1,12 +1,14 @@
 /*
  * Memory, weights and optimizer ranges of the engine. Oracles: the plan against what is opened, bit
- * equality of weights with rounded masters and of what went through a checkpoint, the tensor table.
+ * equality of weights with rounded masters and of what went through a checkpoint, the tensor table,
+ * the operands of a recorded step.
  */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/text.h"
 #include "tests/train/small_run.h"
+#include "train/step_trace.h"
 
 static const enum config_recipe recipes[] = {CONFIG_RECIPE_FP32, CONFIG_RECIPE_BF16,
                                              CONFIG_RECIPE_FP16};
@@ -74,6 +76,63 @@ static void activations_take_turns(void **state) {
     assert_int_equal(bytes[7], size_max(bytes[1], size_max(bytes[2], bytes[4])));
     assert_int_equal(bytes[3], size_max(bytes[1], bytes[2]));
     device_close(&device);
+}
+
+/* What a device that expands the operands of emulated products would plan for them. */
+static struct op_limits asked;
+static size_t emulated_scratch_bytes(const struct device *device, const struct op_limits *limits) {
+    (void)device;
+    asked = *limits;
+    return 2 * (limits->quantised_a + limits->quantised_b);
+}
+
+static void expect_operands(const struct config *config, struct device *device) {
+    struct engine_memory_plan plan;
+    struct step_work work;
+    size_t a = 0, b = 0;
+    unsigned modes = 0;
+    EXPECT_OK(step_work_open(&work, config));
+    for (size_t i = 0; i < work.calls.count; i++) {
+        const struct quantised_gemm *op = &work.calls.calls[i].args.quantised_gemm;
+        if (work.calls.calls[i].kind != OP_QUANTISED_GEMM) continue;
+        a = size_max(a, op->a.rows * op->a.columns);
+        b = size_max(b, op->b.rows * op->b.columns);
+        modes |= 1u << op->a.mode | 1u << op->b.mode;
+    }
+    EXPECT_OK(engine_plan(config, ENGINE_TRAIN, device, &plan));
+    assert_int_equal(asked.quantised_a, a);
+    assert_int_equal(asked.quantised_b, b);
+    assert_int_equal(asked.scale_modes, modes);
+    assert_int_equal(plan.scratch_bytes, 2 * (a + b));
+    assert_int_equal(plan.logits_offset, 2 * (a + b)); /* the head multiplies while logits live */
+    assert_true(plan.bytes[4] >= plan.logits_offset);
+    step_work_close(&work);
+}
+
+/* The plan holds room for the largest operands that a step multiplies: those of its recorded
+ * products, with the head's narrow or not, many tokens or few, and of each recipe. */
+static void operands_of_emulated_products_are_planned(void **state) {
+    static const enum config_recipe narrow[] = {CONFIG_RECIPE_BF16, CONFIG_RECIPE_FP8,
+                                                CONFIG_RECIPE_FP8_BLOCK, CONFIG_RECIPE_MXFP8,
+                                                CONFIG_RECIPE_NVFP4};
+    static const int64_t micro_batches[] = {1, 16};
+    (void)state;
+    for (size_t i = 0; i < 5 * 2 * 5; i++) {
+        struct device device;
+        struct config config;
+        small_config(&config, narrow[i % 5]);
+        config.precision.lm_head = (int)narrow[i / 10];
+        config.model.width = 96;
+        config.model.context = config.train.sequence_length = 32;
+        config.train.batch = config.train.micro_batch = micro_batches[i / 5 % 2];
+        EXPECT_OK(config_check(&config));
+        EXPECT_OK(engine_open_device(&device, &config));
+        struct ops ops = *device.ops;
+        ops.scratch_bytes = emulated_scratch_bytes;
+        device.ops = &ops;
+        expect_operands(&config, &device);
+        device_close(&device);
+    }
 }
 
 /* A model of 3e12 parameters: no machine has the 44 TiB. Nothing is allocated, and every number
@@ -310,6 +369,7 @@ int main(void) {
         cmocka_unit_test(narrow_work_has_its_own_peak),
         cmocka_unit_test(the_plan_is_what_is_opened),
         cmocka_unit_test(activations_take_turns),
+        cmocka_unit_test(operands_of_emulated_products_are_planned),
         cmocka_unit_test(too_little_memory_is_refused_with_the_numbers),
         cmocka_unit_test(other_refusals),
         cmocka_unit_test(weights_follow_masters),
