@@ -173,12 +173,15 @@ static enum status hand_over(void *context, const unsigned char *text, size_t by
 }
 
 static void note_binary(struct document_list *list, const char *path) {
-    enum { NAME_BYTES = DOCUMENTS_NAMES_BYTES / (DOCUMENTS_NAMED + 1) }; /* the start of a path */
+    enum { NAME_BYTES = DOCUMENTS_NAMES_BYTES / (DOCUMENTS_NAMED + 1) };
+    const size_t length = strlen(path);
+    size_t cut = length > NAME_BYTES ? length - NAME_BYTES : 0;
+    while (((unsigned char)path[cut] & 0xC0) == 0x80) cut++; /* no half of a UTF-8 character */
     char *names = list->binary_names;
     const size_t used = strlen(names), before = list->skipped_binary++;
     if (before >= DOCUMENTS_NAMED) return;
-    snprintf(names + used, DOCUMENTS_NAMES_BYTES - used, "%s%.*s", before == 0 ? "" : ", ",
-             NAME_BYTES, path);
+    snprintf(names + used, DOCUMENTS_NAMES_BYTES - used, "%s%s%s", before == 0 ? "" : ", ",
+             cut > 0 ? "..." : "", path + cut); /* its end tells more than its start */
 }
 
 static void note_more_binaries(struct document_list *list) {

@@ -65,12 +65,7 @@ static enum status add_group(struct groups *groups, const struct op_call *call, 
     const struct group group = {groups->list.count, copies_of(call, device), step_calls};
     groups->groups[groups->count++] = group;
     struct op_call copy = *call;
-    if (copy.kind == OP_GEMM && copy.args.gemm.bias != NULL) {
-        copy.args.gemm.bias = &call->pointees[0];
-    }
-    if (copy.kind == OP_QUANTISED_GEMM && copy.args.quantised_gemm.bias != NULL) {
-        copy.args.quantised_gemm.bias = &call->pointees[0];
-    }
+    op_call_own_pointees(&copy);
     for (size_t i = 0; i < group.copies; i++) TRY(op_list_add(&groups->list, &copy));
     return STATUS_OK;
 }

@@ -59,7 +59,7 @@ static void run_close(struct run *run) {
 static enum status run_open(struct run *run, const struct config *config) {
     const size_t micro = (size_t)config_micro_batch(config);
     const struct loader_shape shape = {
-        .rows = micro, .micro_batches = (size_t)config->train.batch / micro, .ranks = 1,
+        .rows = micro, .micro_batches = (size_t)config_micro_batches(config, 1), .ranks = 1,
     };
     *run = (struct run){.config = config};
     enum status status = dataset_open(&run->dataset, config->data.train,
@@ -75,7 +75,7 @@ static enum status run_open(struct run *run, const struct config *config) {
 }
 
 static int64_t micro_batches(const struct run *run) {
-    return run->config->train.batch / config_micro_batch(run->config);
+    return config_micro_batches(run->config, 1);
 }
 
 /* Micro-batches [from, to) of the first step. */
@@ -183,8 +183,8 @@ static enum status read_gradients(struct run *run, float **out) {
 
 /* The first micro-batch of a run scales by its own amaxes, and the others of its step keep that. */
 static void print_scaling(const struct engine *engine) {
-    if (!(precision_scale_modes(&engine->precision) & 1u << SCALE_TENSOR)) return;
-    if (engine->precision.scaling != SCALING_DELAYED) return;
+    const bool tensors = precision_scale_modes(&engine->precision) & 1u << SCALE_TENSOR;
+    if (!tensors || engine->precision.scaling != SCALING_DELAYED) return;
     printf("scaling     current in these errors: a first step has no amaxes of steps before it; "
            "delayed in the loss curves\n");
 }

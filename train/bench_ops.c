@@ -165,17 +165,12 @@ static enum status measure(struct ops_run *run, int64_t warmup) {
     struct bench *b = &run->bench;
     static struct op_trace trace; /* large */
     double step_seconds = 0.0;
-    const size_t scratch_bytes = b->engine.device.attention_scratch_bytes;
-    const size_t shared_bytes = b->engine.device.scratch_bytes;
-    void *const scratch = b->engine.device.scratch;
     TRY(step_trace(&b->engine, b->config, &trace, &run->step));
     TRY(open_spare(run));
     for (int64_t i = 0; i < warmup; i++) TRY(bench_run_step(b));
     TRY(keep_scales(run));
     TRY(ceiling_copy(&b->engine.device, run->seconds, &b->power, &run->copy_bytes_per_s));
     const struct gpu_power copy_power = b->power; /* other stretches follow */
-    device_set_scratch(&b->engine.device, scratch, scratch_bytes);
-    device_share_scratch(&b->engine.device, shared_bytes);
     TRY(time_step(b, &step_seconds));
     printf("copy        %.1f GB/s, read and written, under sustained load\n",
            run->copy_bytes_per_s * 1e-9);

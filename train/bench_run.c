@@ -27,8 +27,7 @@ static enum status open_dataset(struct bench *b) {
 
 /* Micro-batches of a step on this rank. */
 static size_t micro_batches_of(const struct bench *b) {
-    return (size_t)(b->config->train.batch / config_micro_batch(b->config)) /
-           (size_t)b->ranks.world;
+    return (size_t)config_micro_batches(b->config, b->ranks.world);
 }
 
 static enum status open_tokens(struct bench *b) {

@@ -114,7 +114,7 @@ static void print_work(const struct config *config, const struct flops *flops) {
     const int64_t a_step = step_tokens(config), micro = config_micro_batch(config);
     printf("step        %lld sequences of %lld in %lld micro-batches of %lld: %s tokens\n",
            (long long)config->train.batch, (long long)config_sequence_length(config),
-           (long long)(config->train.batch / micro), (long long)micro,
+           (long long)config_micro_batches(config, 1), (long long)micro,
            text_count(tokens, (uint64_t)a_step));
     printf("run         %lld steps: %s tokens, %.3g FLOP\n", (long long)config->train.steps,
            text_count(all, (uint64_t)a_step * (uint64_t)config->train.steps),

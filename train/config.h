@@ -197,6 +197,8 @@ enum status config_from_json(struct config *config, const cJSON *object);
 /* Values whose 0 (or auto) stands for something else, resolved. */
 int64_t config_sequence_length(const struct config *config);
 int64_t config_micro_batch(const struct config *config);
+/* A step's, on each of so many ranks. */
+int64_t config_micro_batches(const struct config *config, int64_t ranks);
 int64_t config_validation_micro_batch(const struct config *config);
 bool config_loss_scaling(const struct config *config); /* dynamic loss scaling is on */
 struct schedule config_schedule(const struct config *config);

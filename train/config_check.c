@@ -12,6 +12,10 @@ int64_t config_micro_batch(const struct config *config) {
     return config->train.micro_batch > 0 ? config->train.micro_batch : config->train.batch;
 }
 
+int64_t config_micro_batches(const struct config *config, int64_t ranks) {
+    return config->train.batch / config_micro_batch(config) / ranks;
+}
+
 int64_t config_validation_micro_batch(const struct config *config) {
     return config->validation.micro_batch > 0 ? config->validation.micro_batch
                                               : config_micro_batch(config);

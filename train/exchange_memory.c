@@ -8,7 +8,7 @@
 
 enum status exchange_plan(struct exchange *x, const struct config *config,
                           const struct ranks *ranks) {
-    const int64_t micro = config_micro_batch(config), world = ranks->world;
+    const int64_t world = ranks->world;
     const bool fixed = config->comm.order == CONFIG_ORDER_FIXED;
     *x = (struct exchange){
         .calls = exchange_calls,
@@ -22,7 +22,7 @@ enum status exchange_plan(struct exchange *x, const struct config *config,
     };
     if (!x->active) return STATUS_OK;
     TRY(config_check_ranks(config, world));
-    x->micro_batches = (size_t)(config->train.batch / (micro * world));
+    x->micro_batches = (size_t)config_micro_batches(config, world);
     const struct precision precision = engine_precision(config);
     if (x->zero == 3 && precision_narrow(&precision)) {
         return status_set(STATUS_CONFIG, "train.zero = 3 keeps no weights, but recipe %s keeps "

@@ -279,8 +279,11 @@ static void reap(struct launcher *l) {
 }
 
 static void pass_on(struct launcher *l, int number) {
-    static const char note[] = "\ndeepwell: leaving after this step; again: at once, unsaved\n";
-    if (l->asked == 0 && !l->ending) write_out(l, l->launch->err, note, sizeof note - 1);
+    const char *note = l->launch->note;
+    if (l->asked == 0 && !l->ending) {
+        write_out(l, l->launch->err, "\n", 1); /* behind what the terminal shows of Ctrl-C */
+        write_out(l, l->launch->err, note, strlen(note));
+    }
     l->asked++;
     l->asked_by = number;
     l->urged_seconds = clock_seconds();

@@ -21,6 +21,7 @@ struct launch {
     char *const *arguments;   /* its argv, ends with NULL */
     double grace_seconds;     /* from the first failure's SIGTERM to SIGKILL */
     int out, err;             /* file descriptors that the ranks' output goes to */
+    const char *note;         /* at the first signal: signals_note() */
 };
 
 /* Starts the ranks and returns when all have ended. Standard output and error of rank 0 come as

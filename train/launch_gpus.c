@@ -8,6 +8,7 @@
 #include "kernels/cuda/inventory.h"
 #include "train/launch.h"
 #include "train/rank_environment.h"
+#include "train/signals.h"
 
 enum { GRACE_SECONDS = 10 }; /* for ranks to end after another has failed */
 
@@ -51,6 +52,7 @@ enum status launch_gpus(const struct config *config, int64_t gpus, const char *g
         .grace_seconds = GRACE_SECONDS,
         .out = STDOUT_FILENO,
         .err = STDERR_FILENO,
+        .note = signals_note(group == NULL), /* bench saves nothing */
     };
     const enum status status = launch_processes(&launch);
     free(arguments);

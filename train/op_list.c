@@ -17,19 +17,34 @@ static struct quantise_output *output_of(struct op_call *call) {
     }
 }
 
+/* The arguments' pointers to tensors; NULL: it has none there. */
+static void tensor_pointers(struct op_call *call, const struct tensor **at[2]) {
+    at[0] = at[1] = NULL;
+    if (call->kind == OP_GEMM) at[0] = &call->args.gemm.bias;
+    if (call->kind == OP_QUANTISED_GEMM) at[0] = &call->args.quantised_gemm.bias;
+    if (call->kind != OP_NORM_FORWARD) return;
+    at[0] = &call->args.norm_forward.delta;
+    at[1] = &call->args.norm_forward.delta_bias;
+}
+
+void op_call_own_pointees(struct op_call *call) {
+    const struct tensor **at[2];
+    struct quantise_output *output = output_of(call);
+    if (output != NULL && output->copies != NULL) output->copies = &call->copies;
+    tensor_pointers(call, at);
+    for (size_t i = 0; i < 2; i++) {
+        if (at[i] != NULL && *at[i] != NULL) *at[i] = &call->pointees[i];
+    }
+}
+
 /* Copies what the arguments point to beside them. */
 static enum status keep_pointees(struct op_call *call) {
-    const struct tensor *kept[2] = {NULL, NULL};
+    const struct tensor **at[2];
     const struct quantise_output *output = output_of(call);
     if (output != NULL && output->copies != NULL) call->copies = *output->copies;
-    if (call->kind == OP_GEMM) kept[0] = call->args.gemm.bias;
-    if (call->kind == OP_QUANTISED_GEMM) kept[0] = call->args.quantised_gemm.bias;
-    if (call->kind == OP_NORM_FORWARD) {
-        kept[0] = call->args.norm_forward.delta;
-        kept[1] = call->args.norm_forward.delta_bias;
-    }
+    tensor_pointers(call, at);
     for (size_t i = 0; i < 2; i++) {
-        if (kept[i] != NULL) call->pointees[i] = *kept[i];
+        if (at[i] != NULL && *at[i] != NULL) call->pointees[i] = **at[i];
     }
     if (call->kind != OP_QUANTISE) return STATUS_OK;
     const size_t count = call->args.quantise.count;
@@ -66,41 +81,22 @@ void op_list_close(struct op_list *list) {
     *list = (struct op_list){0};
 }
 
-static enum status run_gemm(struct device *device, const struct op_call *call) {
-    struct gemm gemm = call->args.gemm;
-    if (gemm.bias != NULL) gemm.bias = &call->pointees[0];
-    return device->ops->gemm(device, &gemm);
-}
-
-static enum status run_quantised_gemm(struct device *device, const struct op_call *call) {
-    struct quantised_gemm gemm = call->args.quantised_gemm;
-    if (gemm.bias != NULL) gemm.bias = &call->pointees[0];
-    return device->ops->quantised_gemm(device, &gemm);
-}
-
 static enum status run_scales_update(struct device *device, const struct op_call *call) {
     return device->ops->scales_update(device, call->args.scales.state, call->args.scales.scales,
                                       call->args.scales.count, call->args.scales.flag);
 }
 
-static enum status run_norm_forward(struct device *device, const struct op_call *call) {
-    struct norm_forward norm = call->args.norm_forward;
-    if (norm.delta != NULL) norm.delta = &call->pointees[0];
-    if (norm.delta_bias != NULL) norm.delta_bias = &call->pointees[1];
-    return device->ops->norm_forward(device, &norm);
-}
-
 static enum status run(struct device *device, const struct op_call *call) {
     const struct ops *ops = device->ops;
     switch (call->kind) {
-    case OP_GEMM: return run_gemm(device, call);
-    case OP_QUANTISED_GEMM: return run_quantised_gemm(device, call);
+    case OP_GEMM: return ops->gemm(device, &call->args.gemm);
+    case OP_QUANTISED_GEMM: return ops->quantised_gemm(device, &call->args.quantised_gemm);
     case OP_QUANTISE:
         return ops->quantise(device, call->args.quantise.ops, call->args.quantise.count);
     case OP_EMBEDDING_FORWARD: return ops->embedding_forward(device, &call->args.embedding_forward);
     case OP_EMBEDDING_BACKWARD:
         return ops->embedding_backward(device, &call->args.embedding_backward);
-    case OP_NORM_FORWARD: return run_norm_forward(device, call);
+    case OP_NORM_FORWARD: return ops->norm_forward(device, &call->args.norm_forward);
     case OP_NORM_BACKWARD: return ops->norm_backward(device, &call->args.norm_backward);
     case OP_ATTENTION_FORWARD: return ops->attention_forward(device, &call->args.attention_forward);
     case OP_ATTENTION_BACKWARD:
@@ -131,8 +127,7 @@ static enum status run(struct device *device, const struct op_call *call) {
 
 enum status op_call_run(struct device *device, const struct op_call *call) {
     struct op_call own = *call;
-    struct quantise_output *output = output_of(&own);
-    if (output != NULL && output->copies != NULL) output->copies = &own.copies;
+    op_call_own_pointees(&own);
     return run(device, &own);
 }
 

@@ -71,6 +71,9 @@ struct op_call {
     struct quantised copies;
 };
 
+/* After a call was copied: the pointers of its arguments point to what it holds itself. */
+void op_call_own_pointees(struct op_call *call);
+
 struct op_list {
     struct op_call *calls;
     size_t count, capacity;

@@ -7,10 +7,13 @@
 
 #include "base/checked.h"
 #include "base/text.h"
+#include "train/exchange.h"
 #include "train/scaling.h"
 #include "train/step.h"
 
 static const double latency_us_usual = 5.0;
+
+_Static_assert((int)SCALING_SLOTS == (int)EXCHANGE_SLOTS, "the engine keeps so many blocks");
 
 enum status plan_ranks_check(const struct plan_ranks *options, struct config *config) {
     const bool others = options->link_GBps > 0.0 || options->latency_us > 0.0 ||
@@ -46,7 +49,7 @@ static struct scaling_work work_of(const struct config *config, const struct eng
     const size_t layers = engine->gpt.config.layers, ends = end_elements(table);
     const bool bf16 = config->comm.reduction == CONFIG_REDUCTION_BF16;
     return (struct scaling_work){
-        .micro_batches = (size_t)(config->train.batch / config_micro_batch(config)),
+        .micro_batches = (size_t)config_micro_batches(config, 1),
         .micro_batch_tokens = (size_t)(config_micro_batch(config) * config_sequence_length(config)),
         .layers = layers,
         .layer_elements = (table->elements - ends) / layers,
@@ -190,7 +193,8 @@ enum status plan_ranks_print(const struct plan_ranks *options, const struct conf
         printf("  comm.order = fixed: all micro-batches' gradients travel, and losses and squares; "
                "the time of adding them is left out\n");
     }
-    printf("  what follows is predicted, not measured (docs/many_ranks.md)\n");
+    printf("  what follows is predicted, not measured (docs/many_ranks.md); memory is counted for "
+           "%s\n", engine->device.name);
     TRY(print_stages(&p, (size_t)options->ranks));
     return print_growth(&p, (size_t)options->ranks);
 }

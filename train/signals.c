@@ -29,12 +29,14 @@ static bool is_second(const siginfo_t *info) {
     return before;
 }
 
+const char *signals_note(bool saves) {
+    return saves ? "deepwell: leaving after this step; again: at once, unsaved\n"
+                 : "deepwell: stopping; again: at once\n";
+}
+
 static void on_signal(int number, siginfo_t *info, void *context) {
     static const char erase_line[] = "\r\x1b[K"; /* the progress line, which is drawn anew below */
-    static const char saving[] = "deepwell: leaving after this step; again: at once, unsaved\n";
-    static const char stopping[] = "deepwell: stopping; again: at once\n";
-    const char *note = run_is_saved ? saving : stopping;
-    const size_t bytes = run_is_saved ? sizeof saving - 1 : sizeof stopping - 1;
+    const char *note = signals_note(run_is_saved);
     (void)context;
     if (number == SIGPIPE) {
         if (received == 0) received = number;
@@ -46,7 +48,7 @@ static void on_signal(int number, siginfo_t *info, void *context) {
     received = number;
     if (silent) return;
     if (on_terminal && write(STDERR_FILENO, erase_line, sizeof erase_line - 1) < 0) return;
-    if (write(STDERR_FILENO, note, bytes) < 0) return; /* nobody reads it: that changes nothing */
+    if (write(STDERR_FILENO, note, strlen(note)) < 0) return; /* nobody reads it: that changes nothing */
 }
 
 void signals_be_silent(void) { silent = 1; }

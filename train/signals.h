@@ -17,6 +17,9 @@
 /* `saves`: the run is saved before it leaves; what is printed at the first signal says so. */
 enum status signals_install(bool saves);
 
+/* What the first signal prints, with its line's end. */
+const char *signals_note(bool saves);
+
 /* From now on the first signal is taken without a word. For a rank of several: a launcher that ends
  * the others because one failed would have them speak after that one's reason. */
 void signals_be_silent(void);

@@ -7,7 +7,7 @@
 
 static enum status ask_for_step(struct engine *engine, const struct config *config) {
     const struct step_policy policy = step_policy(config, 0);
-    const int64_t micro_batches = config->train.batch / config_micro_batch(config);
+    const int64_t micro_batches = config_micro_batches(config, 1);
     TRY(step_begin(engine, &policy));
     for (int64_t micro = 0; micro < micro_batches; micro++) {
         TRY(step_micro_batch(engine, &policy, micro == 0));

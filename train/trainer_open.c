@@ -232,7 +232,6 @@ static enum status open_all(struct trainer *t) {
 }
 
 enum status trainer_open(struct trainer *t, const struct config *config) {
-    const size_t micro = (size_t)config_micro_batch(config);
     *t = (struct trainer){
         .config = config,
         .lock = RUN_LOCK_NONE,
@@ -242,8 +241,8 @@ enum status trainer_open(struct trainer *t, const struct config *config) {
     };
     TRY(ranks_start(&t->ranks, &t->comm, config));
     t->shape = (struct loader_shape){
-        .rows = micro,
-        .micro_batches = (size_t)config->train.batch / micro / (size_t)t->ranks.world,
+        .rows = (size_t)config_micro_batch(config),
+        .micro_batches = (size_t)config_micro_batches(config, t->ranks.world),
         .rank = (size_t)t->ranks.rank,
         .ranks = (size_t)t->ranks.world,
     };

@@ -184,18 +184,15 @@ __global__ void __launch_bounds__(TILE_THREADS, 4)
 enum status write_copies(struct device *device, const struct cross_entropy *op,
                          const float *shifts) {
     softmax_source source = {};
-    tile_job job = {};
     source.logits = (const __nv_bfloat16 *)op->logits.data;
     source.targets = op->targets;
     source.shifts = shifts;
     source.loss_scale = op->loss_scale;
     source.gradient_scale = op->gradient_scale;
     source.vocabulary = (int)op->vocabulary;
-    job.copies = copies_args_of(&op->quantise, op->logits.rows);
-    job.rows = op->logits.rows;
-    job.columns = op->logits.columns;
-    job.across = blocks_for(job.columns, TILE_COLUMNS);
-    job.down = tile_blocks_down(device, job.rows, job.across);
+    const size_t rows = op->logits.rows;
+    const tile_job job = tile_job_of(device, copies_args_of(&op->quantise, rows), rows,
+                                     op->logits.columns);
     softmax_tiles_kernel<<<job.across * job.down, TILE_THREADS, 0, backend_of(device)->stream>>>(
         source, job);
     return cuda_launched("cross_entropy");

@@ -41,6 +41,9 @@ struct read_slot {
     size_t bytes;
 };
 
+/* What the system takes of the shared memory of each block. */
+enum { BLOCK_SYSTEM_BYTES = 1024 };
+
 struct cuda_backend {
     cudaStream_t stream, copy_stream;
     int multiprocessors;

@@ -23,8 +23,7 @@ enum {
     WARP_THREADS = 128,
     STRIP_THREADS = 256,
     WARP_WIDTH_MAX = 2048,
-    STRIP_WIDTH_MAX = 4096, /* a row in a warp's registers */
-    STRIP_RESERVED = 1024   /* of a block's shared memory: the system's */
+    STRIP_WIDTH_MAX = 4096 /* a row in a warp's registers */
 };
 
 constexpr float EPSILON = 1e-5f;
@@ -296,7 +295,7 @@ enum status run_strips(struct device *device, const forward_args<bf16> &a, const
     const size_t most_bytes = backend_of(device)->shared_bytes;
     int height = 0, residents = strip_residents(V) + 1;
     while (height == 0 && residents > 1) {
-        const size_t each = most_bytes / --residents - STRIP_RESERVED;
+        const size_t each = most_bytes / --residents - BLOCK_SYSTEM_BYTES;
         height = slots_bytes(V) < each ? strip_height(64, a.columns, each - slots_bytes(V)) : 0;
     }
     if (height == 0) return refuse_width("norm_forward with copies", (size_t)a.columns);
@@ -372,7 +371,7 @@ template <typename T> forward_args<T> forward_args_of(const struct norm_forward 
 
 /* Forward, which holds rows ahead for each of its warps, takes more shared memory than backward. */
 static enum status check_copies(const struct device *device, size_t width) {
-    const size_t there = backend_of(device)->shared_bytes - STRIP_RESERVED;
+    const size_t there = backend_of(device)->shared_bytes - BLOCK_SYSTEM_BYTES;
     size_t least = strip_bytes(COPY_UNIT, (int)width);
     const bool fits = choose_groups(width,
                                     [&](auto groups) { least += slots_bytes(groups.value); });

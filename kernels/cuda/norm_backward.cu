@@ -289,7 +289,7 @@ size_t plan_backward(const struct device *device, const backward_args<T> *a, int
  * strip, and turns ahead in what is left. */
 template <typename T, int W>
 size_t plan_shared(const struct device *device, backward_args<T> *a, int threads, int resident) {
-    enum { RESERVED = 2048 }; /* of each block: the system's, and the sums */
+    enum { RESERVED = BLOCK_SYSTEM_BYTES + 1024 }; /* of each block: and the sums */
     const size_t most = backend_of(device)->shared_bytes, turn = turn_bytes<T, W>(threads);
     const size_t each = size_min(most, most / (size_t)resident) - RESERVED;
     a->height = strip_height(STRIP_ROWS, a->columns, most - RESERVED - turn);

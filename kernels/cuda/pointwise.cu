@@ -178,20 +178,17 @@ __global__ void __launch_bounds__(TILE_THREADS, 3)
     tile_run<gelu_gradient_source, true, CODES>(source, job, blockIdx.x);
 }
 
-tile_job tile_job_of(const struct device *device, const struct quantise_output *output,
+/* That stores the numbers themselves too. */
+tile_job storing_job(const struct device *device, const struct quantise_output *output,
                      const struct tensor &values) {
-    tile_job job = {};
-    job.copies = copies_args_of(output, values.rows);
-    job.rows = values.rows;
-    job.columns = values.columns;
-    job.across = blocks_for(values.columns, TILE_COLUMNS);
-    job.down = tile_blocks_down(device, values.rows, job.across);
+    tile_job job = tile_job_of(device, copies_args_of(output, values.rows), values.rows,
+                               values.columns);
     job.values = values.data;
     return job;
 }
 
 enum status gelu_forward_tiles(struct device *device, const struct gelu_forward *op) {
-    const tile_job job = tile_job_of(device, &op->quantise, op->out);
+    const tile_job job = storing_job(device, &op->quantise, op->out);
     const gelu_source source = {(const bf16 *)op->x.data, (const bf16 *)op->bias.data, {}};
     const auto kernel = op->quantise.copies != NULL ? gelu_forward_tiles_kernel<true>
                                                     : gelu_forward_tiles_kernel<false>;
@@ -203,10 +200,8 @@ enum status gelu_backward_tiles(struct device *device, const struct gelu_backwar
     const char *const name = "gelu_backward";
     struct tensor values = op->x;
     values.data = op->x_gradient.data;
-    tile_job job = tile_job_of(device, &op->quantise, values);
-    job.down = (unsigned)size_min(job.down, COLUMN_PARTS_MAX);
-    job.partials = (float *)device->scratch;
-    TRY(cuda_scratch(device, name, job.down * job.columns * sizeof(float)));
+    tile_job job = storing_job(device, &op->quantise, values);
+    TRY(tile_job_sum(device, name, &job));
     const gelu_gradient_source source = {(const bf16 *)op->out_gradient.data,
                                          (const bf16 *)op->x.data,
                                          (const bf16 *)op->bias.data,

@@ -115,20 +115,15 @@ enum status search(struct device *device, const struct quantise *ops, const job_
 
 enum status fill_job(struct device *device, const struct quantise *op, struct tile_job *job) {
     const struct operand *either = either_of(op);
-    job->copies.row = (uint8_t *)op->out.row.codes;
-    job->copies.transposed = (uint8_t *)op->out.transposed.codes;
-    job->copies.state = either->state;
-    job->copies.rows = op->in.rows;
-    job->copies.e5m2 = either->format == FORMAT_E5M2;
-    job->rows = op->in.rows;
-    job->columns = op->in.columns;
-    job->across = blocks_for(job->columns, TILE_COLUMNS);
-    job->down = tile_blocks_down(device, job->rows, job->across);
+    struct copies_args copies = {};
+    copies.row = (uint8_t *)op->out.row.codes;
+    copies.transposed = (uint8_t *)op->out.transposed.codes;
+    copies.state = either->state;
+    copies.rows = op->in.rows;
+    copies.e5m2 = either->format == FORMAT_E5M2;
+    *job = tile_job_of(device, copies, op->in.rows, op->in.columns);
     job->current = op->scaling == SCALING_CURRENT;
-    if (op->bias_gradient == NULL) return STATUS_OK;
-    job->down = (unsigned)size_min(job->down, COLUMN_PARTS_MAX);
-    job->partials = (float *)device->scratch;
-    return cuda_scratch(device, "quantise", job->down * job->columns * sizeof(float));
+    return op->bias_gradient == NULL ? STATUS_OK : tile_job_sum(device, "quantise", job);
 }
 
 __global__ void scales_begin_kernel(struct scale_state *states, size_t count, bool clear_amax) {

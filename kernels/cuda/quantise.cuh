@@ -210,6 +210,26 @@ static inline unsigned tile_blocks_down(const struct device *device, size_t rows
     return (unsigned)size_min(tiles, ceil_div(blocks, across));
 }
 
+static inline struct tile_job tile_job_of(const struct device *device,
+                                          const struct copies_args &copies, size_t rows,
+                                          size_t columns) {
+    struct tile_job job = {};
+    job.copies = copies;
+    job.rows = rows;
+    job.columns = columns;
+    job.across = blocks_for(columns, TILE_COLUMNS);
+    job.down = tile_blocks_down(device, rows, job.across);
+    return job;
+}
+
+/* Sums of columns too, into scratch memory. */
+static inline enum status tile_job_sum(struct device *device, const char *name,
+                                       struct tile_job *job) {
+    job->down = (unsigned)size_min(job->down, COLUMN_PARTS_MAX);
+    job->partials = (float *)device->scratch;
+    return cuda_scratch(device, name, job->down * job->columns * sizeof(float));
+}
+
 /* Eight numbers as they lie in memory. */
 template <typename T> __device__ inline Numbers<T, 8> tile_numbers(const uint4 *words) {
     Numbers<T, 8> numbers;

@@ -100,7 +100,8 @@ static void text_goes_to_shards_and_back(void **state) {
     assert_int_equal(run(state, "prepare --out out --validation-fraction=0.25 text"), STATUS_OK);
     assert_prints(
         state,
-        "documents   1 (passed over: 0 binary|train       14 tokens|validation  6 tokens|written to out");
+        "documents   1 (passed over: 0 binary|train       14 tokens|validation  6 tokens|"
+        "written to out");
     assert_int_equal(run(state, "info out/train.bin out/validation.bin"), STATUS_OK);
     assert_prints(state, "uint16|largest token|out/train.bin|out/validation.bin");
     assert_int_equal(run(state, "show out/train.bin --first 4 --count 3"), STATUS_OK);

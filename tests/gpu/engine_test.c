@@ -108,9 +108,9 @@ static void test_exchange(void **state) {
         struct variant v = cuda_bf16;
         v.exchanged = true;
         v.zero = zero;
-        struct saved recorded = variant_train(&v, 0, 7, NULL, NULL);
+        struct saved recorded = variant_train(&v, 0, BITS_STEPS, NULL, NULL);
         v.eager = true;
-        struct saved eager = variant_train(&v, 0, 7, NULL, NULL);
+        struct saved eager = variant_train(&v, 0, BITS_STEPS, NULL, NULL);
         expect_bits("bf16", "an exchange without recordings", &recorded, &eager);
         saved_free(&eager);
         if (zero == 0) {
@@ -265,10 +265,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_fast_attention),  cmocka_unit_test(test_corrupt_cache),
         cmocka_unit_test(test_wrong_algorithm),
     };
-    char folder[] = "/tmp/gpu_engine_XXXXXX";
     if (!CHOOSE_TEST(argc, argv, tests)) return 2;
     if (gpu_missing()) return 0;
-    if (mkdtemp(folder) == NULL) return 1;
-    setenv("XDG_CACHE_HOME", folder, 1);
+    gpu_test_folder_make();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
  */
 #include <stdio.h>
 
+#include "tests/gpu/presence.h"
 #include "tests/kernels/testing.h"
 
 #ifdef HAVE_CUDART
@@ -15,7 +16,7 @@
 
 #include "kernels/cuda/gemm.h"
 
-static char root[] = "/tmp/gpu_host_XXXXXX";
+static const char *root;
 
 static struct gemm_cache cache_at(const char *name) {
     struct gemm_cache cache = {.header = "deepwell gemm 2 test"};
@@ -169,8 +170,7 @@ static void test_unwritable(void **state) {
     gemm_cache_close(&cache);
 }
 
-/* Rows of norms: 8192 numbers, and 4096 where a warp quantises one from its registers. Whatever the
- * widths that pass meet next, it is not the width that is refused. */
+/* Rows of norms: at most 8192 numbers, and 4096 where a warp quantises one from its registers. */
 static void test_widths(void **state) {
     static const struct {
         size_t width;
@@ -327,9 +327,8 @@ int main(void) {
         cmocka_unit_test(test_widths),        cmocka_unit_test(test_attention),
         cmocka_unit_test(test_emulated_room), cmocka_unit_test(test_column_scratch),
     };
-    if (mkdtemp(root) == NULL) return 1;
-    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    return folder_remove(root) == STATUS_OK ? failed : 1;
+    root = gpu_test_folder_make();
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }
 
 #else

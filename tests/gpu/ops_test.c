@@ -188,9 +188,7 @@ int main(void) {
                                      .head_width = 128,
                                      .dtype = DTYPE_F32};
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_FULL};
-    char folder[] = "/tmp/gpu_ops_XXXXXX"; /* hundreds of odd GEMMs, not to be kept */
-    if (mkdtemp(folder) == NULL) return 1;
-    setenv("XDG_CACHE_HOME", folder, 1);
+    gpu_test_folder_make(); /* hundreds of odd GEMMs, not to be kept */
     if (!devices_open(&options, &limits, 1)) return 0;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     devices_close();

@@ -183,9 +183,7 @@ static inline bool quantise_devices_open(void) {
     limits[1].tokens = 34816; /* norms in several strips a block */
     limits[1].width = limits[1].model_width = 768;
     const struct device_options options = {.gemm_effort = GEMM_EFFORT_FAST};
-    char folder[] = "/tmp/gpu_quantise_XXXXXX"; /* odd GEMMs, not to be kept */
-    if (mkdtemp(folder) == NULL) gpu_test_stop("mkdtemp");
-    setenv("XDG_CACHE_HOME", folder, 1);
+    gpu_test_folder_make(); /* odd GEMMs, not to be kept */
     return devices_open(&options, limits, sizeof limits / sizeof limits[0]);
 }
 

@@ -159,7 +159,6 @@ int main(int argc, char **argv) {
         {.name = "nvfp4", .recipe = CONFIG_RECIPE_NVFP4},
     };
     struct CMUnitTest tests[sizeof recipes / sizeof recipes[0]] = {0};
-    char folder[] = "/tmp/gpu_recipes_XXXXXX";
     for (size_t i = 0; i < sizeof recipes / sizeof recipes[0]; i++) {
         tests[i].name = recipes[i].name;
         tests[i].test_func = recipe_is_that_of_the_cpu;
@@ -167,7 +166,6 @@ int main(int argc, char **argv) {
     }
     if (!CHOOSE_TEST(argc, argv, tests)) return 2;
     if (gpu_missing()) return 0;
-    if (mkdtemp(folder) == NULL) return 1;
-    setenv("XDG_CACHE_HOME", folder, 1);
+    gpu_test_folder_make();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

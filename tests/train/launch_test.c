@@ -51,7 +51,7 @@ static struct launch shell(const char *script, int ranks, char **arguments) {
     arguments[2] = (char *)script;
     arguments[3] = NULL;
     return (struct launch){.ranks = ranks, .program = "/bin/sh", .arguments = arguments,
-                           .grace_seconds = 0.5};
+                           .grace_seconds = 0.5, .note = signals_note(true)};
 }
 
 static struct result *run(const char *script, int ranks) {

@@ -16,7 +16,7 @@ def number_of(value, what):
 
 def text_of(value, what):
     if not isinstance(value, str) or not value:
-        raise ValueError(f"expected text as {what}")
+        raise ValueError(f"expected text as {what}, found {json.dumps(value)[:40]}")
     return value
 
 
@@ -53,8 +53,9 @@ class Report:
         self.losses_against = curves_of(data, "losses_against")
         if [len(c) for c in self.losses] != [len(c) for c in self.losses_against]:
             raise ValueError("expected as many losses as losses_against")
-        self.loss_gap = number_of(data["loss_gap"], "loss_gap") if self.losses else None
-        self.seed_noise = number_of(data["seed_noise"], "seed_noise") if "seed_noise" in data else None
+        self.loss_gap = number_of(data.get("loss_gap"), "loss_gap") if self.losses else None
+        has_noise = "seed_noise" in data
+        self.seed_noise = number_of(data["seed_noise"], "seed_noise") if has_noise else None
 
     def kinds(self):
         """Errors of the tensors of one kind, over the blocks: {"mlp.fc.input": [...]}, in order."""
@@ -75,7 +76,7 @@ def read(path):
     with open(path, encoding="utf-8") as file:
         try:
             return Report(path, json.load(file))
-        except (RecursionError, OverflowError, KeyError) as error:
+        except (RecursionError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__} {error}") from error
 
 

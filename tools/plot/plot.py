@@ -34,7 +34,8 @@ PANELS = [
 ]
 
 
-NOISY = {"loss", "gradient_norm", "tokens_per_s", "mfu", "comm_exposed_ms", "gpu_power_w", "gpu_clock_mhz"}  # smoothed
+NOISY = {"loss", "gradient_norm", "tokens_per_s", "mfu", "comm_exposed_ms", "gpu_power_w",
+         "gpu_clock_mhz"}  # smoothed
 
 
 CONFIG, DATA, IO = 2, 3, 5  # docs/exit_codes.md
